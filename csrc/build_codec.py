@@ -1,0 +1,42 @@
+"""cffi builder of rafs_v6._codec: chunk maps, codecs and digests (rafs.h)."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+CSRC = str(Path(__file__).resolve().parent)
+CODEC_SOURCES = [
+    "csrc/chunkmap.c",
+    "csrc/codec.c",
+    "csrc/zran.c",
+    "csrc/xts.c",
+    "csrc/digest.c",
+    "csrc/blake3.c",
+]
+CODEC_LIBS = ["zstd", "lz4", "z", "crypto"]
+
+
+def cdef_of(header: str) -> str:
+    """The declarations of a header of ours, which is written to be readable by cffi."""
+    text = Path(CSRC, header).read_text(encoding="utf-8")
+    return re.sub(r"(?m)^#(pragma|include|ifndef|endif)\b.*$", "", text)
+
+
+def compile_args() -> list[str]:
+    return ["-O3", "-std=gnu11", "-Wall", "-Wextra", *os.environ.get("NYDUS_CFLAGS", "").split()]
+
+
+ffi = FFI()
+ffi.cdef(cdef_of("rafs.h"))
+ffi.set_source(
+    "rafs_v6._codec",
+    '#include "base.h"\n#include "rafs.h"\n',
+    sources=CODEC_SOURCES,
+    include_dirs=[CSRC],
+    libraries=CODEC_LIBS,
+    extra_compile_args=compile_args(),
+)
