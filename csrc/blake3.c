@@ -8,6 +8,11 @@
 #include "blake3_rounds.h"
 #include "codec_internal.h"
 
+/* Set lower only to test what a lesser processor would run. */
+#ifndef BLAKE3_MAX_LANES
+#define BLAKE3_MAX_LANES 16
+#endif
+
 #define CHUNK_LEN 1024
 #define BLOCK_LEN 64
 #define CV_LEN 32
@@ -57,8 +62,9 @@ static void block_mix(uint32_t h[8], const uint8_t *block, uint32_t len, uint64_
 		h[i] = v[i] ^ v[i + 8];
 }
 
-/* The vector kernels store words as they are and assume the order of the disk. */
+/* The vector kernels load words as they are and so assume the order of the disk. */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define HAVE_LANES4
 
 #define LANES 4
 #define LANES_FN lanes4
@@ -67,15 +73,31 @@ static void block_mix(uint32_t h[8], const uint8_t *block, uint32_t len, uint64_
 #include "blake3_lanes.h"
 
 #ifdef __x86_64__
+#define AVX2 __attribute__((target("avx2")))
+/* Has a rotate instruction, which helps narrow vectors just as well. */
+#define AVX512 __attribute__((target("avx512f,avx512vl")))
+
 #define LANES 8
 #define LANES_FN lanes8
-#define LANES_TARGET __attribute__((target("avx2")))
+#define LANES_TARGET AVX2
+#define LANES_ROT ROT
+#include "blake3_lanes.h"
+
+#define LANES 4
+#define LANES_FN lanes4_avx512
+#define LANES_TARGET AVX512
+#define LANES_ROT ROT
+#include "blake3_lanes.h"
+
+#define LANES 8
+#define LANES_FN lanes8_avx512
+#define LANES_TARGET AVX512
 #define LANES_ROT ROT
 #include "blake3_lanes.h"
 
 #define LANES 16
 #define LANES_FN lanes16
-#define LANES_TARGET __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq")))
+#define LANES_TARGET AVX512
 #define LANES_ROT ROT
 #include "blake3_lanes.h"
 #endif
@@ -91,20 +113,26 @@ struct kernel {
 	lanes_fn fn;
 };
 
-/* Those that this processor can run, widest first. */
-static size_t kernels(struct kernel k[3])
+#define MAX_KERNELS 3
+
+/* Those that suit this processor, widest first. */
+static size_t kernels(struct kernel k[MAX_KERNELS])
 {
 	size_t n = 0;
 
 #ifdef __x86_64__
-	if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-	    __builtin_cpu_supports("avx512dq"))
+	if (BLAKE3_MAX_LANES >= 16 && __builtin_cpu_supports("avx512vl")) {
 		k[n++] = (struct kernel){ 16, lanes16 };
-	if (__builtin_cpu_supports("avx2"))
+		k[n++] = (struct kernel){ 8, lanes8_avx512 };
+		k[n++] = (struct kernel){ 4, lanes4_avx512 };
+		return n;
+	}
+	if (BLAKE3_MAX_LANES >= 8 && __builtin_cpu_supports("avx2"))
 		k[n++] = (struct kernel){ 8, lanes8 };
 #endif
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	k[n++] = (struct kernel){ 4, lanes4 };
+#ifdef HAVE_LANES4
+	if (BLAKE3_MAX_LANES >= 4)
+		k[n++] = (struct kernel){ 4, lanes4 };
 #endif
 	return n;
 }
@@ -145,7 +173,7 @@ static void parent_cv(const uint8_t *pair, uint32_t root, uint8_t *out)
 /* Chaining values of all chunks of in; returns how many. */
 static size_t chunk_level(const uint8_t *in, size_t len, uint64_t counter, uint8_t *cvs)
 {
-	struct kernel k[3];
+	struct kernel k[MAX_KERNELS];
 	const size_t nkernels = kernels(k);
 	const size_t whole = len / CHUNK_LEN;
 	size_t done = 0;
@@ -167,7 +195,7 @@ static size_t chunk_level(const uint8_t *in, size_t len, uint64_t counter, uint8
 /* One level up, in place: pairs become parents, an odd one moves up as it is. */
 static size_t parent_level(uint8_t *cvs, size_t n)
 {
-	struct kernel k[3];
+	struct kernel k[MAX_KERNELS];
 	const size_t nkernels = kernels(k);
 	const size_t parents = n / 2;
 	size_t done = 0;

@@ -67,7 +67,10 @@ static uint32_t crc32c_table(uint32_t crc, const uint8_t *p, size_t len)
 	return crc;
 }
 
-#ifdef __x86_64__
+/* CRC32C_PORTABLE is set only to test what a lesser processor would run. */
+#if defined(__x86_64__) && !defined(CRC32C_PORTABLE)
+#define HAVE_SSE42
+
 __attribute__((target("sse4.2")))
 static uint32_t crc32c_sse42(uint32_t crc, const uint8_t *p, size_t len)
 {
@@ -84,7 +87,7 @@ static uint32_t crc32c_sse42(uint32_t crc, const uint8_t *p, size_t len)
 
 uint32_t rafs_crc32c(const uint8_t *data, size_t len)
 {
-#ifdef __x86_64__
+#ifdef HAVE_SSE42
 	if (__builtin_cpu_supports("sse4.2"))
 		return ~crc32c_sse42(~0u, data, len);
 #endif
