@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from codec_kit import TARFS, ZRAN, Decoder, blob_table, chunk_table, load_map
+
 from rafs_v6._codec import ffi, lib
 
 IMAGES = [
