@@ -11,6 +11,7 @@ from cffi import FFI
 CSRC = str(Path(__file__).resolve().parent)
 CODEC_SOURCES = [
     "csrc/chunkmap.c",
+    "csrc/chunktable.c",
     "csrc/codec.c",
     "csrc/zran.c",
     "csrc/xts.c",

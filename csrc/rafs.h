@@ -126,7 +126,10 @@ void rafs_decoder_free(struct rafs_decoder *d);
 int rafs_unit_decode(struct rafs_decoder *d, const struct rafs_blob *blob, uint32_t unit,
 		     const uint8_t *stored, size_t stored_len, uint8_t *out, size_t out_len);
 
-/* 0 when the chunk has no digest and no crc, or they match; -EILSEQ when not. */
+/*
+ * 0 when the chunk has no digest and no crc, or it matches; -EILSEQ when not.
+ * The digest says more, so the crc is looked at only where there is no digest.
+ */
 int rafs_chunk_verify(const struct rafs_blob *blob, uint32_t chunk, const uint8_t *data);
 
 /*

@@ -26,7 +26,8 @@ def v1(uoff: int, usize: int, coff: int, csize: int) -> bytes:
     )
 
 
-def v2(uoff: int, usize: int, coff: int, csize: int, flags: int = 0, data: int = 0) -> bytes:
+def v2(uoff: int, usize: int, coff: int, csize: int, *flags_and_data: int) -> bytes:
+    flags, data, *_ = (*flags_and_data, 0, 0)
     return struct.pack(
         "<QQQ", uoff >> 12 | (usize - 1) << 32 | flags << 56, coff | csize << 40, data
     )

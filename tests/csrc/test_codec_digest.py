@@ -60,11 +60,9 @@ def test_crc32c() -> None:
 
 def compiled(directory: Path, *flags: str) -> ctypes.CDLL:
     out = directory / "lesser.so"
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-O2", "-std=gnu11", *flags, f"-I{CSRC}", "-o", str(out)]
-        + [str(CSRC / "blake3.c"), str(CSRC / "digest.c"), "-lcrypto"],
-        check=True,
-    )
+    sources = [str(CSRC / name) for name in ("blake3.c", "digest.c")]
+    command = ["gcc", "-shared", "-fPIC", "-O2", "-std=gnu11", f"-I{CSRC}", "-o", str(out)]
+    subprocess.run([*command, *flags, *sources, "-lcrypto"], check=True)
     return ctypes.CDLL(str(out))
 
 
