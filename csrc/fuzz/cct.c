@@ -36,25 +36,27 @@ static void check(const struct rafs_blob *b, const struct rafs_cct_info *info)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct input in = { data, size };
-	struct rafs_cct_info info = {
-		.features = (uint32_t)take(&in, 4),
-		.nchunks = (uint32_t)take(&in, 1),
-		.nctx = (uint32_t)take(&in, 1),
-		.ctx_off = take(&in, 8),
-		.ctx_size = take(&in, 8),
-		.data_size = take(&in, 6),
-		.flat_size = take(&in, 6),
-	};
-	const size_t extra = take(&in, 2);
+	struct rafs_cct_info info;
 	size_t len, table_len;
-	uint8_t *table = take_copy(&in, extra, &table_len);
-	uint8_t *cct = take_copy(&in, in.len, &len);
-	struct rafs_chunk *chunks = calloc(info.nchunks, sizeof(*chunks));
-	struct rafs_unit *units = calloc(info.nchunks, sizeof(*units));
+	uint8_t *table, *cct;
+	struct rafs_chunk *chunks;
+	struct rafs_unit *units;
 	struct rafs_blob blob = { 0 };
 	char err[80];
 	int ret;
 
+	info.features = (uint32_t)take(&in, 4);
+	info.nchunks = (uint32_t)take(&in, 1);
+	info.nctx = (uint32_t)take(&in, 1);
+	info.ctx_off = take(&in, 8);
+	info.ctx_size = take(&in, 8);
+	info.data_size = take(&in, 6);
+	info.flat_size = take(&in, 6);
+	table_len = take(&in, 2);
+	table = take_copy(&in, table_len, &table_len);
+	cct = take_copy(&in, in.len, &len);
+	chunks = calloc(info.nchunks, sizeof(*chunks));
+	units = calloc(info.nchunks, sizeof(*units));
 	ret = rafs_cct_decode(cct, len, &info, chunks, units, &blob, err, sizeof(err));
 	MUST(ret == 0 || ret == -EBADMSG);
 	MUST((ret == 0) == (err[0] == 0) && memchr(err, 0, sizeof(err)));

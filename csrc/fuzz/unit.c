@@ -5,25 +5,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct input in = { data, size };
 	const uint32_t flags = RAFS_UNIT_COMPRESSED | RAFS_UNIT_ENCRYPTED | RAFS_UNIT_BATCH;
-	struct rafs_blob blob = {
-		.compressor = (uint32_t)take(&in, 1) % 5,
-		.digester = RAFS_DIGEST_BLAKE3,
-		.encrypted = 1,
-	};
-	struct rafs_unit unit = {
-		.flags = (uint32_t)take(&in, 1) & flags,
-		.ulen = (uint32_t)take(&in, 2) + 1,
-		.count = 1,
-	};
-	struct rafs_chunk chunk = { .flags = RAFS_CHUNK_HAS_DIGEST, .usize = unit.ulen };
+	struct rafs_blob blob = { .digester = RAFS_DIGEST_BLAKE3, .encrypted = 1 };
+	struct rafs_unit unit = { .count = 1 };
+	struct rafs_chunk chunk = { .flags = RAFS_CHUNK_HAS_DIGEST };
 	uint8_t *stored, *out;
 	size_t stored_len;
 	int ret;
 
+	blob.compressor = (uint32_t)take(&in, 1) % 5;
+	blob.key[0] = 1;
 	blob.units = &unit;
 	blob.chunks = &chunk;
 	blob.nunits = blob.nchunks = 1;
-	blob.key[0] = 1;
+	unit.flags = (uint32_t)take(&in, 1) & flags;
+	unit.ulen = chunk.usize = (uint32_t)take(&in, 2) + 1;
 	stored = take_copy(&in, in.len, &stored_len);
 	out = malloc(unit.ulen);
 	MUST(out);

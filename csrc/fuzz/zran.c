@@ -4,19 +4,17 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct input in = { data, size };
-	struct rafs_unit unit = {
-		.flags = RAFS_UNIT_ZRAN | RAFS_UNIT_COMPRESSED,
-		.prime_byte = (uint8_t)take(&in, 1),
-		.prime_bits = (uint8_t)take(&in, 1) & 7,
-		.ulen = (uint32_t)take(&in, 2) + 1,
-	};
-	const size_t window = take(&in, 2) & 0x7fff;
+	struct rafs_unit unit = { .flags = RAFS_UNIT_ZRAN | RAFS_UNIT_COMPRESSED };
 	struct rafs_blob blob = { .units = &unit, .nunits = 1 };
 	uint8_t *dict, *stored, *out;
 	size_t dict_len, stored_len;
 	int ret;
 
-	dict = take_copy(&in, window, &dict_len);
+	unit.prime_byte = (uint8_t)take(&in, 1);
+	unit.prime_bits = (uint8_t)take(&in, 1) & 7;
+	unit.ulen = (uint32_t)take(&in, 2) + 1;
+	dict_len = take(&in, 2) & 0x7fff;
+	dict = take_copy(&in, dict_len, &dict_len);
 	stored = take_copy(&in, in.len, &stored_len);
 	out = malloc(unit.ulen);
 	MUST(out);
