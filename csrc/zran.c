@@ -67,8 +67,6 @@ static int inflate_members(z_stream *z)
 
 		if (!z->avail_out)
 			break;
-		if (ret == Z_OK && z->avail_in)
-			continue;
 		if (ret != Z_STREAM_END || z->avail_in < GZIP_TRAILER)
 			return -EBADMSG;
 		z->next_in += GZIP_TRAILER;
