@@ -24,5 +24,5 @@ ffi.set_source(
     ],
     include_dirs=[CSRC],
     libraries=[*CODEC_LIBS, "uring"],
-    extra_compile_args=compile_args(),
+    extra_compile_args=[*compile_args(), "-D_GNU_SOURCE"],
 )

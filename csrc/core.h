@@ -14,7 +14,7 @@ struct nf_core;
 #define NF_EV_MISS 1	/* [off, off+len) of object is wanted and not all there */
 #define NF_EV_AHEAD 2	/* a reader crossed a read-ahead mark (nf_object_mark); nobody waits */
 #define NF_EV_OPEN 3	/* cachefiles OPEN: answer with nf_cachefiles_copen */
-#define NF_EV_CLOSE 4	/* cachefiles CLOSE: object's descriptor has been closed */
+#define NF_EV_CLOSE 4	/* cachefiles CLOSE: remove the object, which closes its descriptor */
 #define NF_EV_BROKEN 5	/* the transport's descriptor failed; len is the errno */
 
 #define NF_KEY_MAX 512
@@ -90,14 +90,14 @@ int nf_core_stop(struct nf_core *c);
 /*
  * An object is a cache file.  id: chosen by the caller, 1..2^31, stable over a
  * take-over.  dev, ino: how fanotify events name it (0, 0 for cachefiles).
- * fill_fd: where fills are written, never closed here.  size: bytes.
+ * fill_fd: where fills are written, not closed here.  size: bytes.
  * pages: presence, one bit a 4 KiB page, least significant bit first, shared
  * memory of the caller that outlives the object.  aligned: fills are O_DIRECT:
  * 4 KiB-aligned offset, length and buffer.
  */
 int nf_object_add(struct nf_core *c, uint32_t id, uint64_t dev, uint64_t ino, int fill_fd,
 		  uint64_t size, uint8_t *pages, uint32_t aligned);
-/* cachefiles: from now on READs of kernel_object belong to object id. */
+/* cachefiles: READs of kernel_object belong to object id, which owns fd from now on. */
 int nf_object_bind_kernel(struct nf_core *c, uint32_t id, uint32_t kernel_object, int fd);
 /* Denies what still waits for it with EIO.  Fills must have returned. */
 int nf_object_remove(struct nf_core *c, uint32_t id);

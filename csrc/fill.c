@@ -1,0 +1,264 @@
+/*
+ * Filling: decode, verify, write, mark present, answer; without the GIL, from
+ * any number of threads.
+ *
+ * Chunks that lie next to each other in the flat file are gathered and written
+ * by one call; a gathered piece is at most STAGE bytes (or one chunk), so that
+ * the reader of the first is not kept waiting for the last.
+ */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core_internal.h"
+
+#define STAGE (256u * 1024u)
+
+/* A thread's buffers: page-aligned, grown on demand, freed when the thread ends. */
+struct buffers {
+	uint8_t *stage;
+	size_t stage_cap;
+	uint8_t *unit;
+	size_t unit_cap;
+};
+
+static pthread_key_t buffers_key;
+static pthread_once_t buffers_once = PTHREAD_ONCE_INIT;
+
+static void free_buffers(void *p)
+{
+	struct buffers *b = p;
+
+	free(b->stage);
+	free(b->unit);
+	free(b);
+}
+
+static void make_key(void)
+{
+	pthread_key_create(&buffers_key, free_buffers);
+}
+
+static struct buffers *my_buffers(void)
+{
+	struct buffers *b;
+
+	pthread_once(&buffers_once, make_key);
+	b = pthread_getspecific(buffers_key);
+	if (!b) {
+		b = calloc(1, sizeof(*b));
+		pthread_setspecific(buffers_key, b);
+	}
+	return b;
+}
+
+static int reserve(uint8_t **buf, size_t *cap, size_t len)
+{
+	void *p;
+
+	if (*cap >= len)
+		return 0;
+	len = (len + NF_PAGE - 1) & ~(size_t)(NF_PAGE - 1);
+	if (posix_memalign(&p, NF_PAGE, len))
+		return -ENOMEM;
+	free(*buf);
+	*buf = p;
+	*cap = len;
+	return 0;
+}
+
+static int write_all(int fd, const uint8_t *data, size_t len, uint64_t off)
+{
+	while (len) {
+		ssize_t n = pwrite(fd, data, len, (off_t)off);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n ? -errno : -EIO;
+		data += n;
+		off += (uint64_t)n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+/* Write [off, off + len) of the flat file, whole pages, and let its readers go. */
+static int publish(struct nf_core *c, struct nf_object *o, const uint8_t *data, uint64_t off,
+		   size_t len)
+{
+	size_t n = len;
+	int rc;
+
+	if (!o->aligned && off + n > o->size)
+		n = o->size - off;
+	rc = write_all(o->fill_fd, data, n, off);
+	if (rc)
+		return rc;
+	nf_set_present(o, off, len);
+	nf_answer_satisfied(c, o);
+	return 0;
+}
+
+/* What is gathered and not yet written. */
+struct stage {
+	struct nf_core *c;
+	struct nf_object *o;
+	struct buffers *b;
+	uint64_t off;
+	size_t len;
+	uint32_t done;		/* units whose last chunk is gathered or written */
+	uint32_t written;	/* units whose last chunk is written */
+};
+
+static int flush(struct stage *s)
+{
+	int rc = s->len ? publish(s->c, s->o, s->b->stage, s->off, s->len) : 0;
+
+	s->len = 0;
+	if (!rc)
+		s->written = s->done;
+	return rc;
+}
+
+/* Room in the stage for a chunk at its flat offset; zeros behind its data are in place. */
+static int place(struct stage *s, uint64_t uoff, uint32_t usize, uint8_t **where)
+{
+	size_t padded = ((size_t)usize + NF_PAGE - 1) & ~(size_t)(NF_PAGE - 1);
+	int rc;
+
+	if (uoff % NF_PAGE || uoff >= s->o->size || usize > s->o->size - uoff)
+		return -EBADMSG;
+	if (s->len && (uoff != s->off + s->len || s->len + padded > STAGE)) {
+		rc = flush(s);
+		if (rc)
+			return rc;
+	}
+	rc = reserve(&s->b->stage, &s->b->stage_cap, padded > STAGE ? padded : STAGE);
+	if (rc)
+		return rc;
+	if (!s->len)
+		s->off = uoff;
+	*where = s->b->stage + s->len;
+	memset(*where + usize, 0, padded - usize);
+	return 0;
+}
+
+static void placed(struct stage *s, uint32_t usize)
+{
+	s->len += ((size_t)usize + NF_PAGE - 1) & ~(size_t)(NF_PAGE - 1);
+}
+
+static int fill_unit(struct stage *s, struct rafs_decoder *d, const struct rafs_blob *blob,
+		     uint32_t unit, const uint8_t *stored, uint32_t *bad_chunk)
+{
+	const struct rafs_unit *u = &blob->units[unit];
+	const struct rafs_chunk *k = &blob->chunks[u->first];
+	uint8_t *where, *plain;
+	uint32_t i;
+	int rc;
+
+	*bad_chunk = u->first;
+	if (u->count == 1 && k->unit_off == 0 && k->usize == u->ulen) {
+		rc = place(s, k->uoff, k->usize, &where);
+		if (!rc)
+			rc = rafs_unit_decode(d, blob, unit, stored, u->clen, where, u->ulen);
+		if (rc >= 0)
+			rc = rafs_chunk_verify(blob, u->first, where);
+		if (rc < 0)
+			return rc;
+		placed(s, k->usize);
+		return 0;
+	}
+	rc = reserve(&s->b->unit, &s->b->unit_cap, u->ulen);
+	if (rc)
+		return rc;
+	plain = s->b->unit;
+	rc = rafs_unit_decode(d, blob, unit, stored, u->clen, plain, u->ulen);
+	if (rc < 0)
+		return rc;
+	for (i = 0; i < u->count; i++, k++) {
+		*bad_chunk = u->first + i;
+		if (k->unit_off > u->ulen || k->usize > u->ulen - k->unit_off)
+			return -EBADMSG;
+		rc = rafs_chunk_verify(blob, u->first + i, plain + k->unit_off);
+		if (!rc)
+			rc = place(s, k->uoff, k->usize, &where);
+		if (rc)
+			return rc;
+		memcpy(where, plain + k->unit_off, k->usize);
+		placed(s, k->usize);
+	}
+	return 0;
+}
+
+int nf_fill(struct nf_core *c, uint32_t id, struct rafs_decoder *d, const struct rafs_blob *blob,
+	    uint32_t unit, uint32_t n, const uint8_t *stored, uint64_t stored_off,
+	    uint64_t stored_len, int *error, uint32_t *bad_chunk)
+{
+	struct nf_object *o = nf_get_id(c, id);
+	struct stage s = { .c = c, .o = o, .b = my_buffers() };
+	uint32_t i, suspect = UINT32_MAX;
+	int rc = 0, late;
+
+	*error = 0;
+	*bad_chunk = UINT32_MAX;
+	if (!o || !s.b || unit > blob->nunits || n > blob->nunits - unit) {
+		*error = o ? -EINVAL : -ENOENT;
+		if (o)
+			nf_put(o);
+		return 0;
+	}
+	for (i = 0; i < n && !rc; i++) {
+		const struct rafs_unit *u = &blob->units[unit + i];
+		uint64_t at = u->coff - stored_off;
+
+		if (u->coff < stored_off || at > stored_len || u->clen > stored_len - at) {
+			rc = -EINVAL;
+			break;
+		}
+		rc = fill_unit(&s, d, blob, unit + i, stored + at, &suspect);
+		if (!rc)
+			s.done = i + 1;
+		/* the first was asked for: its reader does not wait for the others */
+		if (!rc && i == 0)
+			rc = flush(&s);
+	}
+	late = flush(&s);
+	if (rc || late) {
+		*error = rc ? rc : late;
+		if (rc == -EILSEQ || rc == -EBADMSG)
+			*bad_chunk = suspect;
+	}
+	nf_put(o);
+	return (int)s.written;
+}
+
+int nf_fill_flat(struct nf_core *c, uint32_t id, uint64_t off, const uint8_t *data, uint64_t len)
+{
+	struct nf_object *o = nf_get_id(c, id);
+	struct stage s = { .c = c, .o = o, .b = my_buffers() };
+	uint8_t *where;
+	int rc = 0;
+
+	if (!o)
+		return -ENOENT;
+	if (!s.b)
+		rc = -ENOMEM;
+	while (len && !rc) {
+		uint32_t step = len < STAGE ? (uint32_t)len : STAGE;
+
+		rc = place(&s, off, step, &where);
+		if (rc)
+			break;
+		memcpy(where, data, step);
+		placed(&s, step);
+		rc = flush(&s);
+		off += step;
+		data += step;
+		len -= step;
+	}
+	nf_put(o);
+	return rc;
+}

@@ -1,0 +1,217 @@
+"""The workers that bring stored bytes: receive, and let C decode, verify and write as they come.
+
+Demand overtakes read-ahead, which overtakes prefetch; a part of the workers is
+kept free for demand.  A job's memory is one bounded buffer a worker, whatever
+the size of its extent.  Every job has a deadline.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nydus_fscache.backend.base import Backend
+from nydus_fscache.cache.plan import MIB, Extent, Pace
+from nydus_fscache.core import Core, Decoder
+from nydus_fscache.errors import BackendError
+
+if TYPE_CHECKING:
+    from nydus_fscache.cache.object import CacheObject
+
+log = logging.getLogger("fetch")
+
+WORKERS = 8
+BACKGROUND_WORKERS = 5  # at most so many do read-ahead and prefetch: the rest waits for demand
+BUFFER = 2 * MIB
+JOB_DEADLINE_S = 60.0
+
+
+class Priority(enum.IntEnum):
+    DEMAND = 0
+    AHEAD = 1
+    PREFETCH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Fetch the units of ``extent``.  Demand has claimed them; the others claim when they start."""
+
+    object: CacheObject
+    extent: Extent
+    priority: Priority
+
+
+class Fetcher:
+    """Owns the worker threads and the queues."""
+
+    def __init__(self, core: Core, workers: int = WORKERS) -> None:
+        self._core = core
+        self._queues: tuple[deque[Job], ...] = (deque(), deque(), deque())
+        self._ready = threading.Condition()
+        self._background = 0
+        self._stopping = False
+        self._paces: dict[int, Pace] = {}
+        self._threads = [
+            threading.Thread(target=self._work, name=f"fetch-{i}", daemon=True)
+            for i in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def pace(self, backend: Backend) -> Pace:
+        return self._paces.setdefault(id(backend), Pace())
+
+    def submit(self, job: Job) -> None:
+        with self._ready:
+            self._queues[job.priority].append(job)
+            self._ready.notify()
+
+    def stop(self) -> None:
+        """Jobs that run are finished, those in the queue fail with EIO."""
+        with self._ready:
+            self._stopping = True
+            left = [job for queue in self._queues for job in queue]
+            for queue in self._queues:
+                queue.clear()
+            self._ready.notify_all()
+        for job in left:
+            if job.priority is Priority.DEMAND:
+                job.object.failed(job.extent.unit, job.extent.end, errno.EIO, "daemon stops")
+        for thread in self._threads:
+            thread.join(JOB_DEADLINE_S)
+
+    def _next(self) -> Job | None:
+        with self._ready:
+            while not self._stopping:
+                if self._queues[Priority.DEMAND]:
+                    return self._queues[Priority.DEMAND].popleft()
+                if self._background < BACKGROUND_WORKERS:
+                    for queue in self._queues[Priority.AHEAD :]:
+                        if queue:
+                            self._background += 1
+                            return queue.popleft()
+                self._ready.wait()
+            return None
+
+    def _work(self) -> None:
+        worker = _Worker(self._core)
+        while (job := self._next()) is not None:
+            try:
+                if job.priority is Priority.DEMAND:
+                    worker.run(job.object, job.extent, self.pace(job.object.source.backend))
+                    continue
+                for extent in job.object.claim(job.extent):
+                    pace = self.pace(job.object.source.backend)
+                    worker.run(job.object, extent, pace, prefetch=True)
+            finally:
+                if job.priority is not Priority.DEMAND:
+                    with self._ready:
+                        self._background -= 1
+                        self._ready.notify()
+
+
+class _Worker:
+    """One thread's decoder and receive buffer."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._decoder = Decoder()
+        self._buffer = bytearray(BUFFER)
+
+    def run(
+        self, obj: CacheObject, extent: Extent, pace: Pace, *, prefetch: bool = False
+    ) -> None:
+        """Never raises: what cannot be had is told to the object and logged."""
+        try:
+            done = self._receive(obj, extent, pace, prefetch)
+        except BackendError as e:
+            done, code, reason = self._done, errno.EIO, str(e)
+        except OSError as e:
+            code = errno.ENOSPC if e.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO
+            done, reason = self._done, f"writing the cache file: {e}"
+        except Exception as e:  # a fault of ours must reach the reader as EIO, not as a hang
+            log.exception("blob %s: fetch failed", obj.name)
+            done, code, reason = self._done, errno.EIO, f"internal error: {e!r}"
+        else:
+            if done == extent.end:
+                return
+            code, reason = errno.EIO, "stopped"
+        log.error("blob %s: units %d..%d: %s", obj.name, done, extent.end - 1, reason)
+        obj.failed(done, extent.end, code, reason)
+
+    def _receive(self, obj: CacheObject, extent: Extent, pace: Pace, prefetch: bool) -> int:
+        """Stream the extent, filling units as soon as they are whole."""
+        self._done = extent.unit
+        largest = max(obj.stored(u)[1] - obj.stored(u)[0] for u in range(extent.unit, extent.end))
+        if largest > len(self._buffer):
+            self._buffer = bytearray(largest)
+        total = extent.end_off - extent.off
+        base, have, received = extent.off, 0, 0  # the buffer holds stored [base, base + have)
+        started = time.monotonic()
+        first_byte = 0.0
+        obj.counters.requests += 1
+        source = obj.source
+        with (
+            memoryview(self._buffer) as view,
+            source.backend.stream(
+                source.blob_id,
+                extent.off,
+                total,
+                deadline=started + JOB_DEADLINE_S,
+                prefetch=prefetch,
+            ) as stream,
+        ):
+            while received < total:
+                if have == len(view):  # keep the part of the next unit, make room behind it
+                    keep_from = min(have, obj.stored(self._done)[0] - base)
+                    left = have - keep_from
+                    view[:left] = bytes(view[keep_from:have])
+                    base, have = base + keep_from, left
+                count = stream.readinto(view[have : min(len(view), have + total - received)])
+                if not first_byte:
+                    first_byte = time.monotonic()
+                    pace.first_byte(first_byte - started)
+                have += count
+                received += count
+                obj.counters.fetched += count
+                self._fill_whole_units(obj, extent, view, base, have)
+        pace.transferred(received, time.monotonic() - first_byte)
+        return self._done
+
+    def _fill_whole_units(
+        self, obj: CacheObject, extent: Extent, view: memoryview, base: int, have: int
+    ) -> None:
+        end = self._done
+        while end < extent.end and obj.stored(end)[1] <= base + have:
+            end += 1
+        while self._done < end:
+            first = self._done
+            done, error, bad_chunk = self._core.fill(
+                obj.oid, self._decoder, obj.chunks.blob, first, end - first, view[:have], base
+            )
+            if done:
+                self._done = first + done
+                obj.arrived(first, self._done)
+            if error:
+                self._refuse(obj, error, bad_chunk)
+
+    def _refuse(self, obj: CacheObject, error: int, bad_chunk: int | None) -> None:
+        """A unit did not decode, verify or write: a bad chunk costs its own readers only."""
+        if error not in (errno.EILSEQ, errno.EBADMSG):
+            raise OSError(error, errno.errorcode.get(error, str(error)))
+        what = "a unit"
+        if bad_chunk is not None:
+            digest = bytes(obj.chunks.blob.chunks[bad_chunk].digest).hex()
+            what = f"chunk {bad_chunk} (digest {digest})"
+        how = "does not match its digest" if error == errno.EILSEQ else "does not decode"
+        reason = f"{what} {how}"
+        log.error("blob %s: %s: its readers get EIO", obj.name, reason)
+        unit = self._done
+        self._done = unit + 1
+        obj.failed(unit, unit + 1, errno.EIO, reason)

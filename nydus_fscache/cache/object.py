@@ -1,0 +1,303 @@
+"""One blob's cache file on this node, whatever number of images use it.
+
+Guarantees: a unit is fetched by at most one job at a time; a unit counts as
+present only after the C core has verified and written it; a failed fetch frees
+its units at once, so that the next reader tries again.  Answers to the kernel
+are the C core's: here is only decided what to fetch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nydus_fscache.backend.base import Backend
+from nydus_fscache.cache.fetch import Fetcher, Job, Priority
+from nydus_fscache.cache.plan import Extent, Planner
+from nydus_fscache.cache.presence import PAGE, ChunkMapFile, PageMap
+from nydus_fscache.core import Core
+from nydus_fscache.errors import BackendError
+
+log = logging.getLogger("cache")
+
+_MISSING, _FLYING, _PRESENT = 0, 1, 2
+
+
+class Chunks(Protocol):
+    """What a cache object needs of ``rafs_v6.ChunkMap``."""
+
+    @property
+    def blob(self) -> Any: ...
+    @property
+    def nchunks(self) -> int: ...
+    @property
+    def nunits(self) -> int: ...
+    @property
+    def flat_size(self) -> int: ...
+    @property
+    def digest_source(self) -> str: ...
+    def units_of(self, off: int, length: int) -> range: ...
+    def unit_range(self, unit: int) -> tuple[int, int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the stored bytes of a blob are: ``blob_id`` in ``backend``."""
+
+    backend: Backend
+    blob_id: str
+
+
+@dataclass(slots=True)
+class Counters:
+    """What ``status`` shows of a blob.  ``fetched``: stored bytes received."""
+
+    fetched: int = 0
+    requests: int = 0
+    errors: int = 0
+    last_error: str = ""
+
+
+class CacheObject:
+    """``oid``: its number in the C core; ``fill_fd``: borrowed, open until ``close`` returned."""
+
+    def __init__(
+        self,
+        oid: int,
+        name: str,
+        chunks: Chunks,
+        source: Source,
+        core: Core,
+        fetcher: Fetcher,
+        pages: PageMap,
+        record: ChunkMapFile | None,
+        fill_fd: int,
+    ) -> None:
+        self.oid = oid
+        self.name = name
+        self.chunks = chunks
+        self.source = source
+        self.core = core
+        self.pages = pages
+        self.fill_fd = fill_fd
+        self.counters = Counters()
+        self.on_complete: Callable[[CacheObject], None] | None = None
+        self._fetcher = fetcher
+        self._record = record
+        self._changed = threading.Condition(threading.Lock())
+        self._states = bytearray(chunks.nunits)
+        self._dirty: set[int] = set()
+        units = chunks.blob.units
+        self._coff = [units[i].coff for i in range(chunks.nunits)]
+        self._clen = [units[i].clen for i in range(chunks.nunits)]
+        self._planner = Planner(self._coff, self._clen)
+        self._missing = chunks.nunits
+        self._closing = False
+
+    # -- what is there ---------------------------------------------------------------------
+
+    def load_presence(self, *, trust_pages: bool) -> None:
+        """Take over what an earlier run left.
+
+        ``trust_pages``: the page map was written during this boot.  Otherwise only
+        what the chunk map recorded after a sync counts.
+        """
+        if not trust_pages:
+            self.pages.clear()
+        for unit in range(self.chunks.nunits):
+            first, end = self._pages_of(unit)
+            chunk = self.chunks.blob.units[unit]
+            recorded = self._record is not None and self._record.has(chunk.first, chunk.count)
+            if recorded and not trust_pages:
+                self.pages.set(first, end)
+            if self.pages.all_set(first, end):
+                self._states[unit] = _PRESENT
+                self._missing -= 1
+                if self._record is not None and not recorded:
+                    self._dirty.add(unit)
+
+    def found_on_disk(self, extents: list[tuple[int, int]]) -> None:
+        """cachefiles: flat [off, end) that the kernel has; it will not ask for these."""
+        with self._changed:
+            for off, end in extents:
+                for unit in self.chunks.units_of(off, end - off):
+                    low, high = self.chunks.unit_range(unit)
+                    if off <= low and high <= end and self._states[unit] == _MISSING:
+                        self._states[unit] = _PRESENT
+                        self._missing -= 1
+
+    def _pages_of(self, unit: int) -> tuple[int, int]:
+        off, end = self.chunks.unit_range(unit)
+        return off // PAGE, -(-end // PAGE)
+
+    @property
+    def complete(self) -> bool:
+        return self._missing == 0
+
+    def bytes_present(self) -> int:
+        """Flat bytes of the units that are there."""
+        if self.complete:
+            return self.chunks.flat_size
+        ranges = (self.chunks.unit_range(u) for u, s in enumerate(self._states) if s == _PRESENT)
+        return sum(end - off for off, end in ranges)
+
+    def has(self, off: int, length: int) -> bool:
+        return all(self._states[u] == _PRESENT for u in self.chunks.units_of(off, length))
+
+    # -- asking ----------------------------------------------------------------------------
+
+    def demand(self, off: int, length: int) -> None:
+        """A reader waits for flat bytes [off, off + length): fetch what nobody fetches yet."""
+        with self._changed:
+            wanted = [u for u in self.chunks.units_of(off, length) if self._is_wanted(u)]
+            if not wanted:
+                return
+            pace = self._fetcher.pace(self.source.backend)
+            window = self._planner.window(wanted[0], wanted[-1] + 1, pace)
+            extents = self._planner.merge(wanted)
+            asked = extents[-1].end
+            extents[-1] = self._planner.extend(extents[-1], window, self._may_read_ahead)
+            self._planner.follow(wanted[0], extents[-1].end)
+            self._take(extents)
+        self._mark_ahead(asked, extents[-1].end, window)
+        for extent in extents:
+            self._fetcher.submit(Job(self, extent, Priority.DEMAND))
+
+    def _is_wanted(self, unit: int) -> bool:
+        """A miss was read off the page map, so a unit counts as present only with all its pages."""
+        if self._states[unit] == _PRESENT and not self.pages.all_set(*self._pages_of(unit)):
+            self._states[unit] = _MISSING
+            self._missing += 1
+        return self._states[unit] == _MISSING
+
+    def read_ahead(self, off: int) -> None:
+        """A reader crossed the mark at ``off``: load what follows, behind all demand."""
+        with self._changed:
+            unit = self.chunks.units_of(off, 1).start
+            following = self._planner.ahead(unit, self._fetcher.pace(self.source.backend))
+            if following is None:
+                return
+            first, window = following
+            if not self._may_read_ahead(first):
+                return
+            extent = self._planner.merge([first])[0]
+            extent = self._planner.extend(extent, window, self._may_read_ahead)
+            self._planner.follow(unit, extent.end)
+        self._mark_ahead(first, extent.end, window)
+        self._fetcher.submit(Job(self, extent, Priority.AHEAD))
+
+    def prefetch(self, off: int, length: int) -> None:
+        """Load flat bytes [off, off + length) when nothing more urgent is to be done."""
+        with self._changed:
+            wanted = [
+                u for u in self.chunks.units_of(off, length) if self._states[u] == _MISSING
+            ]
+            extents = self._planner.merge(wanted)
+        for extent in extents:
+            self._fetcher.submit(Job(self, extent, Priority.PREFETCH))
+
+    def ensure(self, off: int, length: int, *, deadline: float) -> None:
+        """Like a reader of the kernel, for our own code: returns when the bytes are there.
+
+        Raises ``BackendError`` when they cannot be had before ``deadline`` (monotonic).
+        """
+        errors = self.counters.errors
+        self.demand(off, length)
+        with self._changed:
+            while not self.has(off, length):
+                left = deadline - time.monotonic()
+                if self.counters.errors != errors or left <= 0 or not self._changed.wait(left):
+                    reason = self.counters.last_error or "not in time"
+                    raise BackendError(f"blob {self.name}: bytes {off}+{length}: {reason}")
+
+    def _may_read_ahead(self, unit: int) -> bool:
+        """Neighbours that nobody asked for are taken only where they can be verified."""
+        if self._states[unit] != _MISSING:
+            return False
+        if self.chunks.digest_source == "none":
+            return True
+        blob = self.chunks.blob
+        return bool(blob.chunks[blob.units[unit].first].flags)
+
+    def _mark_ahead(self, asked: int, end: int, window: int) -> None:
+        """Where a reader must be for the next window to be asked for in time."""
+        if window and end > asked and not self.complete:
+            self.core.mark(self.oid, self.chunks.unit_range(asked + (end - asked) // 2)[0])
+
+    def _take(self, extents: list[Extent]) -> None:
+        for extent in extents:
+            for unit in range(extent.unit, extent.end):
+                if self._states[unit] == _MISSING:
+                    self._states[unit] = _FLYING
+
+    # -- what a fetch job tells --------------------------------------------------------------
+
+    def claim(self, extent: Extent) -> list[Extent]:
+        """For jobs that were not claimed when they were queued: what of it is still missing."""
+        with self._changed:
+            if self._closing:
+                return []
+            units = range(extent.unit, extent.end)
+            extents = self._planner.merge([u for u in units if self._states[u] == _MISSING])
+            self._take(extents)
+            return extents
+
+    def stored(self, unit: int) -> tuple[int, int]:
+        """Stored bytes [off, end) of a unit."""
+        return self._coff[unit], self._coff[unit] + self._clen[unit]
+
+    def arrived(self, first: int, end: int) -> None:
+        """Units [first, end) are verified and written."""
+        with self._changed:
+            for unit in range(first, end):
+                if self._states[unit] != _PRESENT:
+                    self._states[unit] = _PRESENT
+                    self._missing -= 1
+                    self._dirty.add(unit)
+            complete = self._missing == 0
+            self._changed.notify_all()
+        if complete and self.on_complete is not None:
+            self.on_complete(self)
+
+    def failed(self, first: int, end: int, errno: int, reason: str) -> None:
+        """Units [first, end) could not be had: free them, then tell who waits."""
+        if first >= end:
+            return
+        with self._changed:
+            for unit in range(first, end):
+                if self._states[unit] == _FLYING:
+                    self._states[unit] = _MISSING
+            self.counters.errors += 1
+            self.counters.last_error = reason
+            self._changed.notify_all()
+        off, flat_end = self.chunks.unit_range(first)[0], self.chunks.unit_range(end - 1)[1]
+        self.core.fail(self.oid, off, flat_end - off, errno)
+
+    # -- on disk -----------------------------------------------------------------------------
+
+    def persist(self) -> None:
+        """Sync the data, then record them; what is not recorded is fetched again after a crash."""
+        with self._changed:
+            dirty, self._dirty = self._dirty, set()
+        if not dirty or self._record is None:
+            return
+        os.fdatasync(self.fill_fd)
+        units = self.chunks.blob.units
+        self._record.record((units[u].first, units[u].count) for u in sorted(dirty))
+
+    def close(self, *, deadline: float) -> None:
+        """Wait for its jobs, record what is there, and leave the C core."""
+        with self._changed:
+            self._closing = True
+            while _FLYING in self._states and time.monotonic() < deadline:
+                self._changed.wait(max(0.0, deadline - time.monotonic()))
+        self.core.remove_object(self.oid)
+        self.persist()
+        if self._record is not None:
+            self._record.close()
+        self.pages.close()

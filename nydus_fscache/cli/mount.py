@@ -1,0 +1,144 @@
+"""``mount``: one image, loaded lazily, at one mountpoint; starts the daemon when none runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nydus_fscache.cli.common import add_root, require_root
+from nydus_fscache.errors import FscacheError, UsageError
+
+if TYPE_CHECKING:
+    from nydus_fscache.client import Client
+
+NAME = "mount"
+HELP = "mount an image that is loaded lazily"
+EXAMPLES = """\
+examples:
+  nydus-fscache mount image.boot /mnt/app --blob-dir blobs/
+  nydus-fscache mount image.boot /mnt/app --backend backend.json
+  nydus-fscache mount registry.example/team/app:1.2-nydus /mnt/app
+  nydus-fscache mount localhost:5000/app@sha256:3f… /mnt/app --plain-http
+"""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        NAME,
+        help=HELP,
+        description="Mount a RAFS v6 image by the kernel's EROFS driver. Data are fetched when "
+        "they are read. Returns when the mount is ready.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "image",
+        metavar="IMAGE",
+        help="a bootstrap (file), or HOST[:PORT]/REPO[:TAG|@DIGEST] of a Nydus image",
+    )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
+    add_backend(parser)
+    parser.add_argument(
+        "--plain-http", action="store_true", help="the registry speaks http, not https"
+    )
+    parser.add_argument(
+        "--transport",
+        choices=("auto", "cachefiles", "fanotify"),
+        default="auto",
+        help="the kernel interface (default: auto, see nydus-fscache doctor)",
+    )
+    add_root(parser)
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--blob-dir", metavar="DIR", type=Path, help="the blobs, as files named by blob id"
+    )
+    where.add_argument(
+        "--backend",
+        metavar="FILE",
+        type=Path,
+        help="JSON: the backend object of nydusd's configuration v2",
+    )
+
+
+def backend_config(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The backend that the options name, or None."""
+    if args.blob_dir is not None:
+        if not args.blob_dir.is_dir():
+            raise UsageError(f"{args.blob_dir} is no directory", hint="see --blob-dir in --help")
+        return {"type": "localfs", "localfs": {"dir": str(args.blob_dir.resolve())}}
+    if args.backend is None:
+        return None
+    try:
+        config = json.loads(args.backend.read_text())
+    except (OSError, ValueError) as e:
+        raise UsageError(f"cannot read the backend from {args.backend}: {e}") from e
+    if not isinstance(config, dict):
+        raise UsageError(f"{args.backend} holds no object", hint='{"type": "localfs", …}')
+    return config
+
+
+def run(args: argparse.Namespace) -> int:
+    from nydus_fscache.client import Client  # noqa: PLC0415 - start-up time of other commands
+
+    require_root("mount")
+    with ExitStack() as cleanup:
+        request = {
+            **_named_image(args, cleanup),
+            "mountpoint": str(args.mountpoint.resolve()),
+            "transport": args.transport,
+        }
+        client = Client(args.root)
+        started = not client.runs()
+        client.start_daemon()
+        try:
+            answer = client.call("POST", "/v1/mounts", request)
+        except FscacheError:
+            if started:
+                _leave_nothing(client)
+            raise
+    print(f"mounted at {answer['mountpoint']} over {answer['transport']}")
+    return 0
+
+
+def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]:
+    """What the request says of the image: bootstrap, backend, source."""
+    backend = backend_config(args)
+    if os.path.exists(args.image):
+        if backend is None:
+            raise UsageError(
+                "where are the blobs?", hint="add --blob-dir DIR or --backend FILE"
+            )
+        return {
+            "bootstrap": str(Path(args.image).resolve()),
+            "backend": backend,
+            "source": str(Path(args.image).resolve()),
+        }
+    if args.image.startswith(("/", ".")) or "/" not in args.image:
+        raise UsageError(
+            f"no file {args.image}", hint="name a bootstrap, or an image as HOST/REPO:TAG"
+        )
+    from nydus_fscache.oci import pull_bootstrap  # noqa: PLC0415 - only for registries
+
+    pulled = pull_bootstrap(args.image, plain_http=args.plain_http)
+    directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nydus-fscache-"))
+    bootstrap = Path(directory) / "image.boot"
+    bootstrap.write_bytes(pulled.bootstrap)
+    return {
+        "bootstrap": str(bootstrap),
+        "backend": backend or pulled.backend,
+        "source": pulled.reference,
+    }
+
+
+def _leave_nothing(client: Client) -> None:
+    """The daemon that was started for a mount that failed serves nobody."""
+    client.call("POST", "/v1/stop")
+    client.wait_for_end()

@@ -1,0 +1,34 @@
+"""``serve``: the daemon in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from nydus_fscache.cli.common import add_root, require_root
+
+NAME = "serve"
+HELP = "run the daemon in the foreground"
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        NAME,
+        help=HELP,
+        description="Run the daemon (keeper and service) in the foreground; it logs to standard "
+        "error. SIGTERM and SIGINT unmount everything and end it.",
+        epilog="example:\n  nydus-fscache serve --root /var/lib/nydus-fscache\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_root(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from nydus_fscache.client import daemon_argv  # noqa: PLC0415 - start-up time of other commands
+
+    require_root("serve")
+    args.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sys.stdout.flush()
+    argv = daemon_argv(args.root)
+    os.execv(argv[0], argv)

@@ -1,0 +1,270 @@
+"""The C core (csrc/core.h) for Python: events in, fills out; no policy.
+
+Every call that can take more than microseconds releases the GIL.  A negative
+errno of C becomes ``OSError``.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from nydus_fscache._core import ffi, lib
+from rafs_v6._codec import lib as codec
+
+_BATCH = 64
+_NO_CHUNK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """Somebody waits for flat bytes [off, off + len) of an object, which are not all there."""
+
+    object: int
+    off: int
+    len: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A reader crossed a read-ahead mark near ``off``; nobody waits."""
+
+    object: int
+    off: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """cachefiles OPEN: to be answered with ``Core.copen``; ``fd`` is the receiver's."""
+
+    msg_id: int
+    kernel_object: int
+    fd: int
+    volume: str
+    cookie: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """cachefiles CLOSE: the object is to be removed."""
+
+    object: int
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The transport's descriptor failed with ``errno``."""
+
+    errno: int
+
+
+Event = Missed | Passed | Opened | Closed | Broken
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """See ``struct nf_stats``."""
+
+    events: int
+    hits: int
+    misses: int
+    denied: int
+    pending: int
+    oldest_ns: int
+    wakeups: int
+    uses_uring: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEntry:
+    """One request of the kernel; ``t_ns`` of CLOCK_BOOTTIME."""
+
+    t_ns: int
+    object: int
+    off: int
+    len: int
+    pid: int
+    hit: bool
+
+
+class Decoder:
+    """A thread's decoder state and buffers."""
+
+    def __init__(self) -> None:
+        self.handle = ffi.gc(codec.rafs_decoder_new(), codec.rafs_decoder_free)
+        if self.handle == ffi.NULL:
+            raise MemoryError("no memory for a decoder")
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+class Core:
+    """One event core.  Thread-safe."""
+
+    def __init__(self, journal: mmap.mmap, *, no_uring: bool = False) -> None:
+        """``journal``: shared memory that ``format_journal`` has prepared."""
+        self._journal = ffi.from_buffer("uint8_t[]", journal)
+        flags = lib.NF_NO_URING if no_uring else 0
+        self._core = lib.nf_core_new(self._journal, len(journal), flags)
+        if self._core == ffi.NULL:
+            raise OSError(errno.EPROTO, "the journal is not of this version")
+        self._events = ffi.new("struct nf_event[]", _BATCH)
+        self._pages: dict[int, Any] = {}
+        self.started = False
+
+    @staticmethod
+    def journal_size(slots: int) -> int:
+        return lib.nf_journal_size(slots)
+
+    @staticmethod
+    def format_journal(memory: mmap.mmap, slots: int) -> None:
+        _checked(lib.nf_journal_format(ffi.from_buffer(memory), len(memory), slots))
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def attach_fanotify(self, group: int) -> None:
+        """Serve the events of a non-blocking pre-content group; before or after ``start``."""
+        _checked(lib.nf_core_attach_fanotify(self._core, group))
+
+    def attach_cachefiles(self, device: int) -> None:
+        """Serve the messages of a bound /dev/cachefiles."""
+        _checked(lib.nf_core_attach_cachefiles(self._core, device))
+
+    def settle(self) -> int:
+        """Take up what a predecessor left open; after all objects were added, before ``start``."""
+        return _checked(lib.nf_core_settle(self._core))
+
+    def start(self) -> None:
+        _checked(lib.nf_core_start(self._core))
+        self.started = True
+
+    def stop(self) -> None:
+        """Read no more events; what is open stays in the journal."""
+        _checked(lib.nf_core_stop(self._core))
+        self.started = False
+
+    # -- objects -------------------------------------------------------------------------------
+
+    def add_object(
+        self,
+        oid: int,
+        dev: int,
+        ino: int,
+        fill_fd: int,
+        size: int,
+        pages: mmap.mmap,
+        *,
+        aligned: bool = False,
+    ) -> None:
+        """``pages``: the presence bitmap, kept until ``remove_object``."""
+        held = ffi.from_buffer("uint8_t[]", pages)
+        _checked(
+            lib.nf_object_add(self._core, oid, dev, ino, fill_fd, size, held, int(aligned))
+        )
+        self._pages[oid] = held
+
+    def bind_kernel(self, oid: int, kernel_object: int, fd: int) -> None:
+        _checked(lib.nf_object_bind_kernel(self._core, oid, kernel_object, fd))
+
+    def remove_object(self, oid: int) -> None:
+        """Who still waits for it gets EIO.  Fills must have returned."""
+        _checked(lib.nf_object_remove(self._core, oid))
+        ffi.release(self._pages.pop(oid))
+
+    def mark(self, oid: int, off: int) -> None:
+        """Ask for one ``Passed`` when a request first touches the page of ``off``."""
+        _checked(lib.nf_object_mark(self._core, oid, off))
+
+    # -- events --------------------------------------------------------------------------------
+
+    def next(self, timeout_ms: int) -> list[Event]:
+        """What C could not answer alone, oldest first; for one caller at a time."""
+        count = lib.nf_core_next(self._core, self._events, _BATCH, timeout_ms)
+        return [self._event(self._events[i]) for i in range(count)]
+
+    def _event(self, e: Any) -> Event:
+        if e.type == lib.NF_EV_MISS:
+            return Missed(e.object, e.off, e.len, e.pid)
+        if e.type == lib.NF_EV_AHEAD:
+            return Passed(e.object, e.off)
+        if e.type == lib.NF_EV_OPEN:
+            volume = bytes(ffi.buffer(e.volume, e.volume_len)).decode("utf-8", "replace")
+            cookie = bytes(ffi.buffer(e.cookie, e.cookie_len)).decode("utf-8", "replace")
+            return Opened(e.msg_id, e.kernel_object, e.fd, volume, cookie)
+        if e.type == lib.NF_EV_CLOSE:
+            return Closed(e.object)
+        return Broken(e.len)
+
+    def wake(self) -> None:
+        lib.nf_core_wake(self._core)
+
+    # -- fills ---------------------------------------------------------------------------------
+
+    def fill(
+        self,
+        oid: int,
+        decoder: Decoder,
+        blob: Any,
+        unit: int,
+        count: int,
+        stored: memoryview,
+        stored_off: int,
+    ) -> tuple[int, int, int | None]:
+        """Decode, verify and write units from stored bytes that begin at ``stored_off``.
+
+        Returns (units done, errno or 0, the chunk that is bad or None).
+        """
+        error, bad_chunk = ffi.new("int *"), ffi.new("uint32_t *")
+        with ffi.from_buffer("uint8_t[]", stored) as data:
+            done = lib.nf_fill(
+                self._core, oid, decoder.handle, blob, unit, count, data, stored_off,
+                len(stored), error, bad_chunk,
+            )
+        bad = None if bad_chunk[0] == _NO_CHUNK else int(bad_chunk[0])
+        return done, -error[0], bad
+
+    def fill_flat(self, oid: int, off: int, data: bytes) -> None:
+        """Write plain flat bytes at a page-aligned offset."""
+        with ffi.from_buffer("uint8_t[]", data) as plain:
+            _checked(lib.nf_fill_flat(self._core, oid, off, plain, len(data)))
+
+    def fail(self, oid: int, off: int, length: int, error: int) -> None:
+        """Who waits for any of [off, off + length) and is not satisfied gets ``error``."""
+        lib.nf_fail(self._core, oid, off, length, error)
+
+    def expire(self, age_s: float, error: int) -> int:
+        return lib.nf_expire(self._core, int(age_s * 1e9), error)
+
+    def copen(self, msg_id: int, size: int) -> None:
+        """Answer an OPEN; a reader that is gone makes no error."""
+        lib.nf_cachefiles_copen(self._core, msg_id, size)
+
+    # -- looking in ----------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        s = ffi.new("struct nf_stats *")
+        lib.nf_core_stats(self._core, s)
+        return Stats(
+            s.events, s.hits, s.misses, s.denied, s.pending, s.oldest_ns, s.wakeups,
+            bool(s.uses_uring),
+        )
+
+    def trace(self, entries: int) -> None:
+        """Record up to so many requests from now on; 0 ends it."""
+        _checked(lib.nf_trace_enable(self._core, entries))
+
+    def read_trace(self, limit: int) -> list[TraceEntry]:
+        out = ffi.new("struct nf_trace_entry[]", limit)
+        count = lib.nf_trace_read(self._core, out, limit)
+        return [
+            TraceEntry(e.t_ns, e.object, e.off, e.len, e.pid, bool(e.hit))
+            for e in (out[i] for i in range(count))
+        ]

@@ -1,0 +1,129 @@
+"""An image that is bound: its validated bootstrap, its backend, and the chunk maps of its blobs.
+
+Nothing of the kernel is touched here.  Everything that an image says is checked
+before the image exists: the whole bootstrap, the metadata of every blob, and
+that each blob is there and as long as its table says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rafs_v6
+from nydus_fscache.backend.base import Backend
+from nydus_fscache.cache.meta import MetaReader
+from nydus_fscache.cache.store import checked_blob_id
+from nydus_fscache.errors import BackendError, BadImage, KernelRefused
+
+_PARALLEL_LOADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBlob:
+    """A blob of the device table, in its order.  ``identity``: hex, of all that decoding needs."""
+
+    info: rafs_v6.BlobInfo
+    chunks: rafs_v6.ChunkMap
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """``key``: the same bootstrap from the same backend is the same image."""
+
+    key: str
+    digest: str  # sha256 of the bootstrap, hex
+    path: Path
+    size: int
+    backend: Backend
+    backend_config: Mapping[str, Any]
+    blobs: tuple[ImageBlob, ...]
+
+
+def image_key(digest: str, backend_config: Mapping[str, Any]) -> str:
+    config = json.dumps(backend_config, sort_keys=True)
+    return hashlib.sha256(f"{digest} {config}".encode()).hexdigest()
+
+
+def load_image(
+    path: Path,
+    digest: str,
+    backend: Backend,
+    backend_config: Mapping[str, Any],
+    transport: str,
+    meta_dir: Path,
+) -> Image:
+    """Validate the bootstrap at ``path`` (private, immutable) and load its blobs' chunk maps.
+
+    Raises ``BadImage``, ``BackendError``, or ``KernelRefused`` when the format allows
+    the image but the kernel would not.
+    """
+    try:
+        bootstrap = rafs_v6.Bootstrap.from_file(path)
+        bootstrap.validate()
+    except rafs_v6.ImageError as e:
+        raise BadImage(
+            f"bad bootstrap: {e}", hint="build or pull the image again; nothing was mounted"
+        ) from e
+    refusal = bootstrap.kernel_refusal(transport)
+    if refusal:
+        raise KernelRefused(f"the kernel cannot mount this image: {refusal}", hint="convert it")
+    for info in bootstrap.blobs:
+        checked_blob_id(info.blob_id)
+    reader = MetaReader(backend, meta_dir)
+    with ThreadPoolExecutor(_PARALLEL_LOADS) as pool:
+        blobs = tuple(pool.map(lambda info: _load_blob(info, bootstrap, reader), bootstrap.blobs))
+    return Image(
+        key=image_key(digest, backend_config),
+        digest=digest,
+        path=path,
+        size=path.stat().st_size,
+        backend=backend,
+        backend_config=backend_config,
+        blobs=blobs,
+    )
+
+
+def _load_blob(
+    info: rafs_v6.BlobInfo, bootstrap: rafs_v6.Bootstrap, reader: MetaReader
+) -> ImageBlob:
+    try:
+        chunks = _load_chunks(info, bootstrap, reader)
+    except rafs_v6.ImageError as e:
+        raise BadImage(
+            f"blob {info.blob_id}: {e}",
+            hint="the bootstrap and the blob do not belong together, or one is damaged",
+        ) from e
+    size = reader.size(info.blob_id)
+    if size < info.data_size:
+        raise BackendError(
+            f"blob {info.blob_id}: {size} bytes in the backend, {info.data_size} by the blob table",
+            hint="the blob was cut or is another one: upload it again",
+        )
+    return ImageBlob(info, chunks, _identity(info, chunks))
+
+
+def _load_chunks(
+    info: rafs_v6.BlobInfo, bootstrap: rafs_v6.Bootstrap, reader: MetaReader
+) -> rafs_v6.ChunkMap:
+    try:
+        return rafs_v6.ChunkMap.load(info, reader.read_at, bootstrap, blob_size=reader.size)
+    except rafs_v6.ImageError:
+        if reader.asked_backend:
+            raise
+        reader.forget()
+        return rafs_v6.ChunkMap.load(info, reader.read_at, bootstrap, blob_size=reader.size)
+
+
+def _identity(info: rafs_v6.BlobInfo, chunks: rafs_v6.ChunkMap) -> str:
+    """What must be equal for two images to share the cached data of a blob."""
+    h = hashlib.sha256()
+    h.update(f"{info.blob_id} {info.compressor} {info.digester} {chunks.flat_size} ".encode())
+    h.update(chunks.decoded_bytes())
+    return h.hexdigest()

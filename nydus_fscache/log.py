@@ -1,0 +1,49 @@
+"""Logging that never blocks a reader.
+
+Records go through a bounded queue to one thread that writes them; when the
+queue is full a record is dropped and counted, and the count is logged once
+there is room (design rule 7).  Nothing here formats credentials: callers pass
+blob ids, sizes and errors only.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import queue
+import sys
+
+QUEUE_RECORDS = 4096
+
+_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s"
+
+
+class _DroppingHandler(logging.handlers.QueueHandler):
+    """Drops instead of waiting: a full disk or a stopped terminal must not stop a fill."""
+
+    def __init__(self, records: queue.Queue[logging.LogRecord]) -> None:
+        super().__init__(records)
+        self.dropped = 0
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
+            return
+        if self.dropped:
+            dropped, self.dropped = self.dropped, 0
+            logging.getLogger("log").warning("%d log records were dropped", dropped)
+
+
+def start(level: str = "INFO") -> logging.handlers.QueueListener:
+    """Route all logging to standard error; returns the listener, to be stopped at exit."""
+    records: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_RECORDS)
+    writer = logging.StreamHandler(sys.stderr)
+    writer.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%dT%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [_DroppingHandler(records)]
+    root.setLevel(level)
+    listener = logging.handlers.QueueListener(records, writer)
+    listener.start()
+    return listener

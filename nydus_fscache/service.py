@@ -1,0 +1,389 @@
+"""The daemon: owns the C core, the transports and what is bound; started by the keeper.
+
+Guarantees: the API call that mounts returns when the mount is ready to read;
+one image's trouble never blocks another's (each bind works outside the lock);
+every kernel request ends by ``REQUEST_DEADLINE_S``; what is mounted survives
+this process, as ``state.json`` and the descriptors at the keeper.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nydus_fscache
+from nydus_fscache import kernel, state
+from nydus_fscache.backend.base import Backend
+from nydus_fscache.backend.make import make_backend
+from nydus_fscache.cache.fetch import Fetcher
+from nydus_fscache.cache.objects import Objects
+from nydus_fscache.cache.store import Store
+from nydus_fscache.core import Core, Missed, Passed
+from nydus_fscache.errors import (
+    BadImage,
+    DaemonError,
+    FscacheError,
+    MountpointError,
+    UsageError,
+)
+from nydus_fscache.handover import Handover
+from nydus_fscache.image import Image, image_key, load_image
+from nydus_fscache.state import Binding
+from nydus_fscache.status import status_document
+from nydus_fscache.transport.base import Bound, Transport
+from nydus_fscache.transport.cachefiles import CachefilesTransport, mark_synced
+from nydus_fscache.transport.fanotify import FanotifyTransport
+
+log = logging.getLogger("service")
+
+REQUEST_DEADLINE_S = 90.0
+HOUSEKEEPING_S = 1.0
+JOURNAL_SLOTS = 4096
+MAX_BOOTSTRAP = 1 << 30
+DEFAULT_DOMAIN = "nydus-fscache"
+TRANSPORTS = ("cachefiles", "fanotify")
+
+
+@dataclass(slots=True)
+class Served:
+    """One bound image: an entry of ``state.json`` with what lives in this process."""
+
+    binding: Binding
+    image: Image
+    bound: Bound
+    mounted: bool = False
+
+
+class Service:
+    """Thread-safe; every public method is an API call."""
+
+    def __init__(self, root: Path, handover: Handover) -> None:
+        self.started_at = time.time()
+        self._handover = handover
+        self.store = Store(root)
+        self._state_path = root / "state.json"
+        self._state = state.load(self._state_path)
+        self.core = Core(self._journal())
+        self._fetcher = Fetcher(self.core)
+        self.objects = Objects(
+            self.store, self.core, self._fetcher, handover, self._state.numbers
+        )
+        self._transports: dict[str, Transport] = {}
+        self._images: dict[str, Image] = {}
+        self._served: list[Served] = []
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
+        kernel.raise_nofile_limit()
+        self._take_over()
+        for work in (self._dispatch, self._keep_house):
+            threading.Thread(target=work, name=work.__name__, daemon=True).start()
+
+    def _journal(self) -> mmap.mmap:
+        fd = self._handover.take("journal")
+        if fd is None:
+            fd = os.memfd_create("nydus-fscache-journal", os.MFD_CLOEXEC)
+            os.ftruncate(fd, Core.journal_size(JOURNAL_SLOTS))
+            memory = mmap.mmap(fd, 0)
+            Core.format_journal(memory, JOURNAL_SLOTS)
+            self._handover.keep("journal", fd)
+        else:
+            memory = mmap.mmap(fd, 0)
+        os.close(fd)
+        return memory
+
+    # -- start and end -----------------------------------------------------------------------
+
+    def _take_over(self) -> None:
+        """Bind again what the state names and the kernel still has; settle what is open."""
+        mounted = {m.mountpoint for m in kernel.mounts("erofs")}
+        for binding in self._state.bindings:
+            if binding.mountpoint and binding.mountpoint not in mounted:
+                log.info("%s is not mounted any more", binding.mountpoint)
+                continue
+            try:
+                served = self._bind(binding)
+            except FscacheError as e:
+                log.error("%s cannot be served again: %s", binding.source, e)
+                continue
+            served.mounted = bool(binding.mountpoint)
+            self._served.append(served)
+        settled = self.core.settle()
+        self.core.start()
+        for transport in self._transports.values():
+            if isinstance(transport, CachefilesTransport) and transport.took_over:
+                transport.restore()
+        if self._served:
+            log.info("took over %d images, %d requests", len(self._served), settled)
+        self._save()
+
+    def stop(self) -> None:
+        """Unmount everything and end; raises ``MountpointError`` when a mount is busy."""
+        busy = []
+        for served in list(self._served):
+            try:
+                if served.mounted:
+                    kernel.umount(Path(served.binding.mountpoint))
+                    served.mounted = False
+            except MountpointError as e:
+                busy.append(str(e))
+        self._release_unused()
+        if busy:
+            raise MountpointError(
+                "; ".join(busy), hint="end the programs that use them (fuser -vm), then stop again"
+            )
+        held = [s.binding.source for s in self._served if s.binding.mountpoint]
+        if held:
+            raise MountpointError(
+                f"still in use: {', '.join(held)}",
+                hint="unmount what lies on top of them (overlay, bind mounts), then stop again",
+            )
+        self._stopped.set()
+
+    def close(self) -> None:
+        """After ``stop``: give everything back."""
+        self._fetcher.stop()
+        for served in self._served:
+            self._unbind(served)
+        self._served.clear()
+        self.core.stop()
+        self._save()
+        if "cachefiles" in self._transports:
+            mark_synced(self.store.cachefiles)
+        self.store.close()
+        self._handover.bye()
+
+    def wait_until_stopped(self) -> None:
+        self._stopped.wait()
+
+    # -- threads -----------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        """Events that C could not answer alone."""
+        while not self._stopped.is_set():
+            for event in self.core.next(timeout_ms=1000):
+                try:
+                    if isinstance(event, Missed):
+                        obj = self.objects.get(event.object)
+                        if obj is not None:
+                            obj.demand(event.off, event.len)
+                    elif isinstance(event, Passed):
+                        obj = self.objects.get(event.object)
+                        if obj is not None:
+                            obj.read_ahead(event.off)
+                    else:
+                        self._transports["cachefiles"].handle(event)
+                except Exception:  # one bad event must not end the service of the others
+                    log.exception("event %s", event)
+                    if isinstance(event, Missed):
+                        self.core.fail(event.object, event.off, event.len, errno.EIO)
+
+    def _keep_house(self) -> None:
+        while not self._stopped.wait(HOUSEKEEPING_S):
+            expired = self.core.expire(REQUEST_DEADLINE_S, errno.EIO)
+            if expired:
+                log.error("%d requests got EIO after %.0f s", expired, REQUEST_DEADLINE_S)
+            for obj in self.objects.all():
+                try:
+                    obj.persist()
+                except (OSError, ValueError) as e:
+                    log.error("blob %s: presence is not recorded: %s", obj.name, e)
+            self._release_unused()
+
+    # -- images --------------------------------------------------------------------------------
+
+    def _transport(self, name: str) -> Transport:
+        with self._lock:
+            if name not in self._transports:
+                if name == "fanotify":
+                    self._transports[name] = FanotifyTransport(
+                        self.core, self.objects, self._handover
+                    )
+                elif name == "cachefiles":
+                    self._transports[name] = CachefilesTransport(
+                        self.core, self.objects, self._handover, self.store
+                    )
+                else:
+                    raise UsageError(
+                        f"no transport {name!r}", hint=f"one of {', '.join(TRANSPORTS)}"
+                    )
+            return self._transports[name]
+
+    def _bind(self, binding: Binding) -> Served:
+        key = image_key(binding.digest, binding.backend)
+        with self._lock:
+            image = self._images.get(key)
+        if image is None:
+            backend: Backend = make_backend(binding.backend)
+            try:
+                image = load_image(
+                    self.store.images / f"{binding.digest}.boot",
+                    binding.digest,
+                    backend,
+                    binding.backend,
+                    binding.transport,
+                    self.store.images / f"{key}.meta",
+                )
+            except BaseException:
+                backend.close()
+                raise
+            with self._lock:
+                image = self._images.setdefault(key, image)
+        bound = self._transport(binding.transport).bind(image, binding.fsid, binding.domain)
+        return Served(binding, image, bound)
+
+    def _unbind(self, served: Served) -> None:
+        binding = served.binding
+        self._transport(binding.transport).unbind(
+            served.image, served.bound, binding.fsid, binding.domain
+        )
+        with self._lock:
+            if not any(s.image is served.image for s in self._served if s is not served):
+                self._images.pop(served.image.key, None)
+                served.image.backend.close()
+
+    def _release_unused(self) -> None:
+        """Unbind what was unmounted, once the kernel has let go of it."""
+        with self._lock:
+            gone = [s for s in self._served if s.binding.mountpoint and not s.mounted]
+            for served in gone:
+                binding = served.binding
+                shared = any(s.mounted and s.image.path == served.image.path for s in self._served)
+                transport = self._transports[binding.transport]
+                if shared or not transport.in_use(served.image, binding.fsid, binding.domain):
+                    self._unbind(served)
+                    self._served.remove(served)
+            if gone:
+                self._save()
+
+    def _save(self) -> None:
+        with self._lock:
+            self._state.bindings = [s.binding for s in self._served]
+            self._state.numbers = self.objects.numbers()
+            self._state.save(self._state_path)
+
+    # -- API -------------------------------------------------------------------------------------
+
+    def bind(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Serve an image that the user mounts: ``bootstrap``, ``backend``, ``fsid``, ``domain``."""
+        binding = self._binding(request, mountpoint="")
+        if not binding.fsid:
+            raise UsageError("no fsid", hint="name the image with --fsid")
+        served = self._bind(binding)
+        with self._lock:
+            self._served.append(served)
+            self._save()
+        return {"fsid": binding.fsid, "domain": binding.domain}
+
+    def unbind(self, fsid: str, domain: str) -> dict[str, Any]:
+        with self._lock:
+            for served in self._served:
+                b = served.binding
+                if not b.mountpoint and (b.fsid, b.domain) == (fsid, domain):
+                    if self._transports[b.transport].in_use(served.image, fsid, domain):
+                        raise MountpointError(f"{fsid} is mounted", hint="unmount it first")
+                    self._unbind(served)
+                    self._served.remove(served)
+                    self._save()
+                    return {"fsid": fsid, "domain": domain}
+        raise UsageError(f"{fsid} is not bound", hint="see nydus-fscache status")
+
+    def mount(self, request: dict[str, Any]) -> dict[str, Any]:
+        """``bootstrap`` (path), ``backend`` (config object), ``mountpoint``, ``transport``,
+        ``source`` (what to show).  Returns when the mount can be read."""
+        mountpoint = Path(str(request.get("mountpoint", "")))
+        _check_mountpoint(mountpoint)
+        binding = self._binding(request, mountpoint=str(mountpoint))
+        if binding.transport == "cachefiles":
+            binding.fsid, binding.domain = self._free_fsid(binding.digest), DEFAULT_DOMAIN
+        served = self._bind(binding)
+        with self._lock:
+            self._served.append(served)
+            self._save()  # before the mount, so that a successor knows what it stands for
+        try:
+            if not self.core.started:
+                raise DaemonError("the event core does not run", hint="see the log")
+            self._transport(binding.transport).mount(
+                served.image, served.bound, mountpoint, binding.fsid, binding.domain
+            )
+        except BaseException:
+            with self._lock:
+                self._unbind(served)
+                self._served.remove(served)
+                self._save()
+            raise
+        served.mounted = True
+        log.info("mounted %s at %s over %s", binding.source, mountpoint, binding.transport)
+        return {"mountpoint": str(mountpoint), "transport": binding.transport}
+
+    def _binding(self, request: dict[str, Any], mountpoint: str) -> Binding:
+        path, backend = request.get("bootstrap"), request.get("backend")
+        transport = request.get("transport", "")
+        if not isinstance(path, str) or not isinstance(backend, dict):
+            raise UsageError("a request needs bootstrap (path) and backend (object)")
+        try:
+            with open(path, "rb") as f:  # noqa: PTH123 - a path as the user gave it
+                data = f.read(MAX_BOOTSTRAP + 1)
+        except OSError as e:
+            raise BadImage(f"cannot read {path}: {e.strerror}", hint="name a bootstrap") from e
+        if len(data) > MAX_BOOTSTRAP:
+            raise BadImage(f"{path} is larger than {MAX_BOOTSTRAP} bytes", hint="no bootstrap is")
+        digest, _ = self.store.keep_bootstrap(data)
+        return Binding(
+            digest=digest,
+            backend=backend,
+            transport=str(transport),
+            fsid=str(request.get("fsid", "")),
+            domain=str(request.get("domain", "")),
+            mountpoint=mountpoint,
+            source=str(request.get("source") or path),
+        )
+
+    def _free_fsid(self, digest: str) -> str:
+        """Named after the image, so that its cached bootstrap serves the next mount too."""
+        with self._lock:
+            taken = {s.binding.fsid for s in self._served}
+        base = digest[:32]
+        return next(f for n in range(1 << 20) if (f := f"{base}-{n}" if n else base) not in taken)
+
+    def umount(self, mountpoint: str) -> dict[str, Any]:
+        with self._lock:
+            served = next(
+                (s for s in self._served if s.mounted and s.binding.mountpoint == mountpoint), None
+            )
+        if served is None:
+            raise MountpointError(
+                f"nothing of ours is mounted at {mountpoint}", hint="see nydus-fscache status"
+            )
+        kernel.umount(Path(mountpoint))
+        served.mounted = False
+        self._release_unused()
+        log.info("unmounted %s", mountpoint)
+        return {"mountpoint": mountpoint}
+
+    def status(self) -> dict[str, Any]:
+        with self._lock:
+            served = list(self._served)
+        return {
+            "version": nydus_fscache.__version__,
+            "root": str(self.store.root),
+            "pid": os.getpid(),
+            "keeper_pid": os.getppid(),
+            **status_document(served, self.objects, self.core, self.started_at),
+        }
+
+
+def _check_mountpoint(path: Path) -> None:
+    if not path.is_absolute():
+        raise UsageError(f"mountpoint {path} is not absolute")
+    if not path.is_dir():
+        missing = "does not exist" if not path.exists() else "is not a directory"
+        raise MountpointError(f"mountpoint {path} {missing}", hint=f"mkdir -p {path}")
+    if kernel.find_mount(path) is not None:
+        raise MountpointError(f"mountpoint {path} is busy", hint=f"nydus-fscache umount {path}")

@@ -1,0 +1,68 @@
+"""What a successor must know, in ``state.json``: versioned, checked, replaced atomically.
+
+It holds backend configurations with their credentials, so it is readable by
+root only and never logged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nydus_fscache.cache.presence import open_state_file
+from nydus_fscache.errors import CacheDirError
+
+VERSION = 1
+
+
+@dataclass(slots=True)
+class Binding:
+    """An image that is served, and where it is mounted ("" when the user mounts it)."""
+
+    digest: str  # sha256 of the bootstrap
+    backend: dict[str, Any]
+    transport: str
+    fsid: str
+    domain: str
+    mountpoint: str
+    source: str  # what the user named: a path or an image reference
+
+
+@dataclass(slots=True)
+class State:
+    bindings: list[Binding] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)  # object numbers by name
+
+    def save(self, path: Path) -> None:
+        document = {"version": VERSION, **dataclasses.asdict(self)}
+        temporary = path.with_name(f".{path.name}.new")
+        with os.fdopen(open_state_file(temporary), "w") as f:
+            f.truncate(0)
+            json.dump(document, f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.rename(path)
+
+
+def load(path: Path) -> State:
+    """Raises ``CacheDirError`` when it is not a state of this version; a missing file is empty."""
+    hint = f"move {path} away to start with nothing mounted"
+    try:
+        document = json.loads(path.read_text())
+        if document["version"] != VERSION:
+            raise CacheDirError(f"{path} is of version {document['version']}", hint=hint)
+        bindings = [Binding(**b) for b in document["bindings"]]
+        numbers = {str(name): int(oid) for name, oid in document["numbers"].items()}
+        for b in bindings:
+            strings = (b.digest, b.transport, b.fsid, b.domain, b.mountpoint, b.source)
+            if not all(isinstance(s, str) for s in strings) or not isinstance(b.backend, dict):
+                raise TypeError("a field has the wrong type")
+    except FileNotFoundError:
+        return State()
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
+        raise CacheDirError(f"{path} cannot be read: {e}", hint=hint) from e
+    return State(bindings, numbers)

@@ -1,0 +1,46 @@
+"""What the service asks of a transport, whatever the kernel interface.
+
+A third dialect (one that answers with bytes) implements the same methods: it
+is told which images are bound, and turns what the kernel asks into
+``CacheObject.demand`` by way of the C core's events.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from nydus_fscache.cache.object import CacheObject
+from nydus_fscache.core import Event
+from nydus_fscache.image import Image
+
+
+class Bound(Protocol):
+    """An image as a transport serves it."""
+
+    @property
+    def objects(self) -> list[CacheObject]: ...
+
+
+class Transport(Protocol):
+    name: str
+
+    def bind(self, image: Image, fsid: str, domain: str) -> Bound:
+        """Make all of the image's blobs servable; nothing is mounted yet."""
+        ...
+
+    def mount(self, image: Image, bound: Bound, target: Path, fsid: str, domain: str) -> None:
+        """Mount a bound image; returns when it is ready to read."""
+        ...
+
+    def in_use(self, image: Image, fsid: str, domain: str) -> bool:
+        """Does the kernel still hold the image's superblock (overlay, lazy umount, ...)?"""
+        ...
+
+    def unbind(self, image: Image, bound: Bound, fsid: str, domain: str) -> None:
+        """Give up what ``bind`` made; only when it is not in use."""
+        ...
+
+    def handle(self, event: Event) -> None:
+        """An event that is of this dialect only."""
+        ...

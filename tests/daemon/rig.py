@@ -1,0 +1,100 @@
+"""Runs the real daemon as a user does, by its command line, and cleans up whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CLI = [sys.executable, "-m", "nydus_fscache"]
+COMMAND_S = 60
+
+
+def mounts_below(directory: Path) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = [line.split()[4].encode().decode("unicode_escape") for line in lines]
+    return [p for p in points if p == str(directory) or p.startswith(f"{directory}/")]
+
+
+@dataclass
+class Rig:
+    """A root of its own below ``base``; every command runs against it."""
+
+    base: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.root = self.base / "root"
+
+    def run(self, *args: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        words = [str(a) for a in args]
+        done = subprocess.run(
+            [*CLI, words[0], "--root", str(self.root), *words[1:]],
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            env={**os.environ, **self.environment},
+            check=False,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{words}: {done.returncode}\n{done.stderr}\n{self.log()}")
+        return done
+
+    def mountpoint(self, name: str = "m") -> Path:
+        path = self.base / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    def mount(self, bootstrap: Path, blob_dir: Path, name: str = "m", *extra: str) -> Path:
+        path = self.mountpoint(name)
+        self.run("mount", bootstrap, path, "--blob-dir", blob_dir, *extra)
+        return path
+
+    def status(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.run("status", "--json").stdout)
+        return document
+
+    def fetched(self) -> int:
+        return sum(blob["fetched"] for blob in self.status()["blobs"])
+
+    def requests(self) -> int:
+        return sum(blob["requests"] for blob in self.status()["blobs"])
+
+    def log(self) -> str:
+        path = self.root / "daemon.log"
+        return path.read_text()[-8000:] if path.exists() else ""
+
+    def processes(self) -> list[int]:
+        """Keepers and services of this root."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit():
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                    if b"nydus_fscache.daemon" in words and str(self.root).encode() in words:
+                        found.append(int(entry.name))
+        return found
+
+    def clean(self) -> None:
+        """End everything, by force; for the end of a test that may have failed."""
+        with contextlib.suppress(Exception):
+            self.run("stop", check=False)
+        for point in reversed(mounts_below(self.base)):
+            subprocess.run(["umount", "-l", point], check=False, capture_output=True)
+        deadline = time.monotonic() + 10
+        while pids := self.processes():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{pids} cannot be killed")
+            time.sleep(0.02)
+        shutil.rmtree(self.base, ignore_errors=True)
