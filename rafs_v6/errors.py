@@ -1,0 +1,15 @@
+"""Whose fault it is: the image's (``ImageError``), or the caller's (the builtin errors)."""
+
+from __future__ import annotations
+
+
+class RafsError(Exception):
+    """Base of all errors of this library."""
+
+
+class ImageError(RafsError, ValueError):
+    """The image is damaged or hostile; the message says what is wrong, and where."""
+
+
+class UnsupportedImage(ImageError):
+    """An image that may well be right, of a kind that this library does not read."""
