@@ -1,0 +1,41 @@
+"""RAFS v6 images: open, validate, walk and read them.
+
+>>> import rafs_v6
+>>> image = rafs_v6.open("image.boot", blobs="blobs/")
+>>> for path, inode in image.walk(): ...
+>>> image.read("/etc/os-release")
+
+Knows bytes, not daemons, networks or kernels.  Whatever the input, the only
+errors about it are ``ImageError`` (and ``UnsupportedImage``), and time and memory
+are bounded by its size.
+"""
+
+from rafs_v6.blob import ChunkMap, Unit
+from rafs_v6.bootstrap import Bootstrap, ChunkRef, Dirent, Inode
+from rafs_v6.erofs import BlobFeatures, Compressor, Digester
+from rafs_v6.errors import ImageError, RafsError, UnsupportedImage
+from rafs_v6.image import Image, directory_reader
+from rafs_v6.image import open_image as open  # noqa: A004 - rafs_v6.open, like gzip.open
+from rafs_v6.tables import BlobInfo
+from rafs_v6.toc import ReadAt, find_bootstrap
+
+__all__ = [
+    "BlobFeatures",
+    "BlobInfo",
+    "Bootstrap",
+    "ChunkMap",
+    "ChunkRef",
+    "Compressor",
+    "Digester",
+    "Dirent",
+    "Image",
+    "ImageError",
+    "Inode",
+    "RafsError",
+    "ReadAt",
+    "Unit",
+    "UnsupportedImage",
+    "directory_reader",
+    "find_bootstrap",
+    "open",
+]

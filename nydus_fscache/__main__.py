@@ -1,0 +1,7 @@
+"""``python -m nydus_fscache``: the same as the command ``nydus-fscache``."""
+
+import sys
+
+from nydus_fscache.cli.main import main
+
+sys.exit(main())
