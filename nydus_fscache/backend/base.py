@@ -39,6 +39,17 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
+    def reauth(self, auth: str) -> bool:
+        """New credentials (base64 of user:password) for all later requests; false: has none."""
+        return False
+
+    def distrust(self, blob_id: str) -> bool:
+        """The bytes of this blob were wrong: true when they will come from elsewhere now.
+
+        Only a verifier can notice a mirror that lies, so it tells; see ``route``.
+        """
+        return False
+
     @contextmanager
     def stream(
         self, blob_id: str, off: int, length: int, *, deadline: float, prefetch: bool = False
@@ -53,14 +64,16 @@ class Backend(ABC):
     def read(self, blob_id: str, off: int, length: int, *, deadline: float) -> bytes:
         """The same at once, for metadata."""
         data = bytearray(length)
-        with memoryview(data) as view:
-            with self.stream(blob_id, off, length, deadline=deadline) as stream:
-                have = 0
-                while have < length:
-                    count = stream.readinto(view[have:])
-                    if not count:
-                        raise BackendError(f"blob {blob_id}: {have} of {length} bytes came")
-                    have += count
+        with (
+            memoryview(data) as view,
+            self.stream(blob_id, off, length, deadline=deadline) as stream,
+        ):
+            have = 0
+            while have < length:
+                count = stream.readinto(view[have:])
+                if not count:
+                    raise BackendError(f"blob {blob_id}: {have} of {length} bytes came")
+                have += count
         return bytes(data)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from stat import S_IFBLK, S_IFMT, S_IFREG
 
 from nydus_fscache.backend.base import Backend, RangeStream, is_safe_name
 from nydus_fscache.backend.options import Options
@@ -24,7 +25,9 @@ class _FileRange:
         try:
             count = os.preadv(self._fd, [buf[: self._end - self._off]], self._off)
         except OSError as e:
-            raise BackendError(f"blob {self._blob_id}: {e.strerror}", retryable=True) from e
+            raise BackendError(
+                f"blob {self._blob_id}: {e.strerror}", hint="see dmesg", retryable=True
+            ) from e
         if not count:
             raise BackendError(
                 f"blob {self._blob_id} ends at byte {self._off}, {self._end} are needed",
@@ -35,6 +38,13 @@ class _FileRange:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _holds_data(fd: int) -> bool:
+    """An empty file is what an interrupted download leaves; a directory has no bytes."""
+    stat = os.fstat(fd)
+    kind = S_IFMT(stat.st_mode)
+    return kind == S_IFBLK or (kind == S_IFREG and stat.st_size > 0)
 
 
 class LocalFs(Backend):
@@ -60,11 +70,17 @@ class LocalFs(Backend):
             raise BackendError(f"blob id {blob_id!r} is no file name", hint="a hostile image?")
         for path in candidates:
             try:
-                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo would wait
             except FileNotFoundError:
                 continue
             except OSError as e:
-                raise BackendError(f"blob {blob_id}: cannot open {path}: {e.strerror}") from e
+                raise BackendError(
+                    f"blob {blob_id}: cannot open {path}: {e.strerror}",
+                    hint="check its permissions",
+                ) from e
+            if _holds_data(fd):
+                return fd
+            os.close(fd)
         raise BackendError(
             f"blob {blob_id} is not in {', '.join(str(c.parent) for c in candidates)}",
             hint="is --blob-dir the directory that the image was built with?",

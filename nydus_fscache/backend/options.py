@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nydus_fscache.backend.url import Url
 from nydus_fscache.errors import UsageError
+
+
+def parse_url(text: str, option: str) -> Url:
+    try:
+        return Url.parse(text)
+    except ValueError as e:
+        raise UsageError(f"{option} is no URL: {e}", hint="http://host[:port]/…") from e
 
 
 class Options:
@@ -51,6 +59,22 @@ class Options:
     def table(self, name: str) -> Options:
         """A table within; empty when it is missing."""
         return Options(f"{self.kind}.{name}", self._left.pop(name, None) or {})
+
+    def tables(self, name: str) -> list[Options]:
+        """A list of tables; empty when it is missing."""
+        value = self._take(name, [], (list,), "a list of tables")
+        return [Options(f"{self.kind}.{name}", table) for table in value]
+
+    def text_table(self, name: str) -> dict[str, str]:
+        value = self._take(name, {}, (dict,), "a table of strings")
+        if not all(isinstance(v, str) for pair in value.items() for v in pair):
+            raise UsageError(f"{self.kind}.{name} holds no strings", hint='{"Name": "value"}')
+        return dict(value)
+
+    def url(self, name: str) -> Url | None:
+        """An http or https URL without credentials; None when it is missing or empty."""
+        text = self.text(name, "")
+        return parse_url(text, f"{self.kind}.{name}") if text else None
 
     def ignore(self, *names: str) -> None:
         for name in names:
