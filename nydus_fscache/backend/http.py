@@ -61,7 +61,7 @@ class HttpBackend(Backend):
         connect_s = options.number("connect_timeout", 5) or _NO_TIMEOUT_S
         self._retries = int(options.number("retry_limit", 0)) or RETRIES
         self._closing = threading.Event()
-        self._headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+        self.headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
         self.own_headers = environment_headers()  # for the configured host only
         self.pool = Pool(make_tls(options), connect_s)
         self.routes = Routes(self.pool, options, connect_s, self._closing)
@@ -72,7 +72,7 @@ class HttpBackend(Backend):
         """Send ``ask`` for the blob, authorised; any answer that is not a redirect."""
 
     def size(self, blob_id: str, *, deadline: float) -> int:
-        clock, patience = self._begin(deadline, prefetch=False)
+        clock, patience = self.begin(deadline)
         self._check_name(blob_id)
         while True:
             try:
@@ -81,7 +81,7 @@ class HttpBackend(Backend):
                 patience.failed(e)
 
     def _head(self, blob_id: str, clock: Clock) -> int:
-        response = self.fetch(blob_id, Ask("HEAD", dict(self._headers), clock))
+        response = self.fetch(blob_id, Ask("HEAD", dict(self.headers), clock))
         try:
             if response.status != 200:
                 raise StatusError(f"blob {blob_id}", response)
@@ -92,16 +92,17 @@ class HttpBackend(Backend):
     def open_range(
         self, blob_id: str, off: int, length: int, *, deadline: float, prefetch: bool
     ) -> RangeStream:
-        clock, patience = self._begin(deadline, prefetch)
+        clock, patience = self.begin(deadline, prefetch)
         self._check_name(blob_id)
 
         def ask_range(off: int, length: int) -> PooledResponse:
-            headers = {**self._headers, "Range": f"bytes={off}-{off + length - 1}"}
+            headers = {**self.headers, "Range": f"bytes={off}-{off + length - 1}"}
             return self.fetch(blob_id, Ask("GET", headers, clock, prefetch))
 
         return ResumingRange(ask_range, off, length, patience, f"blob {blob_id}")
 
-    def _begin(self, deadline: float, prefetch: bool) -> tuple[Clock, Patience]:
+    def begin(self, deadline: float, prefetch: bool = False) -> tuple[Clock, Patience]:
+        """For one read: its waits and its attempts."""
         clock = Clock(deadline, self._stall_s)
         retries = _PREFETCH_RETRIES if prefetch else self._retries
         return clock, Patience(clock, retries, self._closing)

@@ -57,17 +57,16 @@ class Registry(HttpBackend):
         self.auth.reauth(auth)
         return True
 
-    def blob_url(self, blob_id: str) -> Url:
-        return self._url(f"/v2/{self._repo}/blobs/sha256:{blob_id}")
-
-    def _url(self, target: str) -> Url:
-        return Url(self.base.scheme, self.base.host, self.base.port, target)
+    def repo_url(self, what: str) -> Url:
+        """``what``: blobs/DIGEST or manifests/NAME."""
+        base = self.base
+        return Url(base.scheme, base.host, base.port, f"/v2/{self._repo}/{what}")
 
     def fetch(self, blob_id: str, ask: Ask) -> PooledResponse:
         response = self._from_cached(blob_id, ask)
         if response is not None:
             return response
-        return self.follow(self.blob_url(blob_id), ask, blob_id)
+        return self.follow(self.repo_url(f"blobs/sha256:{blob_id}"), ask, blob_id)
 
     def _from_cached(self, blob_id: str, ask: Ask) -> PooledResponse | None:
         cached = self._redirected.get(blob_id)
@@ -88,7 +87,10 @@ class Registry(HttpBackend):
         return None
 
     def follow(self, url: Url, ask: Ask, blob_id: str) -> PooledResponse:
-        """Ask for ``url`` of this registry, and go where it sends us."""
+        """Ask for ``url`` of this registry, and go where it sends us.
+
+        ``blob_id`` is empty for what is no blob and whose redirect is not worth remembering.
+        """
         response = self._authorised(url, ask, blob_id)
         hops = 0
         while response.status in _REDIRECTS:
@@ -103,7 +105,8 @@ class Registry(HttpBackend):
             else:
                 response = self.routes.send_to(there, ask, {}, blob_id=blob_id)
             url = there
-        if url.origin != self.base.origin and ask.method == "GET" and response.status in _FINAL:
+        moved = blob_id and url.origin != self.base.origin
+        if moved and ask.method == "GET" and response.status in _FINAL:
             self._redirected[blob_id] = url, time.monotonic() + _CACHED_S
         return response
 

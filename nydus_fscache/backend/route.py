@@ -1,6 +1,6 @@
 """Which way a request takes: a mirror, a proxy, or straight to the origin.
 
-Mirrors are tried in their order, the origin last; each way that fails rests for
+Mirrors are tried in their order, the origin last (manifests come from it alone); each way that fails rests for
 a while, and a health check (``ping_url``) brings it back sooner.  What belongs to
 the origin (credentials, signatures) is never sent to a mirror: a request that
 may be mirrored carries none, and ``authorise`` adds them for the origin only.
@@ -162,7 +162,7 @@ class Routes:
         return Request(request.method, url, headers)
 
     def _usable_mirrors(self, blob_id: str) -> Iterator[_Mirror]:
-        if blob_id not in self._distrusted:
+        if blob_id and blob_id not in self._distrusted:
             yield from (m for m in self._mirrors if m.way.usable())
 
     def _try_mirror(self, mirror: _Mirror, url: Url, ask: Ask) -> PooledResponse | None:

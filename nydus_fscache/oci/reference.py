@@ -1,0 +1,60 @@
+"""Image references: ``HOST[:PORT]/REPO[:TAG][@DIGEST]``.  No I/O, no default registry."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from nydus_fscache.backend.registry import REPO
+from nydus_fscache.errors import UsageError
+
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?")
+_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+# the names under which people know Docker Hub, and the host that answers
+_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
+HUB_HOST = "registry-1.docker.io"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """``host`` is the one to ask; ``digest`` (sha256:hex) wins over ``tag``."""
+
+    host: str
+    repo: str
+    tag: str = ""
+    digest: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """``UsageError`` says which part is wrong."""
+        rest, at, digest = text.partition("@")
+        if at and not _DIGEST.fullmatch(digest):
+            raise _wrong(text, f"{digest!r} is no digest (sha256 and 64 hex digits)")
+        host, slash, path = rest.partition("/")
+        if not slash or not _HOST.fullmatch(host):
+            raise _wrong(text, "no registry host before the first /")
+        if not ("." in host or ":" in host or host == "localhost"):
+            raise _wrong(text, f"{host!r} is no registry host")
+        repo, colon, tag = path.partition(":")
+        if colon and not _TAG.fullmatch(tag):
+            raise _wrong(text, f"{tag!r} is no tag")
+        if not REPO.fullmatch(repo) or len(repo) > 255:
+            raise _wrong(text, f"{repo!r} is no repository (lower case)")
+        if host in _HUB:
+            host = HUB_HOST
+            repo = repo if "/" in repo else f"library/{repo}"
+        return cls(host, repo, tag or ("" if digest else "latest"), digest)
+
+    @property
+    def manifest(self) -> str:
+        """What a registry is asked for: digest or tag."""
+        return self.digest or self.tag
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{self.host}/{self.repo}{tag}" + (f"@{self.digest}" if self.digest else "")
+
+
+def _wrong(text: str, why: str) -> UsageError:
+    return UsageError(f"{text!r}: {why}", hint="HOST[:PORT]/REPO[:TAG][@sha256:…]")
