@@ -1,5 +1,9 @@
 """The system calls that this project makes, in one place, by ctypes (which releases the GIL).
 
+Guarantees: what the kernel refuses is a ``KernelRefused``, ``NotPrivileged`` or
+``MountpointError`` that carries the kernel's own words where it has some, and no
+descriptor is left behind.  Must not decide anything: policy is the callers'.
+
 Constants are named as in the kernel's headers; Debian 12's lack the newer ones.
 Comments say what a wrong guess would do.
 """
@@ -12,12 +16,22 @@ import errno
 import fcntl
 import os
 import resource
+import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from nydus_fscache.errors import KernelRefused, MountpointError, NotPrivileged
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.fanotify_mark.argtypes = (
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_uint64,  # by default ctypes would pass an int, which cuts the upper half of the mask
+    ctypes.c_int,
+    ctypes.c_char_p,
+)
 
 # fanotify.h
 FAN_CLOEXEC = 0x1
@@ -34,7 +48,6 @@ FAN_PRE_ACCESS = 0x00100000
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 MOUNT_ATTR_RDONLY = 0x1
-MOUNT_ATTR_NODEV = 0x4
 FSOPEN_CLOEXEC = 0x1
 FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
@@ -43,9 +56,14 @@ FSMOUNT_CLOEXEC = 0x1
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
 AT_FDCWD = -100
 
-# x86-64 and aarch64 have the same numbers for these (asm-generic)
+# capability.h
+CAP_SYS_ADMIN = 21
+
+# The same numbers on x86-64 and all of asm-generic, since 5.2 and 5.1.
+_SYS_IO_URING_SETUP = 425
 _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 429, 430, 431, 432
 
+_IO_URING_PARAMS_SIZE = 120
 _MESSAGE_MAX = 8192
 
 # magic.h, for names in messages
@@ -61,16 +79,24 @@ _FS_NAMES = {
     0xE0F5E1E2: "erofs",
     0x858458F6: "ramfs",
     0xF2F52010: "f2fs",
+    0x9FA0: "proc",
+    0x62656572: "sysfs",
 }
 
 
-def _raise_errno(what: str, hint: str | None = None) -> None:
-    code = ctypes.get_errno()
-    if code == errno.EPERM:
+def _syscall(number: int, *args: int | bytes | None) -> int:
+    """Every integer as a long: a variadic call leaves the upper half of an int undefined."""
+    typed = [ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a) for a in args]
+    return int(_libc.syscall(ctypes.c_long(number), *typed))
+
+
+def _refuse(what: str, code: int, reason: str = "", hint: str | None = None) -> NoReturn:
+    if code in (errno.EPERM, errno.EACCES):
         raise NotPrivileged(
-            f"{what}: not permitted", hint="it takes root in the initial user namespace"
+            f"{what}: {os.strerror(code)}",
+            hint="it takes root (CAP_SYS_ADMIN) in the initial user namespace",
         )
-    raise KernelRefused(f"{what}: {os.strerror(code)}", hint=hint)
+    raise KernelRefused(f"{what}: {reason or os.strerror(code)}", hint=hint)
 
 
 # -- fanotify --------------------------------------------------------------------------------------
@@ -79,8 +105,9 @@ def _raise_errno(what: str, hint: str | None = None) -> None:
 def pre_content_group() -> int:
     """A group for pre-content events: non-blocking, with no limit of queue and marks.
 
-    Event descriptors are read-only: we fill through our own, and an O_RDWR one
-    could not be opened for a file that is executed, which denies the access.
+    When its last descriptor is closed, the kernel lets all waiting readers through
+    to the holes.  Event descriptors are read-only: we fill through our own, and an
+    O_RDWR one could not be opened for a file that is executed, which denies the access.
     """
     flags = (
         FAN_CLASS_PRE_CONTENT
@@ -91,87 +118,125 @@ def pre_content_group() -> int:
     )
     fd = _libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | os.O_LARGEFILE)
     if fd < 0:
-        _raise_errno("fanotify_init", "needs CONFIG_FANOTIFY_ACCESS_PERMISSIONS")
+        code = ctypes.get_errno()
+        hint = "it needs a kernel with CONFIG_FANOTIFY_ACCESS_PERMISSIONS"
+        if code == errno.EMFILE:
+            hint = "raise sysctl fs.fanotify.max_user_groups, or the limit of open files"
+        _refuse("fanotify_init", code, hint=hint)
     return int(fd)
 
 
 def _mark(group: int, flags: int, fd: int) -> int:
-    # By /proc/self/fd: the inode that we hold open, whatever its name is now.
+    """0, or an errno.  By /proc/self/fd: the inode that we hold open, whatever its name is now."""
     path = f"/proc/self/fd/{fd}".encode()
-    return int(_libc.fanotify_mark(group, flags, ctypes.c_uint64(FAN_PRE_ACCESS), AT_FDCWD, path))
+    rc = _libc.fanotify_mark(group, flags, FAN_PRE_ACCESS, AT_FDCWD, path)
+    return ctypes.get_errno() if rc < 0 else 0
 
 
 def mark_add(group: int, fd: int) -> None:
-    """Have reads of the file announced; only files opened after this are covered."""
-    if _mark(group, FAN_MARK_ADD, fd) < 0:
-        code = ctypes.get_errno()
-        if code == errno.EINVAL:
-            raise KernelRefused(
-                "this kernel has no pre-content events", hint="Linux 6.14 or later has them"
-            )
-        if code == errno.EOPNOTSUPP:
-            name = fs_name(Path(f"/proc/self/fd/{fd}"))
-            raise KernelRefused(
-                f"{name} gives no pre-content events", hint="put --root on ext4, xfs or btrfs"
-            )
-        _raise_errno("fanotify_mark")
+    """Have reads of the file announced.
+
+    Only what is opened after this is covered: EROFS opens its devices inside the
+    mount, so a mark that comes later than that is accepted, and gives no event ever.
+    """
+    code = _mark(group, FAN_MARK_ADD, fd)
+    if code == errno.EINVAL:
+        raise KernelRefused(
+            "this kernel has no pre-content events", hint="Linux 6.14 or later has them"
+        )
+    if code == errno.EOPNOTSUPP:
+        name = fs_name(Path(f"/proc/self/fd/{fd}"))
+        raise KernelRefused(
+            f"{name} gives no pre-content events", hint="put --root on ext4, xfs or btrfs"
+        )
+    if code:
+        _refuse("fanotify_mark", code)
 
 
 def mark_remove(group: int, fd: int) -> None:
     """The file is read without asking from now on; a mark that is gone already is no error."""
-    if _mark(group, FAN_MARK_REMOVE, fd) < 0 and ctypes.get_errno() != errno.ENOENT:
-        _raise_errno("fanotify_mark (remove)")
+    code = _mark(group, FAN_MARK_REMOVE, fd)
+    if code not in (0, errno.ENOENT):
+        _refuse("fanotify_mark (remove)", code)
 
 
 # -- mounts ----------------------------------------------------------------------------------------
 
 
+def _fsopen_erofs() -> int:
+    fs = _syscall(_SYS_FSOPEN, b"erofs", FSOPEN_CLOEXEC)  # loads the module where there is one
+    if fs < 0:
+        _refuse("fsopen(erofs)", ctypes.get_errno(), hint="the kernel needs EROFS: modprobe erofs")
+    return fs
+
+
 def _fsconfig(fs: int, command: int, key: str | None, value: str | None) -> int:
-    return int(
-        _libc.syscall(
-            _SYS_FSCONFIG,
-            fs,
-            command,
-            key.encode() if key is not None else None,
-            value.encode() if value is not None else None,
-            0,
-        )
+    """0, or an errno."""
+    rc = _syscall(
+        _SYS_FSCONFIG,
+        fs,
+        command,
+        key.encode() if key is not None else None,
+        value.encode() if value is not None else None,
+        0,
     )
+    return ctypes.get_errno() if rc < 0 else 0
 
 
 def _messages(fs: int) -> str:
     """What the kernel wrote to the file system context: its own reasons."""
     lines = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # ENODATA: no more
         while message := os.read(fs, _MESSAGE_MAX):
-            lines.append(message.decode("utf-8", "replace").strip()[2:])
+            lines.append(message.decode("utf-8", "replace").strip()[2:])  # "e ", "w " or "i "
     return "; ".join(lines)
+
+
+def has_erofs() -> bool:
+    """Is the driver there?  Loads the module if it has to."""
+    try:
+        os.close(_fsopen_erofs())
+    except NotPrivileged:
+        return "\terofs\n" in Path("/proc/filesystems").read_text()
+    except KernelRefused:
+        return False
+    return True
+
+
+def erofs_has_option(key: str) -> bool:
+    """Does the driver act on a mount option?
+
+    An option that was configured out is no error by itself: the kernel only says
+    "not supported" and ignores it, so its messages are what counts.
+    """
+    fs = _fsopen_erofs()
+    try:
+        return _fsconfig(fs, FSCONFIG_SET_STRING, key, "probe") == 0 and not _messages(fs)
+    finally:
+        os.close(fs)
 
 
 def create_erofs(options: list[tuple[str, str]]) -> int:
     """A detached, read-only EROFS mount (descriptor); nothing is attached to the tree."""
-    fs = _libc.syscall(_SYS_FSOPEN, b"erofs", FSOPEN_CLOEXEC)
-    if fs < 0:
-        _raise_errno("fsopen(erofs)", "load the module (modprobe erofs), or build it in")
+    fs = _fsopen_erofs()
     try:
         for key, value in options:
-            if _fsconfig(fs, FSCONFIG_SET_STRING, key, value) < 0:
-                code = os.strerror(ctypes.get_errno())
-                raise KernelRefused(f"erofs refuses {key}={value}: {_messages(fs) or code}")
+            code = _fsconfig(fs, FSCONFIG_SET_STRING, key, value)
+            if code:
+                _refuse(f"erofs refuses {key}={value}", code, _messages(fs))
         _fsconfig(fs, FSCONFIG_SET_FLAG, "ro", None)
-        if _fsconfig(fs, FSCONFIG_CMD_CREATE, None, None) < 0:
-            code = ctypes.get_errno()
-            reason = _messages(fs) or os.strerror(code)
-            raise KernelRefused(
-                f"erofs cannot mount this image: {reason}",
-                hint="see the kernel's log (dmesg) and nydus-fscache doctor",
+        code = _fsconfig(fs, FSCONFIG_CMD_CREATE, None, None)
+        if code:
+            _refuse(
+                "erofs cannot mount this image",
+                code,
+                _messages(fs),
+                "see the kernel's log (dmesg) and nydus-fscache doctor",
             )
-        mount = _libc.syscall(
-            _SYS_FSMOUNT, fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY
-        )
+        mount = _syscall(_SYS_FSMOUNT, fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY)
         if mount < 0:
-            _raise_errno("fsmount")
-        return int(mount)
+            _refuse("fsmount", ctypes.get_errno())
+        return mount
     finally:
         os.close(fs)
 
@@ -179,12 +244,10 @@ def create_erofs(options: list[tuple[str, str]]) -> int:
 def attach(mount: int, target: Path) -> None:
     """Put a detached mount at ``target``."""
     flags = MOVE_MOUNT_F_EMPTY_PATH
-    path = os.fsencode(target)
-    if _libc.syscall(_SYS_MOVE_MOUNT, mount, b"", AT_FDCWD, path, flags) < 0:
+    if _syscall(_SYS_MOVE_MOUNT, mount, b"", AT_FDCWD, os.fsencode(target), flags) < 0:
         code = ctypes.get_errno()
-        raise MountpointError(
-            f"cannot mount at {target}: {os.strerror(code)}", hint="is it a directory of yours?"
-        )
+        hint = f"mkdir {target}" if code == errno.ENOENT else "name an empty directory"
+        raise MountpointError(f"cannot mount at {target}: {os.strerror(code)}", hint=hint)
 
 
 def mount_erofs(source_fd: int, device_fds: list[int], target: Path) -> None:
@@ -193,7 +256,7 @@ def mount_erofs(source_fd: int, device_fds: list[int], target: Path) -> None:
     Files are named by /proc/self/fd/N: no races over names, no commas, and each
     value is short (fsconfig takes 255 bytes).  ``device_fds`` in the order of the
     device table, all of them: without device= the kernel would take the slot's
-    tag for a path.
+    tag for a path, relative to our working directory.
     """
     options = [("source", f"/proc/self/fd/{source_fd}")]
     options += [("device", f"/proc/self/fd/{fd}") for fd in device_fds]
@@ -221,8 +284,12 @@ def umount(target: Path, *, lazy: bool = False) -> None:
     flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)
     if _libc.umount2(os.fsencode(target), flags) < 0:
         code = ctypes.get_errno()
-        hint = "see who uses it: fuser -vm" if code == errno.EBUSY else "see nydus-fscache status"
-        raise MountpointError(f"cannot unmount {target}: {os.strerror(code)}", hint=hint)
+        reason, hint = os.strerror(code), "see nydus-fscache status"
+        if code == errno.EBUSY:
+            reason, hint = "it is in use", f"see who uses it: fuser -vm {target}"
+        elif code == errno.EINVAL:
+            reason = "nothing is mounted there"
+        raise MountpointError(f"cannot unmount {target}: {reason}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,11 +302,12 @@ class MountInfo:
 
 
 def mounts(fstype: str | None = None) -> list[MountInfo]:
-    """All mounts of this namespace, or those of one file system type."""
+    """All mounts of this namespace, or those of one file system type; lower ones first."""
     found = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         before, _, after = line.partition(b" - ")
         fields = before.split(b" ")
+        # the kernel escapes blanks and backslashes as \ooo
         point = os.fsdecode(fields[4].decode("unicode_escape").encode("latin-1"))
         info = MountInfo(point, after.split(b" ")[0].decode(), fields[2].decode())
         if fstype is None or info.fstype == fstype:
@@ -248,7 +316,7 @@ def mounts(fstype: str | None = None) -> list[MountInfo]:
 
 
 def find_mount(target: Path) -> MountInfo | None:
-    """What is mounted exactly at ``target``; the topmost."""
+    """What is mounted exactly at ``target`` (absolute, resolved); the topmost."""
     found = [m for m in mounts() if m.mountpoint == str(target)]
     return found[-1] if found else None
 
@@ -257,7 +325,7 @@ def find_mount(target: Path) -> MountInfo | None:
 
 
 class _Statfs(ctypes.Structure):
-    _fields_ = [("f_type", ctypes.c_long), ("rest", ctypes.c_byte * 248)]
+    _fields_ = (("f_type", ctypes.c_long), ("rest", ctypes.c_byte * 248))
 
 
 def fs_name(path: Path) -> str:
@@ -288,6 +356,9 @@ def try_write_lease(path: Path) -> bool:
     except FileNotFoundError:
         return True
     try:
+        # Whoever opens the file while we have the lease makes the kernel signal us:
+        # by default SIGIO, which would end the process.  SIGURG is ignored by default.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except BlockingIOError:
@@ -297,12 +368,36 @@ def try_write_lease(path: Path) -> bool:
     return True
 
 
+def is_admin() -> bool:
+    """CAP_SYS_ADMIN in the initial user namespace: what mounts and pre-content events take.
+
+    Root of a container's user namespace has the bit, but not for these.
+    """
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("\nCapEff:")[2].split(maxsplit=1)[0], 16)
+    initial = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+    return initial and bool(effective >> CAP_SYS_ADMIN & 1)
+
+
+def has_io_uring() -> bool:
+    """May this process make a ring?  Sysctl and seccomp both answer here, and only here."""
+    params = ctypes.create_string_buffer(_IO_URING_PARAMS_SIZE)
+    ring = int(_libc.syscall(ctypes.c_long(_SYS_IO_URING_SETUP), ctypes.c_long(1), params))
+    if ring < 0:
+        return False
+    os.close(ring)
+    return True
+
+
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def raise_nofile_limit() -> int:
-    """Soft limit up to the hard one: an unanswered event holds a descriptor."""
+    """Soft limit up to the hard one: an unanswered event holds a descriptor.
+
+    At the limit the kernel denies the accesses that it could not hand out.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
