@@ -1,0 +1,56 @@
+"""Fixtures of the backends' tests: a blob, a deadline, backends that are closed."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # servers, rangeserver
+
+from nydus_fscache.backend.base import Backend
+from nydus_fscache.backend.make import make_backend
+
+Make = Callable[..., Backend]
+
+
+@pytest.fixture(scope="session")
+def data() -> bytes:
+    return random.Random(1).randbytes(1 << 20)
+
+
+@pytest.fixture(scope="session")
+def blob_id(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def blobs(tmp_path: Path, data: bytes, blob_id: str) -> Path:
+    directory = tmp_path / "blobs"
+    directory.mkdir()
+    (directory / blob_id).write_bytes(data)
+    return directory
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """``make("registry", host=…)``"""
+    made: list[Backend] = []
+
+    def make(kind: str, **options: Any) -> Backend:
+        made.append(make_backend({"type": kind, kind: options}))
+        return made[-1]
+
+    yield make
+    for backend in made:
+        backend.close()
+
+
+def soon(seconds: float = 10.0) -> float:
+    return time.monotonic() + seconds
