@@ -21,6 +21,15 @@ def add_root(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_bootstrap(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bootstrap",
+        metavar="BOOTSTRAP",
+        type=Path,
+        help="a bootstrap, or a blob that has one inside",
+    )
+
+
 def require_root(what: str) -> None:
     if os.geteuid() != 0:
         raise NotPrivileged(

@@ -1,6 +1,8 @@
 """The frame of the command line: finds the command, prints errors, sets the exit code.
 
-Only the chosen command's module is imported; ``--help`` imports them all.
+Guarantees: an error is one line that says what failed and one line that says what
+to do (with ``--json``, one JSON object), both on standard error; the exit code is
+the error's.  Only the chosen command's module is imported; ``--help`` imports them all.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import nydus_fscache
-from nydus_fscache.errors import FscacheError
+from nydus_fscache.errors import FscacheError, UsageError
 
 COMMANDS = (
     "mount",
@@ -29,18 +31,29 @@ COMMANDS = (
     "stat",
 )
 
+PROG = "nydus-fscache"
 EXIT_INTERRUPTED = 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Words that make no sense are an error like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"see {self.prog} --help")
+
+
 def parser_for(commands: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nydus-fscache",
+    """The parser of these commands (``COMMANDS`` for manual and completions)."""
+    parser = _Parser(
+        prog=PROG,
         description="Container images loaded lazily inside the Linux kernel.",
         epilog="Exit codes: 0 done, 1 other error, 2 usage, 3 bad image, 4 backend, 5 kernel,\n"
-        "6 mountpoint, 7 not root, 8 cache directory, 9 daemon.",
+        "6 mountpoint, 7 not root, 8 cache directory, 9 daemon, 130 interrupted.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=nydus_fscache.__version__)
+    parser.add_argument(
+        "--version", action="version", version=f"{PROG} {nydus_fscache.__version__}"
+    )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in commands:
         import_module(f"nydus_fscache.cli.{name}").register(subparsers)
@@ -49,20 +62,44 @@ def parser_for(commands: Sequence[str]) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    commands = [words[0]] if words and words[0] in COMMANDS else COMMANDS
-    args = parser_for(commands).parse_args(words)
-    module: Any = import_module(f"nydus_fscache.cli.{args.command}")
     try:
-        code = int(module.run(args))
+        code = _run(words)
         sys.stdout.flush()
         return code
     except FscacheError as e:
-        print(f"nydus-fscache: error: {e}", file=sys.stderr)
-        print(f"hint: {e.hint or 'see nydus-fscache ' + args.command + ' --help'}", file=sys.stderr)
-        return e.exit_code
+        return _report(e, as_json="--json" in words)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # the reader of our output has gone: no trace of ours in its way
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
+        # The reader of our output has gone, as `head` does: silence, here and when
+        # the interpreter flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FscacheError.exit_code
+    except OSError as e:
+        where = f"{e.filename}: " if e.filename else ""
+        return _report(FscacheError(f"{where}{e.strerror}"), as_json="--json" in words)
+
+
+def _run(words: Sequence[str]) -> int:
+    commands = [words[0]] if words and words[0] in COMMANDS else COMMANDS
+    args = parser_for(commands).parse_args(words)
+    module: Any = import_module(f"nydus_fscache.cli.{args.command}")
+    return int(module.run(args))
+
+
+def _report(error: FscacheError, *, as_json: bool) -> int:
+    if as_json:
+        import json  # noqa: PLC0415 - start-up time
+
+        document = {
+            "error": str(error),
+            "hint": error.hint,
+            "kind": type(error).__name__,
+            "exit_code": error.exit_code,
+        }
+        print(json.dumps(document), file=sys.stderr)
+    else:
+        print(f"{PROG}: error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+    return error.exit_code

@@ -1,4 +1,4 @@
-"""How sizes and tables are printed."""
+"""How sizes, tables and names out of images are printed."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def printable(name: bytes) -> str:
+    """A name from an image, for a terminal: what could steer it is escaped, unambiguously."""
+    text = name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
