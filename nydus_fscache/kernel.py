@@ -192,6 +192,30 @@ def _messages(fs: int) -> str:
     return "; ".join(lines)
 
 
+def _open_log() -> int:
+    """The kernel's log from now on; -1 where it may not be read (a container)."""
+    try:
+        log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.lseek(log, 0, os.SEEK_END)
+    except OSError:
+        return -1
+    return log
+
+
+def _logged(log: int) -> str:
+    """What EROFS logged since: most of its reasons go there and not to the context.
+
+    Another mount that fails in the same moment may be in it too.
+    """
+    lines = []
+    with contextlib.suppress(OSError):  # EAGAIN: no more; EPIPE: overrun, by a flood
+        while record := os.read(log, _MESSAGE_MAX).decode("utf-8", "replace"):
+            text = record.partition(";")[2].partition("\n")[0]
+            if text.startswith("erofs"):
+                lines.append(text.partition(": ")[2] or text)
+    return "; ".join(lines)
+
+
 def has_erofs() -> bool:
     """Is the driver there?  Loads the module if it has to."""
     try:
@@ -225,20 +249,31 @@ def create_erofs(options: list[tuple[str, str]]) -> int:
             if code:
                 _refuse(f"erofs refuses {key}={value}", code, _messages(fs))
         _fsconfig(fs, FSCONFIG_SET_FLAG, "ro", None)
-        code = _fsconfig(fs, FSCONFIG_CMD_CREATE, None, None)
-        if code:
-            _refuse(
-                "erofs cannot mount this image",
-                code,
-                _messages(fs),
-                "see the kernel's log (dmesg) and nydus-fscache doctor",
-            )
+        _create_superblock(fs)
         mount = _syscall(_SYS_FSMOUNT, fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY)
         if mount < 0:
             _refuse("fsmount", ctypes.get_errno())
         return mount
     finally:
         os.close(fs)
+
+
+def _create_superblock(fs: int) -> None:
+    log = _open_log()
+    try:
+        code = _fsconfig(fs, FSCONFIG_CMD_CREATE, None, None)
+        if code:
+            reasons = [text for text in (_messages(fs), _logged(log)) if text]
+            reasons.append(os.strerror(code))
+            _refuse(
+                "erofs cannot mount this image",
+                code,
+                ": ".join(reasons),
+                "see the kernel's log (dmesg) and nydus-fscache doctor",
+            )
+    finally:
+        if log >= 0:
+            os.close(log)
 
 
 def attach(mount: int, target: Path) -> None:
