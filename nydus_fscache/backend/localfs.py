@@ -12,7 +12,9 @@ from nydus_fscache.backend.options import Options
 from nydus_fscache.errors import BackendError, UsageError
 
 
-class _FileRange:
+class FileRange:
+    """Owns ``fd``.  Offsets are those of the file."""
+
     def __init__(self, fd: int, blob_id: str, off: int, length: int) -> None:
         self._fd = fd
         self._blob_id = blob_id
@@ -99,7 +101,7 @@ class LocalFs(Backend):
     ) -> RangeStream:
         if time.monotonic() > deadline:
             raise BackendError(f"blob {blob_id}: not in time", retryable=True)
-        return _FileRange(self._open(blob_id), blob_id, off, length)
+        return FileRange(self._open(blob_id), blob_id, off, length)
 
     def close(self) -> None:
         """Nothing is kept open."""

@@ -12,8 +12,12 @@ from nydus_fscache.errors import UsageError
 
 # type -> module and class; imported when used, since most daemons use one
 _BACKENDS = {
+    "http-proxy": ("http_proxy", "HttpProxy"),
+    "localdisk": ("localdisk", "LocalDisk"),
     "localfs": ("localfs", "LocalFs"),
+    "oss": ("oss", "Oss"),
     "registry": ("registry", "Registry"),
+    "s3": ("s3", "S3"),
 }
 
 

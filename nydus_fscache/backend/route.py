@@ -1,9 +1,10 @@
 """Which way a request takes: a mirror, a proxy, or straight to the origin.
 
-Mirrors are tried in their order, the origin last (manifests come from it alone); each way that fails rests for
-a while, and a health check (``ping_url``) brings it back sooner.  What belongs to
-the origin (credentials, signatures) is never sent to a mirror: a request that
-may be mirrored carries none, and ``authorise`` adds them for the origin only.
+Mirrors are tried in their order, the origin last (manifests come from it alone);
+each way that fails rests for a while, and a health check (``ping_url``) brings it
+back sooner.  What belongs to the origin (credentials, signatures) is never sent
+to a mirror: a request that may be mirrored carries none, and ``authorise`` adds
+them for the origin only.
 A way whose bytes turned out to be wrong is not used for that blob again.
 """
 

@@ -1,0 +1,43 @@
+"""``http-proxy``: a server that has blobs under a path, over TCP or a unix socket.
+
+Unlike the original, which always asks a unix socket for ``/``, the path and the
+blob id are part of the request there too: one socket can serve many blobs.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nydus_fscache.backend.http import HttpBackend
+from nydus_fscache.backend.options import Options, parse_url
+from nydus_fscache.backend.pool import PooledResponse
+from nydus_fscache.backend.route import Ask
+from nydus_fscache.backend.url import Url
+from nydus_fscache.errors import UsageError
+
+
+class HttpProxy(HttpBackend):
+    """Config: ``addr`` (http://…, https://…, or the absolute path of a socket), ``path``."""
+
+    name = "http-proxy"
+
+    def __init__(self, options: Options) -> None:
+        addr = options.text("addr")
+        path = "/" + options.text("path", "").strip("/")
+        super().__init__(options, scheme=False)
+        if addr.startswith(("http://", "https://")):
+            base = parse_url(addr, "http-proxy.addr")
+        elif addr.startswith("/") and os.path.exists(addr):
+            base = Url("unix", addr, 0, "/")
+        else:
+            raise UsageError(
+                f"http-proxy.addr is {addr!r}",
+                hint="http://host:port, https://host:port, or the path of a socket that exists",
+            )
+        self._base = base
+        self._folder = (base.target.rstrip("/") + path).rstrip("/") + "/"
+
+    def fetch(self, blob_id: str, ask: Ask) -> PooledResponse:
+        base = self._base
+        url = Url(base.scheme, base.host, base.port, self._folder + blob_id)
+        return self.routes.send(url, ask, authorise=lambda: self.own_headers, blob_id=blob_id)

@@ -1,0 +1,74 @@
+"""``oss``: objects of an Aliyun bucket, requests signed in their headers with HMAC-SHA1."""
+
+from __future__ import annotations
+
+import hmac
+from base64 import b64encode
+from collections.abc import Mapping
+from email.utils import formatdate
+from ipaddress import ip_address
+from urllib.parse import quote
+
+from nydus_fscache.backend.http import HttpBackend
+from nydus_fscache.backend.options import Options, parse_url
+from nydus_fscache.backend.pool import PooledResponse
+from nydus_fscache.backend.route import Ask
+from nydus_fscache.backend.url import Url
+
+
+def oss_signature(
+    secret: str, method: str, headers: Mapping[str, str], date: str, resource: str
+) -> str:
+    """Base64 of the signature.  ``resource`` is /bucket/object; ``date`` the Date header."""
+    lower = {name.lower(): value.strip() for name, value in headers.items()}
+    own = sorted(name for name in lower if name.startswith("x-oss-"))
+    lines = [method, lower.get("content-md5", ""), lower.get("content-type", ""), date]
+    lines += [f"{name}:{lower[name]}" for name in own]
+    text = "\n".join([*lines, resource])
+    return b64encode(hmac.digest(secret.encode(), text.encode(), "sha1")).decode()
+
+
+class Oss(HttpBackend):
+    """Config: ``endpoint``, ``bucket_name``; ``object_prefix``, ``access_key_id``,
+    ``access_key_secret``, and the common options."""
+
+    name = "oss"
+
+    def __init__(self, options: Options) -> None:
+        endpoint, self._bucket = options.text("endpoint"), options.text("bucket_name")
+        self._prefix = options.text("object_prefix", "")
+        self._key_id = options.text("access_key_id", "")
+        self._secret = options.text("access_key_secret", "")
+        super().__init__(options)
+        base = parse_url(f"{self.scheme}://{endpoint}", "oss.endpoint")
+        self._folder = "/"
+        if _is_address(base.host):  # an address has no subdomains
+            self._folder = f"/{quote(self._bucket, safe='')}/"
+        else:
+            base = parse_url(f"{self.scheme}://{self._bucket}.{endpoint}", "oss.bucket_name")
+        self._base = base
+
+    def fetch(self, blob_id: str, ask: Ask) -> PooledResponse:
+        base = self._base
+        name = self._prefix + blob_id
+        target = self._folder + quote(name, safe="/-_.~")
+        url = Url(base.scheme, base.host, base.port, target)
+
+        def authorise() -> dict[str, str]:
+            headers = self.own_headers
+            if not self._key_id:
+                return headers
+            date = formatdate(usegmt=True)
+            resource = f"/{self._bucket}/{name}"
+            signature = oss_signature(self._secret, ask.method, headers, date, resource)
+            return {**headers, "Date": date, "Authorization": f"OSS {self._key_id}:{signature}"}
+
+        return self.routes.send(url, ask, authorise=authorise, blob_id=blob_id)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,102 @@
+"""``s3``: objects of a bucket, requests signed with AWS Signature Version 4.
+
+Path style by default, as every S3 server speaks it; ``addressing`` "virtual" puts
+the bucket into the host.  Without keys, requests are not signed (public buckets).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+from nydus_fscache.backend.http import HttpBackend
+from nydus_fscache.backend.options import Options, parse_url
+from nydus_fscache.backend.pool import PooledResponse
+from nydus_fscache.backend.route import Ask
+from nydus_fscache.backend.url import Url
+from nydus_fscache.errors import UsageError
+
+_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+_DEFAULT_ENDPOINT = "s3.amazonaws.com"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What signs: ``region`` is part of the key."""
+
+    region: str
+    key_id: str
+    secret: str = field(repr=False)
+    session_token: str = field(default="", repr=False)
+
+
+def sign_v4(
+    method: str, url: Url, headers: Mapping[str, str], keys: Keys, now: datetime
+) -> dict[str, str]:
+    """The headers that authorise a request without body and query.
+
+    ``headers``: more headers to sign.  The path must be percent-encoded already.
+    """
+    stamp = now.strftime("%Y%m%dT%H%M%SZ")
+    added = {"x-amz-content-sha256": _EMPTY_SHA256, "x-amz-date": stamp}
+    if keys.session_token:
+        added["x-amz-security-token"] = keys.session_token
+    signed = {name.lower(): value.strip() for name, value in headers.items()}
+    signed |= {"host": url.authority, **added}
+    names = ";".join(sorted(signed))
+    lines = [f"{name}:{signed[name]}\n" for name in sorted(signed)]
+    canonical = "\n".join([method, url.target, "", "".join(lines), names, _EMPTY_SHA256])
+    scope = f"{stamp[:8]}/{keys.region}/s3/aws4_request"
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}"
+    key = b"AWS4" + keys.secret.encode()
+    for part in (*scope.split("/"), text):
+        key = hmac.digest(key, part.encode(), "sha256")
+    credential = f"Credential={keys.key_id}/{scope}"
+    authorization = f"AWS4-HMAC-SHA256 {credential},SignedHeaders={names},Signature={key.hex()}"
+    return {**added, "Authorization": authorization}
+
+
+class S3(HttpBackend):
+    """Config: ``region``, ``bucket_name``; ``endpoint``, ``object_prefix``, ``access_key_id``,
+    ``access_key_secret``, ``session_token``, ``addressing``, and the common options."""
+
+    name = "s3"
+
+    def __init__(self, options: Options) -> None:
+        region = options.text("region")
+        bucket = options.text("bucket_name")
+        endpoint = options.text("endpoint", "") or _DEFAULT_ENDPOINT
+        self._prefix = options.text("object_prefix", "")
+        key_id = options.text("access_key_id", "")
+        secret = options.text("access_key_secret", "")
+        self._keys = Keys(region, key_id, secret, options.text("session_token", ""))
+        addressing = options.text("addressing", "path")
+        if bool(key_id) != bool(secret):
+            raise UsageError("s3 needs both access_key_id and access_key_secret, or none")
+        if addressing not in ("path", "virtual") or not bucket:
+            raise UsageError("s3 has no such addressing", hint="addressing is path or virtual")
+        super().__init__(options)
+        virtual = addressing == "virtual"
+        host = f"{bucket}.{endpoint}" if virtual else endpoint
+        self._base = parse_url(f"{self.scheme}://{host}", "s3.endpoint")
+        self._folder = "/" if virtual else f"/{quote(bucket, safe='')}/"
+
+    def fetch(self, blob_id: str, ask: Ask) -> PooledResponse:
+        base = self._base
+        target = self._folder + quote(self._prefix + blob_id, safe="/-_.~")
+        url = Url(base.scheme, base.host, base.port, target)
+
+        def authorise() -> dict[str, str]:
+            if not self._keys.key_id:
+                return self.own_headers
+            ranged = {k: v for k, v in ask.headers.items() if k == "Range"}
+            now = datetime.now(UTC)
+            signature = sign_v4(ask.method, url, ranged, self._keys, now)
+            return {**self.own_headers, **signature}
+
+        return self.routes.send(url, ask, authorise=authorise, blob_id=blob_id)
