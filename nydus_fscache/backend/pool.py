@@ -14,6 +14,7 @@ import ssl
 import threading
 import time
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nydus_fscache.backend.url import Url
@@ -85,6 +86,8 @@ class PooledResponse:
         self.declared_length = response.declared_length
         self.readinto = response.readinto
         self.read = response.read
+        # told how the body went: "" when it came whole, else why not
+        self.report: Callable[[str], None] | None = None
 
     def close(self) -> None:
         if self._open:

@@ -44,7 +44,7 @@ class ResumingRange:
                     self._open()
                 count = self._receive(buf)
             except BackendError as e:
-                self.close()
+                self._finish_body(str(e))
                 self._patience.failed(e)
                 continue
             if count:
@@ -63,8 +63,13 @@ class ResumingRange:
             try:
                 self._open()
             except BackendError as e:
-                self.close()
+                self._finish_body(str(e))
                 self._patience.failed(e)
+
+    def _finish_body(self, why: str) -> None:
+        if self._body is not None and self._body.report is not None:
+            self._body.report(why)
+        self.close()
 
     def _receive(self, buf: memoryview) -> int:
         assert self._body is not None
@@ -78,7 +83,7 @@ class ResumingRange:
                 retryable=True,
             )
         if self._off + count == self._end == self._body_end:
-            self.close()  # the connection can serve others before the caller is done
+            self._finish_body("")  # the connection can serve others before the caller is done
         return count
 
     def _open(self) -> None:
@@ -130,10 +135,12 @@ class ResumingRange:
         return BackendError(
             f"{self._what}: {body.peer} sent {what}",
             hint="the server, or a proxy before it, does not handle ranges correctly",
+            retryable=body.report is not None,  # a mirror or proxy: the origin may do better
         )
 
     def _too_short(self, body: PooledResponse, size: int) -> BackendError:
         return BackendError(
             f"{self._what}: {size} bytes at {body.peer}, {self._end} are needed",
             hint="the blob was cut or is another one: upload it again",
+            retryable=body.report is not None,
         )

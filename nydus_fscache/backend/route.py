@@ -53,8 +53,12 @@ class _Way:
     def usable(self) -> bool:
         return time.monotonic() >= self.rests_until
 
-    def succeeded(self) -> None:
-        self.failures = 0
+    def report(self, why: str) -> None:
+        """How a body went that came this way: empty when it came whole."""
+        if why:
+            self.failed(why)
+        else:
+            self.failures = 0
 
     def failed(self, why: str) -> None:
         self.failures += 1
@@ -126,9 +130,9 @@ class Routes:
         proxy, way = self._proxy, self._proxy_way
         if proxy is None or way is None or (self._fallback and blob_id in self._distrusted):
             return self._pool.exchange(request, ask.clock)
-        if not way.usable():
-            if self._fallback:
-                return self._pool.exchange(request, ask.clock)
+        if not way.usable() and self._fallback:
+            return self._pool.exchange(request, ask.clock)
+        if not way.usable() and way.ping is not None:  # else only a request can tell
             raise BackendError(
                 f"{way.name} does not work", hint="or set proxy.fallback", retryable=True
             )
@@ -141,7 +145,7 @@ class Routes:
         else:
             refused = response.headers.get("x-dragonfly-error-type") == "proxy"
             if response.status < 500 and not refused:
-                way.succeeded()
+                response.report = way.report
                 return response
             way.failed(f"it answers {response.status}")
             if not self._fallback:
@@ -180,7 +184,7 @@ class Routes:
             mirror.way.failed(str(e))
             return None
         if response.status in _GOOD:
-            mirror.way.succeeded()
+            response.report = mirror.way.report
             return response
         if response.status != 404:  # a mirror need not have everything
             mirror.way.failed(f"it answers {response.status}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # servers, rangeserver
 
+from backend_kit import Make
+
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.backend.make import make_backend
-
-Make = Callable[..., Backend]
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +49,3 @@ def make() -> Iterator[Make]:
     yield make
     for backend in made:
         backend.close()
-
-
-def soon(seconds: float = 10.0) -> float:
-    return time.monotonic() + seconds

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from conftest import Make, soon
+from backend_kit import Make, soon
 
 from nydus_fscache.backend.gpt import BASIC_DATA
 from nydus_fscache.errors import BackendError, UsageError

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Make, soon
+from backend_kit import Make, soon
 from rangeserver import Fault, RangeServer
 from servers import AUTH, Pusher, TokenServer, docker_registry, htpasswd_auth
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from conftest import Make, soon
+from backend_kit import Make, soon
 from rangeserver import RangeServer, _Handler
 from servers import free_port, wait_for_port
 

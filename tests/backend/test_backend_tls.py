@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import Make, soon
+from backend_kit import Make, soon
 from rangeserver import Fault, RangeServer
 
 from nydus_fscache.errors import BackendError
