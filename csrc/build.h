@@ -1,0 +1,33 @@
+/*
+ * The builder's inner loop: read, digest and compress many pieces of files in
+ * one call, over several threads.  Also the cffi declaration of
+ * rafs_v6._build.  No dedup and no layout here: the caller decides between the
+ * two calls what is to be stored.
+ */
+
+/* One chunk to be.  The caller fills the first part, rafs_build_read the second. */
+struct rafs_piece {
+	int32_t fd;
+	uint32_t len;		/* 1..RAFS_MAX_CHUNK_SIZE */
+	uint64_t off;		/* bytes, in fd */
+	uint64_t at;		/* bytes, in the input arena */
+	uint32_t store;		/* 0: a copy of an earlier chunk, leave it out */
+
+	int32_t error;		/* 0, or a negative errno; -ENODATA: fd ended too soon */
+	uint32_t crc32c;
+	uint32_t clen;		/* bytes stored; equal to len when raw */
+	uint8_t digest[32];
+};
+
+/* Read pieces into arena and digest them.  0, or the first error. */
+int rafs_build_read(struct rafs_piece *pieces, uint32_t n, uint8_t *arena, size_t arena_len,
+		    uint32_t digester, uint32_t threads);
+
+/*
+ * Compress the pieces with store set and pack them back to back, in order, at
+ * the start of out, which is as large as arena.  A piece that does not shrink
+ * is stored raw.  Returns the bytes in out, or a negative errno.
+ */
+int64_t rafs_build_store(struct rafs_piece *pieces, uint32_t n, const uint8_t *arena,
+			 uint8_t *out, size_t arena_len, uint32_t compressor, int level,
+			 uint32_t threads);

@@ -1,0 +1,140 @@
+"""The file of a native blob: chunk data, CCT, digests, bootstrap, TOC (sheet 2.2, 2.8, 2.9).
+
+The file has a temporary name until ``publish``; on any error nothing is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rafs_v6._codec import ffi, lib
+from rafs_v6.erofs import (
+    CCT_HEADER_SIZE,
+    CCT_MAGIC,
+    CctHeader,
+    ChunkRecord,
+    Compressor,
+    TocEntry,
+    TocFlags,
+)
+
+TAR_HEADER = 512
+_OCTAL_MAX = 8 << 30
+_LEVEL = 3
+
+
+def tar_header(name: bytes, size: int) -> bytes:
+    """The header that follows a part of a blob: only name, size, time, type and checksum."""
+    out = bytearray(TAR_HEADER)
+    out[: len(name)] = name
+    if size < _OCTAL_MAX:
+        out[124:136] = b"%011o\0" % size
+    else:
+        out[124:136] = b"\x80" + size.to_bytes(11, "big")
+    out[136:148] = b"0" * 11 + b"\0"
+    out[156:157] = b"0"
+    out[257:265] = b"ustar  \0"
+    out[148:156] = b" " * 8
+    out[148:156] = b"%07o\0" % sum(out)
+    return bytes(out)
+
+
+def shrink(compressor: Compressor, data: bytes) -> tuple[Compressor, bytes]:
+    """``data`` compressed, or as they are when that does not make them smaller."""
+    if compressor is Compressor.NONE:
+        return compressor, data
+    room = lib.rafs_compress_bound(compressor, len(data))
+    out = ffi.new("uint8_t[]", room)
+    size = lib.rafs_compress(compressor, _LEVEL, data, len(data), out, room)
+    if size <= 0 or size >= len(data):
+        return Compressor.NONE, data
+    return compressor, bytes(ffi.buffer(out, size))
+
+
+def pack_cct(records: Sequence[ChunkRecord]) -> bytes:
+    """Chunk records of version 1 (sheet 2.4)."""
+    out = bytearray()
+    for c in records:
+        out += struct.pack(
+            "<2Q",
+            c.uncompressed_offset | _size_bits(c.uncompressed_size, 8),
+            c.compressed_offset | _size_bits(c.compressed_size, 40),
+        )
+    return bytes(out)
+
+
+def _size_bits(size: int, high_at: int) -> int:
+    size -= 1
+    return (size & 0xFFFFF) << 44 | (size >> 20) << high_at
+
+
+def cct_header(  # noqa: PLR0917 - the fields of the structure, in its order
+    features: int, compressor: Compressor, count: int, offset: int, stored: int, plain: int
+) -> bytes:
+    head = CctHeader(CCT_MAGIC, features, compressor, count, offset, stored, plain, 0, 0, 0).pack()
+    return head + bytes(CCT_HEADER_SIZE - len(head) - 4) + struct.pack("<I", CCT_MAGIC)
+
+
+def toc_entry(  # noqa: PLR0917 - likewise
+    name: bytes, digest: bytes, offset: int, stored: int, plain: int, flag: int
+) -> bytes:
+    return TocEntry(flag, 0, name.ljust(16, b"\0"), digest, offset, stored, plain, bytes(48)).pack()
+
+
+def toc_flag(compressor: Compressor) -> int:
+    return {
+        Compressor.NONE: TocFlags.RAW,
+        Compressor.ZSTD: TocFlags.ZSTD,
+        Compressor.LZ4_BLOCK: TocFlags.LZ4_BLOCK,
+    }[compressor]
+
+
+class BlobFile:
+    """Appends to a temporary file in ``directory`` and hashes what counts for the blob id."""
+
+    def __init__(self, directory: Path) -> None:
+        fd, name = tempfile.mkstemp(prefix=".nydus-image-", dir=directory)
+        self._file = os.fdopen(fd, "wb")
+        self._name: Path | None = Path(name)
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes | memoryview, *, hashed: bool = True) -> None:
+        self._file.write(data)
+        self.size += len(data)
+        if hashed:
+            self._hash.update(data)
+
+    def digest(self) -> bytes:
+        """sha256 of what was hashed so far."""
+        return self._hash.copy().digest()
+
+    def publish(self, path: Path) -> None:
+        assert self._name is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        os.fchmod(self._file.fileno(), 0o644)
+        self._file.close()
+        self._name.replace(path)
+        self._name = None
+
+    def discard(self) -> None:
+        """Remove the temporary file, unless it was published."""
+        if self._name is not None:
+            name, self._name = self._name, None
+            name.unlink(missing_ok=True)
+            self._file.close()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    out = BlobFile(path.parent)
+    try:
+        out.write(data, hashed=False)
+        out.publish(path)
+    finally:
+        out.discard()

@@ -1,0 +1,127 @@
+"""A tree, its blobs and its chunks become the bytes of a bootstrap (sheet 1.1 - 1.5, 1.17)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rafs_v6.build.errors import BuildError
+from rafs_v6.build.layout import Layout
+from rafs_v6.build.tree import Node
+from rafs_v6.erofs import (
+    CHUNK_RECORD_SIZE,
+    DEVICE_SLOTS_OFFSET,
+    EROFS_BLOCK,
+    EROFS_SUPER_MAGIC_V1,
+    EROFS_SUPER_OFFSET,
+    MAX_BLOBS,
+    RAFS_DEVT_SLOTOFF,
+    RAFS_V6_COMPAT,
+    RAFS_V6_INCOMPAT,
+    BlobFeatures,
+    BlobRecord,
+    ChunkRecord,
+    Compressor,
+    DeviceSlot,
+    Digester,
+    ExtSuperBlock,
+    SuperBlock,
+    SuperFlags,
+    round_up,
+)
+
+_MAPPED_ALIGN = 0x80000  # lets boot and flat blobs be one device (sheet 1.4)
+_COMPRESSION_FLAG = {
+    Compressor.NONE: SuperFlags.COMPRESSION_NONE,
+    Compressor.LZ4_BLOCK: SuperFlags.COMPRESSION_LZ4,
+    Compressor.GZIP: SuperFlags.COMPRESSION_GZIP,
+    Compressor.ZSTD: SuperFlags.COMPRESSION_ZSTD,
+}
+_HASH_FLAG = {Digester.BLAKE3: SuperFlags.HASH_BLAKE3, Digester.SHA256: SuperFlags.HASH_SHA256}
+
+
+@dataclass(frozen=True, slots=True)
+class BlobEntry:
+    """A blob of the image: the name that ``Chunk.blob`` uses, its record, its chunk records."""
+
+    name: str
+    record: BlobRecord
+    chunks: Sequence[ChunkRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the extended superblock says of the whole file system."""
+
+    chunk_size: int
+    compressor: Compressor
+    digester: Digester
+    explicit_uid_gid: bool = True
+
+
+def write_bootstrap(root: Node, blobs: Sequence[BlobEntry], defaults: Defaults) -> bytes:
+    """The whole bootstrap; blob indexes in ``blobs`` are set here."""
+    if len(blobs) > MAX_BLOBS:
+        raise BuildError(f"{len(blobs)} blobs; a bootstrap holds at most {MAX_BLOBS}")
+    layout = Layout(root)
+    table_off = round_up(DEVICE_SLOTS_OFFSET + DeviceSlot.SIZE * len(blobs), EROFS_BLOCK)
+    meta_addr = round_up(table_off + BlobRecord.SIZE * len(blobs), EROFS_BLOCK) if blobs else 0
+    region = layout.render(
+        meta_addr, defaults.chunk_size, {blob.name: i for i, blob in enumerate(blobs)}
+    )
+    chunk_table = _chunk_table(blobs)
+    chunk_table_off = meta_addr + len(region)
+    size = round_up(chunk_table_off + len(chunk_table), EROFS_BLOCK)
+
+    out = bytearray(size)
+    out[EROFS_SUPER_OFFSET : EROFS_SUPER_OFFSET + SuperBlock.SIZE] = SuperBlock(
+        EROFS_SUPER_MAGIC_V1, 0, RAFS_V6_COMPAT, 12, 0, layout.nid(root), layout.inos, 0, 0,
+        sum(b.record.uncompressed_size // EROFS_BLOCK for b in blobs) & 0xFFFFFFFF,
+        meta_addr // EROFS_BLOCK, 0, bytes(16), bytes(16), RAFS_V6_INCOMPAT, 0, len(blobs),
+        RAFS_DEVT_SLOTOFF, bytes(38),
+    ).pack()  # fmt: skip
+    ext_off = EROFS_SUPER_OFFSET + SuperBlock.SIZE
+    out[ext_off : ext_off + ExtSuperBlock.SIZE] = ExtSuperBlock(
+        _flags(blobs, defaults, layout.has_xattr), table_off, BlobRecord.SIZE * len(blobs),
+        defaults.chunk_size, chunk_table_off, len(chunk_table), 0, 0, 0, bytes(200),
+    ).pack()  # fmt: skip
+    position = size
+    for i, blob in enumerate(blobs):
+        record = blob.record
+        blocks = record.uncompressed_size // EROFS_BLOCK
+        mapped = round_up(position, _MAPPED_ALIGN) // EROFS_BLOCK
+        position = (mapped + blocks) * EROFS_BLOCK
+        if mapped >= 1 << 32:
+            raise BuildError("the image's data do not fit in 2^32 blocks")
+        slot = DeviceSlot(record.blob_id, blocks, mapped, bytes(56)).pack()
+        slot_off = DEVICE_SLOTS_OFFSET + DeviceSlot.SIZE * i
+        out[slot_off : slot_off + len(slot)] = slot
+        record_off = table_off + BlobRecord.SIZE * i
+        packed = replace(record, blob_index=i).pack()
+        out[record_off : record_off + len(packed)] = packed
+    if meta_addr == 0:
+        # Without blobs the region begins at 0 and its empty block holds the superblocks.
+        region[:EROFS_BLOCK] = out[:EROFS_BLOCK]
+    out[meta_addr : meta_addr + len(region)] = region
+    out[chunk_table_off : chunk_table_off + len(chunk_table)] = chunk_table
+    return bytes(out)
+
+
+def _flags(blobs: Sequence[BlobEntry], defaults: Defaults, has_xattr: bool) -> SuperFlags:
+    flags = _COMPRESSION_FLAG[defaults.compressor] | _HASH_FLAG[defaults.digester]
+    flags |= SuperFlags.ENCRYPTION_NONE
+    if defaults.explicit_uid_gid:
+        flags |= SuperFlags.EXPLICIT_UID_GID
+    if has_xattr:
+        flags |= SuperFlags.HAS_XATTR
+    if all(b.record.features & BlobFeatures.INLINED_CHUNK_DIGEST for b in blobs):
+        flags |= SuperFlags.INLINED_CHUNK_DIGEST
+    return flags
+
+
+def _chunk_table(blobs: Sequence[BlobEntry]) -> bytes:
+    keyed = {(c.digest, i): c for i, blob in enumerate(blobs) for c in blob.chunks}
+    table = b"".join(replace(c, blob_index=i).pack() for (_, i), c in sorted(
+        keyed.items(), key=lambda item: item[0]))
+    assert len(table) == CHUNK_RECORD_SIZE * len(keyed)
+    return table

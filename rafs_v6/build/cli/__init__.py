@@ -1,0 +1,31 @@
+"""The command ``nydus-image``: options, JSON and exit codes like the original's (interface 7.2).
+
+Only this package prints.  Exit codes: 0 done, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rafs_v6.build.cli import check, create, merge
+from rafs_v6.errors import RafsError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="nydus-image", description="Build, merge and check RAFS v6 images."
+    )
+    parser.add_argument("-L", "--log-file", help="accepted for the original's callers")
+    parser.add_argument("-l", "--log-level", default="info", help="accepted likewise")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (create, merge, check):
+        module.add_parser(commands)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (RafsError, OSError) as error:
+        print(f"nydus-image {args.command}: {error}", file=sys.stderr)
+        return 1
+    return 0

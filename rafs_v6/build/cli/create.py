@@ -1,0 +1,71 @@
+"""``nydus-image create``: an image out of a directory, a tar or a tar.gz."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from rafs_v6.build.chunks import ChunkOptions
+from rafs_v6.build.cli.output import add_common, report
+from rafs_v6.build.create import CreateOptions, create_from_directory, create_from_tar
+from rafs_v6.build.errors import BuildError
+from rafs_v6.erofs import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, Compressor, Digester
+
+_COMPRESSORS = {c.name.lower(): c for c in (Compressor.NONE, Compressor.LZ4_BLOCK, Compressor.ZSTD)}
+_DIGESTERS = {d.name.lower(): d for d in Digester}
+_TAR_TYPES = ("tar-rafs", "targz-rafs", "estargz-rafs")
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("create", help="build an image from a directory or a tar")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="- for standard input (tars)")
+    parser.add_argument(
+        "-t", "--type", "--source-type", default="dir-rafs",
+        choices=("dir-rafs", "directory", *_TAR_TYPES),
+    )  # fmt: skip
+    parser.add_argument("-B", "--bootstrap", type=Path, metavar="FILE")
+    parser.add_argument("-D", "--blob-dir", type=Path, metavar="DIR")
+    parser.add_argument("-b", "--blob", type=Path, metavar="FILE")
+    parser.add_argument("--blob-inline-meta", "--inline-bootstrap", action="store_true")
+    parser.add_argument("--blob-id")
+    parser.add_argument("--chunk-size", type=_chunk_size, default=0x100000, metavar="BYTES")
+    parser.add_argument("--compressor", choices=sorted(_COMPRESSORS), default="zstd")
+    parser.add_argument("--compression-level", type=int, default=3, help="for zstd, 1 to 19")
+    parser.add_argument("--digester", choices=sorted(_DIGESTERS), default="blake3")
+    parser.add_argument("-v", "--fs-version", choices=("6",), default="6")
+    parser.add_argument("--features", choices=("blob-toc",))
+    parser.add_argument("--repeatable", action="store_true")
+    # One layer alone: whiteouts stay entries, for merge to apply, whatever the spec.
+    parser.add_argument("--whiteout-spec", choices=("oci", "overlayfs", "none"), default="oci")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    if not args.blob_inline_meta and args.bootstrap is None:
+        raise BuildError("give --bootstrap FILE, or --blob-inline-meta to keep it in the blob")
+    if not 1 <= args.compression_level <= 19:
+        raise BuildError("--compression-level goes from 1 to 19")
+    options = CreateOptions(
+        ChunkOptions(
+            _COMPRESSORS[args.compressor], _DIGESTERS[args.digester], args.chunk_size,
+            args.compression_level, max(1, args.threads),
+        ),
+        args.bootstrap, args.blob, args.blob_dir, args.blob_inline_meta,
+        args.features == "blob-toc", args.blob_id, args.repeatable,
+    )  # fmt: skip
+    source = Path("/dev/stdin") if str(args.source) == "-" else args.source
+    build = create_from_tar if args.type in _TAR_TYPES else create_from_directory
+    blobs = build(source, options)
+    report(
+        args.output_json, bootstrap=args.bootstrap, blobs=blobs, compressor=args.compressor
+    )
+
+
+def _chunk_size(text: str) -> int:
+    size = int(text, 0)
+    if not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE or size & (size - 1):
+        raise argparse.ArgumentTypeError("a power of two from 0x1000 to 0x1000000")
+    return size

@@ -1,0 +1,38 @@
+"""``nydus-image merge``: one bootstrap out of those of the layers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rafs_v6.build.cli.output import add_common, report
+from rafs_v6.build.merge import LayerNames, merge
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("merge", help="merge layers, lowest first, into one image")
+    parser.add_argument("source", type=Path, nargs="+", metavar="SOURCE")
+    parser.add_argument("-B", "--bootstrap", type=Path, required=True, metavar="FILE")
+    for option in ("--blob-digests", "--original-blob-ids", "--blob-toc-digests"):
+        parser.add_argument(option, type=_words, default=(), metavar="A,B,...")
+    for option in ("--blob-sizes", "--blob-toc-sizes"):
+        parser.add_argument(option, type=_numbers, default=(), metavar="N,M,...")
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    names = LayerNames(
+        args.blob_digests, args.original_blob_ids, args.blob_sizes, args.blob_toc_digests,
+        args.blob_toc_sizes,
+    )  # fmt: skip
+    blobs = merge(args.source, names, args.bootstrap)
+    report(args.output_json, bootstrap=args.bootstrap, blobs=blobs, compressor="")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in _words(text))

@@ -1,0 +1,44 @@
+"""Options that commands share, and the JSON that nydus-snapshotter and nydusify read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rafs_v6.build.blobfile import write_atomically
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-J", "--output-json", type=Path, metavar="FILE")
+    # Snapshotter passes both log options behind the sub-command, where clap takes them too.
+    parser.add_argument("-L", "--log-file", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    parser.add_argument("-l", "--log-level", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+
+
+def report(
+    target: Path | None, *, bootstrap: Path | None, blobs: Sequence[str], compressor: str
+) -> None:
+    """Print what was made; write the JSON when asked to."""
+    print(f"bootstrap: {bootstrap or '(inside the blob)'}")
+    for blob in blobs:
+        print(f"blob: {blob}")
+    if target is None:
+        return
+    try:
+        ours = version("nydus-fscache")
+    except PackageNotFoundError:
+        ours = "unknown"
+    document = {
+        "version": ours,
+        "bootstrap": str(bootstrap or ""),
+        "blobs": list(blobs),
+        "external_bootstrap": "",
+        "external_blobs": [],
+        "trace": {},
+        "fs_version": "6",
+        "compressor": compressor,
+    }
+    write_atomically(target, json.dumps(document, indent=2).encode() + b"\n")

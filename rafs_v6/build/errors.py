@@ -1,0 +1,13 @@
+"""What can go wrong while building, apart from what is wrong with an image (``ImageError``)."""
+
+from __future__ import annotations
+
+from rafs_v6.errors import RafsError
+
+
+class BuildError(RafsError):
+    """The source or the options do not make an image; the message says why."""
+
+
+class SourceError(BuildError, ValueError):
+    """The source is damaged or hostile; the message names the entry."""

@@ -1,0 +1,258 @@
+"""Directories and tars as trees.  File data are not read here, only found (``Extent``).
+
+A tar is hostile: names that leave the root, links to what is not there, a header
+that does not parse and data that are not there are refused.  What cannot be
+sought in (gzip, a pipe, GNU sparse members) goes to unnamed temporary files first.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import zlib
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import IO, cast
+
+from rafs_v6.build.errors import SourceError
+from rafs_v6.build.tree import Extent, Node, check_name, check_node
+
+_BLOCK = 512
+_COPY = 1 << 20
+_XATTR_PAX = "SCHILY.xattr."
+_TYPES = {
+    tarfile.REGTYPE: stat.S_IFREG,
+    tarfile.AREGTYPE: stat.S_IFREG,
+    tarfile.CONTTYPE: stat.S_IFREG,
+    tarfile.GNUTYPE_SPARSE: stat.S_IFREG,
+    tarfile.DIRTYPE: stat.S_IFDIR,
+    tarfile.SYMTYPE: stat.S_IFLNK,
+    tarfile.CHRTYPE: stat.S_IFCHR,
+    tarfile.BLKTYPE: stat.S_IFBLK,
+    tarfile.FIFOTYPE: stat.S_IFIFO,
+}
+
+
+def read_directory(path: Path) -> Node:
+    """The tree below ``path``; names of one inode become one node."""
+    top = os.fsencode(path)
+    if not stat.S_ISDIR(os.stat(top).st_mode):
+        raise SourceError(f"{path}: not a directory")
+    seen: dict[tuple[int, int], Node] = {}
+    root = _from_stat(top)
+    # The time of a source's top directory is that of the copy, not of the image (sheet 1.13).
+    root.mtime = root.mtime_nsec = 0
+    pending = [(top, root)]
+    while pending:
+        where, node = pending.pop()
+        for entry in os.scandir(where):
+            check_name(entry.name, where)
+            st = entry.stat(follow_symlinks=False)
+            key = (st.st_dev, st.st_ino)
+            child = seen.get(key) if stat.S_ISREG(st.st_mode) else None
+            if child is None:
+                child = _from_stat(entry.path)
+                if child.is_reg and st.st_nlink > 1:
+                    seen[key] = child
+            node.children[entry.name] = child
+            if child.is_dir:
+                pending.append((entry.path, child))
+    return root
+
+
+def _from_stat(path: bytes) -> Node:
+    st = os.lstat(path)
+    seconds, nsec = divmod(st.st_mtime_ns, 10**9)
+    node = Node(st.st_mode, st.st_uid, st.st_gid, seconds, nsec, rdev=st.st_rdev)
+    if node.is_symlink:
+        node.target = os.readlink(path)
+    elif node.is_reg:
+        node.size = st.st_size
+        node.extent = Extent(-1, 0, path)
+    # System attributes of the file system's own (NFS, SMB ACLs) have no place in the format.
+    for key in os.listxattr(path, follow_symlinks=False):
+        name = os.fsencode(key)
+        if not name.startswith(b"system.") or b"posix_acl" in name:
+            node.xattrs[name] = os.getxattr(path, key, follow_symlinks=False)
+    check_node(node, path)
+    return node
+
+
+def spool(source: IO[bytes]) -> IO[bytes]:
+    """``source``, inflated if it is gzip, in a file that can be sought in; the caller closes it."""
+    head = source.read(2)
+    whole = tempfile.TemporaryFile()  # noqa: SIM115 - the caller owns it
+    try:
+        joined = _Joined(head, source)
+        if head == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=cast(IO[bytes], joined), mode="rb") as plain:
+                shutil.copyfileobj(plain, whole, _COPY)
+        else:
+            shutil.copyfileobj(joined, whole, _COPY)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        whole.close()
+        raise SourceError(f"the gzip stream is damaged or cut short: {error}") from error
+    except BaseException:
+        whole.close()
+        raise
+    whole.seek(0)
+    return whole
+
+
+class _Joined:
+    """A stream of which the first bytes were read already; pipes cannot seek back."""
+
+    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
+        self._head, self._rest = head, rest
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._head:
+            return self._rest.read(size)
+        head, self._head = self._head, b""
+        if size < 0:
+            return head + self._rest.read()
+        self._head = head[size:]
+        return head[:size]
+
+
+class TarSource:
+    """The tree of a tar.  Keeps the files that its extents point into: close it last."""
+
+    def __init__(self, tar: IO[bytes]) -> None:
+        self._tar = tar
+        self._sparse: IO[bytes] | None = None
+        self._size = os.fstat(tar.fileno()).st_size
+        self.root = Node(stat.S_IFDIR | 0o755)
+        try:
+            self._read()
+        except (tarfile.TarError, EOFError, UnicodeError) as error:
+            raise SourceError(f"the tar does not parse: {error}") from error
+
+    def close(self) -> None:
+        self._tar.close()
+        if self._sparse is not None:
+            self._sparse.close()
+
+    def _read(self) -> None:
+        end = 0
+        with tarfile.open(
+            fileobj=self._tar, mode="r:", encoding="utf-8", errors="surrogateescape"
+        ) as tar:
+            for info in tar:
+                self._entry(info)
+                tar.members.clear()  # type: ignore[attr-defined] # or all headers stay in memory
+                end = tar.offset
+        # tarfile takes a header that does not parse for the end of the archive.
+        if any(os.pread(self._tar.fileno(), _BLOCK, end)):
+            raise SourceError(f"the tar does not parse: no header at byte {end}")
+
+    def _entry(self, info: tarfile.TarInfo) -> None:
+        name = info.name.encode("utf-8", "surrogateescape")
+        parts = _parts(name)
+        if info.islnk():
+            node = self._find(_parts(info.linkname.encode("utf-8", "surrogateescape")))
+            if node is None or node.is_dir:
+                raise SourceError(f"{name!r}: a hard link to {info.linkname!r}, which is no file")
+            self._add(parts, node, name)
+            return
+        kind = _TYPES.get(info.type)
+        if kind is None:
+            raise SourceError(f"{name!r}: a tar entry of type {info.type!r}")
+        seconds, nsec = _mtime(info, name)
+        node = Node(kind | stat.S_IMODE(info.mode), info.uid, info.gid, seconds, nsec)
+        for key, value in info.pax_headers.items():
+            if key.startswith(_XATTR_PAX):
+                xattr = key[len(_XATTR_PAX) :].encode("utf-8", "surrogateescape")
+                node.xattrs[xattr] = value.encode("utf-8", "surrogateescape")
+        if kind == stat.S_IFLNK:
+            node.target = info.linkname.encode("utf-8", "surrogateescape")
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            if not (0 <= info.devmajor < 1 << 12 and 0 <= info.devminor < 1 << 20):
+                raise SourceError(f"{name!r}: device {info.devmajor}:{info.devminor}")
+            node.rdev = os.makedev(info.devmajor, info.devminor)
+        elif kind == stat.S_IFREG:
+            node.size = info.size
+            node.extent = self._extent(info, name)
+        check_node(node, name)
+        self._add(parts, node, name)
+
+    def _extent(self, info: tarfile.TarInfo, name: bytes) -> Extent:
+        # The stubs call it an int; it is what tarfile read from the header or the PAX record.
+        pieces = cast("list[tuple[int, int]] | None", info.sparse)
+        if pieces is None:
+            if info.offset_data + info.size > self._size:
+                raise SourceError(f"{name!r}: the tar ends inside its data")
+            return Extent(self._tar.fileno(), info.offset_data)
+        if self._sparse is None:
+            self._sparse = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        fd = self._sparse.fileno()
+        start, source = os.fstat(fd).st_size, info.offset_data
+        os.ftruncate(fd, start + info.size)
+        for at, length in pieces:
+            if at < 0 or length < 0 or at + length > info.size:
+                raise SourceError(f"{name!r}: a sparse piece lies outside the file")
+            for done in range(0, length, _COPY):
+                want = min(_COPY, length - done)
+                data = os.pread(self._tar.fileno(), want, source + done)
+                if len(data) != want:
+                    raise SourceError(f"{name!r}: the tar ends inside its data")
+                os.pwrite(fd, data, start + at + done)
+            source += length
+        return Extent(fd, start)
+
+    def _find(self, parts: list[bytes]) -> Node | None:
+        node: Node | None = self.root
+        for part in parts:
+            node = node.children.get(part) if node is not None else None
+        return node
+
+    def _add(self, parts: list[bytes], node: Node, name: bytes) -> None:
+        if not parts:
+            if not node.is_dir:
+                raise SourceError(f"{name!r}: the root is no directory")
+            node.children, self.root = self.root.children, node
+            return
+        at = self.root
+        for part in parts[:-1]:
+            below = at.children.get(part)
+            if below is None:
+                below = at.children[part] = Node(stat.S_IFDIR | 0o755)
+            if not below.is_dir:
+                raise SourceError(f"{name!r}: {part!r} is not a directory")
+            at = below
+        old = at.children.get(parts[-1])
+        if old is not None and old.is_dir and node.is_dir:
+            node.children = old.children
+        at.children[parts[-1]] = node
+
+
+def _parts(name: bytes) -> list[bytes]:
+    if name.startswith(b"/"):
+        raise SourceError(f"{name!r}: an absolute path")
+    parts = [p for p in name.split(b"/") if p not in (b"", b".")]
+    if b".." in parts:
+        raise SourceError(f"{name!r}: leaves the root")
+    for part in parts:
+        check_name(part, name)
+    return parts
+
+
+def _mtime(info: tarfile.TarInfo, name: bytes) -> tuple[int, int]:
+    """tarfile makes a float of a PAX time, which has not bits enough for nanoseconds."""
+    text = info.pax_headers.get("mtime")
+    if text is None:
+        return int(info.mtime), 0
+    try:
+        exact = Decimal(text)
+        # Compared before it becomes an int, which 1e999999 would make a huge one.
+        if not abs(exact) < 1 << 63:
+            raise SourceError(f"{name!r}: modification time {text!r} does not fit")
+        return divmod(int(exact * 10**9), 10**9)
+    except (InvalidOperation, ValueError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{name!r}: modification time {text!r}") from error
