@@ -14,8 +14,9 @@ from abc import abstractmethod
 
 from nydus_fscache import __version__
 from nydus_fscache.backend.base import Backend, RangeStream, is_safe_name
+from nydus_fscache.backend.dial import Tls
 from nydus_fscache.backend.options import Options
-from nydus_fscache.backend.pool import Pool, PooledResponse, Tls
+from nydus_fscache.backend.pool import Pool, PooledResponse
 from nydus_fscache.backend.ranges import ResumingRange
 from nydus_fscache.backend.retry import RETRIES, Patience, StatusError
 from nydus_fscache.backend.route import Ask, Routes

@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from nydus_fscache.backend.dial import ForwardProxy
 from nydus_fscache.backend.options import Options, parse_url
-from nydus_fscache.backend.pool import ForwardProxy, Pool, PooledResponse
+from nydus_fscache.backend.pool import Pool, PooledResponse
 from nydus_fscache.backend.url import Url
 from nydus_fscache.backend.wire import Clock, Request
 from nydus_fscache.errors import BackendError, UsageError
