@@ -11,6 +11,7 @@ import struct
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from rafs_v6._codec import ffi, lib
 from rafs_v6.erofs import (
@@ -109,6 +110,11 @@ class BlobFile:
         self.size += len(data)
         if hashed:
             self._hash.update(data)
+
+    @property
+    def raw(self) -> IO[bytes]:
+        """The file itself, for writers that neither count nor hash."""
+        return self._file
 
     def digest(self) -> bytes:
         """sha256 of what was hashed so far."""

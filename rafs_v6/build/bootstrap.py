@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -59,13 +60,22 @@ class Defaults:
     explicit_uid_gid: bool = True
 
 
-def write_bootstrap(root: Node, blobs: Sequence[BlobEntry], defaults: Defaults) -> bytes:
-    """The whole bootstrap; blob indexes in ``blobs`` are set here."""
+def write_bootstrap(
+    root: Node, blobs: Sequence[BlobEntry], defaults: Defaults, prefetch: Sequence[Node] = ()
+) -> bytes:
+    """The whole bootstrap; blob indexes in ``blobs`` are set here.
+
+    ``prefetch``: nodes of the tree for the prefetch table (sheet 1.16), in order.
+    """
     if len(blobs) > MAX_BLOBS:
         raise BuildError(f"{len(blobs)} blobs; a bootstrap holds at most {MAX_BLOBS}")
     layout = Layout(root)
     table_off = round_up(DEVICE_SLOTS_OFFSET + DeviceSlot.SIZE * len(blobs), EROFS_BLOCK)
-    meta_addr = round_up(table_off + BlobRecord.SIZE * len(blobs), EROFS_BLOCK) if blobs else 0
+    prefetch_off = table_off + BlobRecord.SIZE * len(blobs)
+    prefetch_table = b"".join(
+        struct.pack("<I", layout.nid(node)) for node in (prefetch if blobs else ())
+    )
+    meta_addr = round_up(prefetch_off + len(prefetch_table), EROFS_BLOCK) if blobs else 0
     region = layout.render(
         meta_addr, defaults.chunk_size, {blob.name: i for i, blob in enumerate(blobs)}
     )
@@ -83,7 +93,8 @@ def write_bootstrap(root: Node, blobs: Sequence[BlobEntry], defaults: Defaults) 
     ext_off = EROFS_SUPER_OFFSET + SuperBlock.SIZE
     out[ext_off : ext_off + ExtSuperBlock.SIZE] = ExtSuperBlock(
         _flags(blobs, defaults, layout.has_xattr), table_off, BlobRecord.SIZE * len(blobs),
-        defaults.chunk_size, chunk_table_off, len(chunk_table), 0, 0, 0, bytes(200),
+        defaults.chunk_size, chunk_table_off, len(chunk_table),
+        prefetch_off if prefetch_table else 0, len(prefetch_table), 0, bytes(200),
     ).pack()  # fmt: skip
     position = size
     for i, blob in enumerate(blobs):
@@ -103,6 +114,8 @@ def write_bootstrap(root: Node, blobs: Sequence[BlobEntry], defaults: Defaults) 
         # Without blobs the region begins at 0 and its empty block holds the superblocks.
         region[:EROFS_BLOCK] = out[:EROFS_BLOCK]
     out[meta_addr : meta_addr + len(region)] = region
+    if prefetch_table:
+        out[prefetch_off : prefetch_off + len(prefetch_table)] = prefetch_table
     out[chunk_table_off : chunk_table_off + len(chunk_table)] = chunk_table
     return bytes(out)
 

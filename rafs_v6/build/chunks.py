@@ -8,8 +8,9 @@ same bytes however many threads work.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from rafs_v6._build import ffi, lib
 from rafs_v6.build.errors import BuildError
@@ -158,9 +159,12 @@ class _Batch:
 
 
 def store_chunks(
-    root: Node, blob: str, options: ChunkOptions, write: Callable[[memoryview], None]
-) -> StoredChunks:
+    root: Node, blob: str, options: ChunkOptions, write: Callable[[memoryview], None],
+    first: Sequence[Node] = (),
+) -> StoredChunks:  # fmt: skip
     """Cut all regular files below ``root`` and hand the stored bytes to ``write``.
+
+    The files of ``first``, nodes to prefetch, come before all others.
 
     Raises ``BuildError`` when a file shrinks meanwhile, ``OSError`` of opening and writing.
     """
@@ -168,7 +172,8 @@ def store_chunks(
     batch = _Batch(options, out, write)
     seen: set[int] = set()
     try:
-        for path, node in traverse(root):
+        early = chain.from_iterable(traverse(node) for node in first)
+        for path, node in chain(early, traverse(root)):
             if node.is_reg and node.size and id(node) not in seen:
                 seen.add(id(node))
                 batch.add(node, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from rafs_v6.build.blobfile import (
 from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.build.chunks import ChunkOptions, StoredChunks, store_chunks
 from rafs_v6.build.errors import BuildError
+from rafs_v6.build.prefetch import prefetch_nodes
 from rafs_v6.build.sources import TarSource, read_directory, spool
 from rafs_v6.build.tree import Node, traverse
 from rafs_v6.erofs import (
@@ -37,7 +39,10 @@ _ID_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class CreateOptions:
-    """``blob`` or ``blob_dir`` says where the blob goes; ``bootstrap`` is None when inline."""
+    """``blob`` or ``blob_dir`` says where the blob goes; ``bootstrap`` is None when inline.
+
+    ``prefetch``: absolute paths whose data come first; ``prefetch_table``: also tell the reader.
+    """
 
     chunks: ChunkOptions
     bootstrap: Path | None
@@ -47,6 +52,8 @@ class CreateOptions:
     toc: bool = False
     blob_id: str | None = None
     repeatable: bool = False
+    prefetch: Sequence[bytes] = ()
+    prefetch_table: bool = False
 
 
 def create_from_directory(source: Path, options: CreateOptions) -> list[str]:
@@ -82,7 +89,8 @@ def create(root: Node, options: CreateOptions) -> list[str]:
     )  # fmt: skip
     out = BlobFile(where)
     try:
-        stored = store_chunks(root, _OWN, options.chunks, out.write)
+        first = prefetch_nodes(root, options.prefetch)
+        stored = store_chunks(root, _OWN, options.chunks, out.write, first)
         if not stored.records and not options.inline_meta:
             boot, ids = write_bootstrap(root, (), defaults), []
         else:
@@ -144,7 +152,8 @@ def _finish(
     def bootstrap(final: BlobRecord) -> bytes:
         # Inline meta without a chunk: upstream's readers refuse a device of no blocks.
         blobs = (BlobEntry(_OWN, final, stored.records),) if count else ()
-        return write_bootstrap(root, blobs, defaults)
+        first = prefetch_nodes(root, options.prefetch) if options.prefetch_table else ()
+        return write_bootstrap(root, blobs, defaults, first)
 
     if options.inline_meta:
         boot = bootstrap(record)

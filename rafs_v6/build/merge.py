@@ -12,6 +12,7 @@ from rafs_v6.build.blobfile import write_atomically
 from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.overlay import WhiteoutSpec, apply_layer
+from rafs_v6.build.prefetch import prefetch_nodes
 from rafs_v6.build.tree import Chunk, Node, traverse
 from rafs_v6.erofs import (
     CHUNK_RECORD_SIZE,
@@ -45,7 +46,9 @@ class _Layer:
     defaults: Defaults
 
 
-def merge(sources: Sequence[Path], names: LayerNames, target: Path) -> list[str]:
+def merge(
+    sources: Sequence[Path], names: LayerNames, target: Path, prefetch: Sequence[bytes] = ()
+) -> list[str]:
     """Merge layers, lowest first, into ``target``; the ids of the blobs that are still used."""
     for values in (
         names.blob_digests, names.original_blob_ids, names.blob_sizes, names.toc_digests,
@@ -83,7 +86,8 @@ def merge(sources: Sequence[Path], names: LayerNames, target: Path) -> list[str]
     for _, node in traverse(root):
         for chunk in node.chunks:
             used.setdefault(chunk.blob, blobs[chunk.blob])
-    write_atomically(target, write_bootstrap(root, list(used.values()), defaults))
+    first = prefetch_nodes(root, prefetch)
+    write_atomically(target, write_bootstrap(root, list(used.values()), defaults, first))
     return list(used)
 
 

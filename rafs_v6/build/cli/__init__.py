@@ -9,18 +9,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rafs_v6.build.cli import check, create, merge
+from rafs_v6.build.cli import check, create, inspect, merge, unpack
 from rafs_v6.errors import RafsError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="nydus-image", description="Build, merge and check RAFS v6 images."
+        prog="nydus-image", description="Build, merge, check and unpack RAFS v6 images."
     )
     parser.add_argument("-L", "--log-file", help="accepted for the original's callers")
     parser.add_argument("-l", "--log-level", default="info", help="accepted likewise")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (create, merge, check):
+    for module in (create, merge, check, inspect, unpack):
         module.add_parser(commands)
     args = parser.parse_args(argv)
     try:

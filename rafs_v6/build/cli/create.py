@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from rafs_v6.build.chunks import ChunkOptions
-from rafs_v6.build.cli.output import add_common, report
+from rafs_v6.build.cli.output import add_common, add_prefetch, read_prefetch, report
 from rafs_v6.build.create import CreateOptions, create_from_directory, create_from_tar
 from rafs_v6.build.errors import BuildError
 from rafs_v6.erofs import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, Compressor, Digester
@@ -39,6 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     # One layer alone: whiteouts stay entries, for merge to apply, whatever the spec.
     parser.add_argument("--whiteout-spec", choices=("oci", "overlayfs", "none"), default="oci")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    add_prefetch(parser)
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -46,6 +47,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> None:
     if not args.blob_inline_meta and args.bootstrap is None:
         raise BuildError("give --bootstrap FILE, or --blob-inline-meta to keep it in the blob")
+    if str(args.source) == "-" and args.prefetch_policy != "none":
+        raise BuildError("standard input is either the source or the list of --prefetch-policy")
     if not 1 <= args.compression_level <= 19:
         raise BuildError("--compression-level goes from 1 to 19")
     options = CreateOptions(
@@ -55,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
         ),
         args.bootstrap, args.blob, args.blob_dir, args.blob_inline_meta,
         args.features == "blob-toc", args.blob_id, args.repeatable,
+        read_prefetch(args), args.prefetch_policy == "fs",
     )  # fmt: skip
     source = Path("/dev/stdin") if str(args.source) == "-" else args.source
     build = create_from_tar if args.type in _TAR_TYPES else create_from_directory

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rafs_v6.build.blobfile import write_atomically
+
+_PREFETCH_MAX = 16 << 20
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +19,20 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     # Snapshotter passes both log options behind the sub-command, where clap takes them too.
     parser.add_argument("-L", "--log-file", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     parser.add_argument("-l", "--log-level", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+
+
+def add_prefetch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prefetch-policy", choices=("fs", "blob", "none"), default="none",
+        help="paths from standard input, one a line: their data come first in the blob (blob),"
+        " and are named in the image's prefetch table (fs)",
+    )  # fmt: skip
+
+
+def read_prefetch(args: argparse.Namespace) -> list[bytes]:
+    if args.prefetch_policy == "none":
+        return []
+    return [line.strip() for line in sys.stdin.buffer.read(_PREFETCH_MAX).splitlines()]
 
 
 def report(

@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Wall time, CPU and peak memory of `nydus-image create` beside other builders.
+
+usage: build.py [MB...]     default: 60 400
+
+Each tool packs the same tree of mixed files (a quarter incompressible;
+many small ones, some large) once to warm the page cache and once for the
+record.  What is not installed is left out, and said so.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CREATE = "import sys; from rafs_v6.build.cli import main; sys.exit(main())"
+
+
+def make_tree(root: Path, megabytes: int) -> int:
+    """A deterministic tree; bytes in it."""
+    rng = random.Random(megabytes)
+    words = [rng.randbytes(rng.randint(2, 9)).hex().encode() for _ in range(4000)]
+    total = 0
+    for i in range(10**6):
+        if total >= megabytes << 20:
+            return total
+        size = rng.choice((900, 3000, 9000, 40000, 200000, 3 << 20))
+        text = i % 4 != 0
+        data = b" ".join(rng.choices(words, k=size // 11 + 1)) if text else rng.randbytes(size)
+        directory = root / f"d{i % 97}"
+        directory.mkdir(exist_ok=True)
+        (directory / f"f{i}").write_bytes(data)
+        total += len(data)
+    return total
+
+
+def measure(argv: list[str], out: Path) -> tuple[float, float, int]:
+    """(wall seconds, CPU seconds, peak KiB) of the second of two runs."""
+    for _ in range(2):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        start = time.monotonic()
+        pid = os.posix_spawnp(
+            argv[0], argv, os.environ,
+            file_actions=[(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)],
+        )  # fmt: skip
+        _, status, usage = os.wait4(pid, 0)
+        wall = time.monotonic() - start
+        if status:
+            raise SystemExit(f"{argv[0]} failed: {status}")
+    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss
+
+
+def main() -> None:
+    sizes = [int(a) for a in sys.argv[1:]] or [60, 400]
+    for megabytes in sizes:
+        with tempfile.TemporaryDirectory() as work:
+            tree, out = Path(work, "tree"), Path(work, "out")
+            tree.mkdir()
+            total = make_tree(tree, megabytes)
+            rafs = ["create", "-t", "dir-rafs", "-B", f"{out}/boot", "-D", str(out), str(tree)]
+            tools = {
+                "ours": [sys.executable, "-c", CREATE, *rafs],
+                "nydus-image (upstream)": ["nydus-image-upstream", *rafs],
+                "mkfs.erofs -zlz4": ["mkfs.erofs", "-zlz4", f"{out}/image", str(tree)],
+                "tar | zstd -3 -T2": [
+                    "sh", "-c", f"tar -C {tree} -c . | zstd -q -3 -T2 -o {out}/tar.zst",
+                ],
+            }  # fmt: skip
+            print(f"{total >> 20} MB of input")
+            for name, argv in tools.items():
+                binary = "zstd" if argv[0] == "sh" else argv[0]
+                if shutil.which(binary) is None:
+                    print(f"  {name:24} not installed")
+                    continue
+                wall, cpu, peak = measure(argv, out)
+                stored = sum(p.stat().st_size for p in out.iterdir())
+                print(
+                    f"  {name:24} {wall:6.2f} s  {total / wall / 1e6:6.0f} MB/s  cpu {cpu:6.2f} s"
+                    f"  peak {peak >> 10:4} MiB  stored {stored >> 20} MB"
+                )
+
+
+if __name__ == "__main__":
+    main()

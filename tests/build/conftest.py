@@ -1,0 +1,24 @@
+"""The golden images lie beside the checkout; what needs them says so when they are missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    root = Path(__file__).resolve().parents[3] / "shared" / "golden"
+    root = Path(os.environ.get("NYDUS_GOLDEN", root))
+    if not (root / "images").is_dir():
+        pytest.skip(f"NO GOLDEN IMAGES at {root}: this is not tested; set NYDUS_GOLDEN")
+    return root
+
+
+@pytest.fixture(scope="session")
+def layers(golden: Path) -> list[Path]:
+    """The golden layers 1 to 3 as tar.gz."""
+    blobs = golden / "images" / "layers-zran" / "blobs"
+    return [next(blobs.glob(f"{start}*")) for start in ("2ac888", "9640c4", "bde919")]

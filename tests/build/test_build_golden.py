@@ -1,0 +1,72 @@
+"""Our images of the golden layers against the golden images, and against the kernel."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from build_kit import differences, digests, flatten, golden_tree, image_tree, mounted
+
+import rafs_v6
+from rafs_v6.build.cli import main
+
+
+def _manifest(golden: Path, root: Path) -> dict[str, dict[str, object]]:
+    spec = importlib.util.spec_from_file_location("tree_manifest", golden / "tree_manifest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    out = {}
+    for top, dirs, files in os.walk(os.fsencode(root)):
+        for name in [b"", *dirs, *files]:
+            rel = os.path.normpath(os.path.join(os.path.relpath(top, os.fsencode(root)), name))
+            entry = module.entry(os.fsencode(root), b"" if rel == b"." else rel)
+            out[entry.pop("path")] = entry
+    return out
+
+
+def test_merged_layers_equal_golden(golden: Path, layers: list[Path], tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    built = []
+    for layer in layers:
+        before = set(blobs.iterdir())
+        assert main([
+            "create", "-t", "targz-rafs", "--blob-inline-meta", "--features", "blob-toc",
+            "-D", str(blobs), str(layer),
+        ]) == 0  # fmt: skip
+        built += set(blobs.iterdir()) - before
+    boot = tmp_path / "image.boot"
+    assert main(["merge", "-B", str(boot), *map(str, built)]) == 0
+    image = rafs_v6.open(boot, blobs=blobs)
+    want = golden / "images" / "layers-zstd"
+    assert differences(image_tree(image), golden_tree(want / "expected.jsonl")) == []
+    with mounted(boot, flatten(image, blobs, tmp_path), tmp_path / "mnt") as at:
+        got = _manifest(golden, at)
+    assert differences(got, golden_tree(want / "expected.jsonl")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("one-lz4", ["--compressor", "lz4_block", "--digester", "sha256"]),
+        ("one-none-64k", ["--compressor", "none", "--chunk-size", "0x10000"]),
+    ],
+)
+def test_layer3_equals_golden(
+    golden: Path, layers: list[Path], tmp_path: Path, name: str, options: list[str]
+) -> None:
+    want = golden / "images" / name
+    theirs = rafs_v6.open(want / "image.boot")
+    boot = tmp_path / "image.boot"
+    options += ["--digester", theirs.bootstrap.blobs[0].digester.name.lower()]
+    assert main([
+        "create", "-t", "targz-rafs", "-B", str(boot), "-D", str(tmp_path), *options,
+        str(layers[2]),
+    ]) == 0  # fmt: skip
+    image = rafs_v6.open(boot, blobs=tmp_path)
+    assert digests(image.bootstrap) == digests(theirs.bootstrap)
+    assert differences(image_tree(image), golden_tree(want / "expected.jsonl")) == []
