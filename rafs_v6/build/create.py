@@ -61,14 +61,16 @@ def create_from_directory(source: Path, options: CreateOptions) -> list[str]:
     return create(read_directory(source), options)
 
 
-def create_from_tar(source: Path, options: CreateOptions) -> list[str]:
+def create_from_tar(
+    source: Path, options: CreateOptions, *, estargz: bool = False
+) -> list[str]:
     """Build an image of a tar or tar.gz, which may be a pipe; the ids of its blobs."""
     with source.open("rb") as stream:
         seekable = stat.S_ISREG(source.stat().st_mode)
         if seekable:
             seekable = stream.read(2) != b"\x1f\x8b"
             stream.seek(0)
-        tar = TarSource(stream if seekable else spool(stream))
+        tar = TarSource(stream if seekable else spool(stream), estargz=estargz)
         try:
             return create(tar.root, options)
         finally:

@@ -23,6 +23,8 @@ from rafs_v6.build.tree import Extent, Node, check_name, check_node
 
 _BLOCK = 512
 _COPY = 1 << 20
+# Members that eStargz adds to a layer; they are the format, not the layer.
+_ESTARGZ_OWN = (b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark")
 _XATTR_PAX = "SCHILY.xattr."
 _TYPES = {
     tarfile.REGTYPE: stat.S_IFREG,
@@ -122,13 +124,16 @@ class _Joined:
 class TarSource:
     """The tree of a tar.  Keeps the files that its extents point into: close it last."""
 
-    def __init__(self, tar: IO[bytes]) -> None:
+    def __init__(self, tar: IO[bytes], *, estargz: bool = False) -> None:
         self._tar = tar
         self._sparse: IO[bytes] | None = None
         self._size = os.fstat(tar.fileno()).st_size
         self.root = Node(stat.S_IFDIR | 0o755)
         try:
             self._read()
+            if estargz:
+                for name in _ESTARGZ_OWN:
+                    self.root.children.pop(name, None)
         except (tarfile.TarError, EOFError, UnicodeError) as error:
             raise SourceError(f"the tar does not parse: {error}") from error
 

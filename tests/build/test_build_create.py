@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import stat
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -230,9 +231,26 @@ def _members(path: Path) -> dict[str, tuple[object, ...]]:
             xattrs = {k: v for k, v in info.pax_headers.items() if k.startswith("SCHILY")}
             out[name] = (
                 info.isdir(), info.mode, info.uid, info.mtime, info.devmajor, info.devminor,
-                info.linkname if info.issym() else "", data.read() if data else b"", str(xattrs),
+                info.linkname if info.issym() else "", data.read() if data else b"",
+                sorted(xattrs.items()),
             )  # fmt: skip
     return out
+
+
+def test_full_disk_leaves_nothing(tree: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", small], check=True)
+    try:
+        (small / "out").mkdir()
+        out = small / "out"
+        boot = out / "boot"
+        assert main(
+            ["create", "--compressor", "none", "-B", str(boot), "-D", str(out), str(tree)]
+        ) == 1  # fmt: skip
+        assert list(out.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 def test_unpack_gives_the_tar_back(tmp_path: Path) -> None:

@@ -49,6 +49,20 @@ def test_merged_layers_equal_golden(golden: Path, layers: list[Path], tmp_path: 
     assert differences(got, golden_tree(want / "expected.jsonl")) == []
 
 
+def test_estargz_equals_golden(golden: Path, tmp_path: Path) -> None:
+    source = next((golden / "images" / "estargz-ref" / "blobs").glob("87757e*"))
+    want = golden / "images" / "estargz-rafs"
+    theirs = rafs_v6.open(want / "image.boot")
+    boot = tmp_path / "image.boot"
+    assert main([
+        "create", "-t", "estargz-rafs", "-B", str(boot), "-D", str(tmp_path), "--digester",
+        theirs.bootstrap.blobs[0].digester.name.lower(), str(source),
+    ]) == 0  # fmt: skip
+    image = rafs_v6.open(boot, blobs=tmp_path)
+    assert digests(image.bootstrap) == digests(theirs.bootstrap)
+    assert differences(image_tree(image), golden_tree(want / "expected.jsonl")) == []
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

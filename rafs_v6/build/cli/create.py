@@ -61,8 +61,10 @@ def run(args: argparse.Namespace) -> None:
         read_prefetch(args), args.prefetch_policy == "fs",
     )  # fmt: skip
     source = Path("/dev/stdin") if str(args.source) == "-" else args.source
-    build = create_from_tar if args.type in _TAR_TYPES else create_from_directory
-    blobs = build(source, options)
+    if args.type in _TAR_TYPES:
+        blobs = create_from_tar(source, options, estargz=args.type == "estargz-rafs")
+    else:
+        blobs = create_from_directory(source, options)
     report(
         args.output_json, bootstrap=args.bootstrap, blobs=blobs, compressor=args.compressor
     )
