@@ -35,6 +35,7 @@ from nydus_fscache.errors import (
 )
 from nydus_fscache.handover import Handover
 from nydus_fscache.image import Image, image_key, load_image
+from nydus_fscache.probe import TRANSPORTS, choose
 from nydus_fscache.state import Binding
 from nydus_fscache.status import status_document
 from nydus_fscache.transport.base import Bound, Transport
@@ -48,7 +49,6 @@ HOUSEKEEPING_S = 1.0
 JOURNAL_SLOTS = 4096
 MAX_BOOTSTRAP = 1 << 30
 DEFAULT_DOMAIN = "nydus-fscache"
-TRANSPORTS = ("cachefiles", "fanotify")
 
 
 @dataclass(slots=True)
@@ -205,15 +205,21 @@ class Service:
                     self._transports[name] = FanotifyTransport(
                         self.core, self.objects, self._handover
                     )
-                elif name == "cachefiles":
+                else:
                     self._transports[name] = CachefilesTransport(
                         self.core, self.objects, self._handover, self.store
                     )
-                else:
-                    raise UsageError(
-                        f"no transport {name!r}", hint=f"one of {', '.join(TRANSPORTS)}"
-                    )
             return self._transports[name]
+
+    def _choose(self, wanted: str) -> str:
+        """What is in use already is not probed again (a second open of the device is refused)."""
+        if wanted != "auto" and wanted not in TRANSPORTS:
+            raise UsageError(f"no transport {wanted!r}", hint=f"one of {', '.join(TRANSPORTS)}")
+        with self._lock:
+            in_use = [name for name in TRANSPORTS if name in self._transports]
+        if wanted in in_use or (wanted == "auto" and in_use):
+            return wanted if wanted in in_use else in_use[0]
+        return choose(self.store.root, wanted).transport
 
     def _bind(self, binding: Binding) -> Served:
         key = image_key(binding.digest, binding.backend)
@@ -324,7 +330,6 @@ class Service:
 
     def _binding(self, request: dict[str, Any], mountpoint: str) -> Binding:
         path, backend = request.get("bootstrap"), request.get("backend")
-        transport = request.get("transport", "")
         if not isinstance(path, str) or not isinstance(backend, dict):
             raise UsageError("a request needs bootstrap (path) and backend (object)")
         try:
@@ -334,11 +339,12 @@ class Service:
             raise BadImage(f"cannot read {path}: {e.strerror}", hint="name a bootstrap") from e
         if len(data) > MAX_BOOTSTRAP:
             raise BadImage(f"{path} is larger than {MAX_BOOTSTRAP} bytes", hint="no bootstrap is")
+        transport = self._choose(str(request.get("transport") or "auto"))
         digest, _ = self.store.keep_bootstrap(data)
         return Binding(
             digest=digest,
             backend=backend,
-            transport=str(transport),
+            transport=transport,
             fsid=str(request.get("fsid", "")),
             domain=str(request.get("domain", "")),
             mountpoint=mountpoint,
