@@ -47,7 +47,7 @@ def _route(service: Service, method: str, target: str, body: dict[str, Any]) -> 
         ("DELETE", "/v1/bindings"): lambda: service.unbind(
             query.get("fsid", ""), query.get("domain", "")
         ),
-        ("POST", "/v1/stop"): lambda: service.stop() or {},
+        ("POST", "/v1/stop"): service.stop,
     }
     return calls[method, url.path]()
 

@@ -16,7 +16,7 @@ usage: keeper.py ARGV...      the command that starts the service; it finds its 
                               socket in the environment variable NYDUS_KEEPER_FD
 """
 
-import _signal as signal
+import _signal as signal  # type: ignore[import-not-found]
 import _socket
 import _struct as struct
 import errno
@@ -34,9 +34,11 @@ STABLE_S = 10.0  # a service that lived so long starts the back-off anew
 SOL_SOCKET, SCM_RIGHTS, MESSAGE = _socket.SOL_SOCKET, _socket.SCM_RIGHTS, 512
 FAN_DENY_EIO = 0x02 | errno.EIO << 24
 FD = struct.Struct("i").size
+JOURNAL_HEADER = struct.Struct("=QIIQQ")  # csrc/journal.h
+JOURNAL_MAGIC, JOURNAL_VERSION, EVENT_SIZE = 0x4C4E524A5346594E, 1, 48
 
 
-def say(text):
+def say(text: str) -> None:
     try:
         os.write(2, f"keeper[{os.getpid()}]: {text}\n".encode())
     except OSError:
@@ -44,10 +46,10 @@ def say(text):
 
 
 class Keeper:
-    def __init__(self, argv):
+    def __init__(self, argv: list[str]) -> None:
         self.argv = argv
-        self.kept = {}  # name -> descriptor
-        self.link = None
+        self.kept: dict[str, int] = {}  # descriptors by name
+        self.link: _socket.socket | None = None
         self.child = 0
         self.started = 0.0
         self.failures = 0
@@ -55,10 +57,11 @@ class Keeper:
         self.next_start = 0.0
         self.stopping = False
         self.bye = False
+        self.served = False  # a service of ours was ready once
 
     # -- the service -----------------------------------------------------------------------
 
-    def start(self):
+    def start(self) -> None:
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
         self.child = os.fork()
         if self.child == 0:
@@ -82,8 +85,10 @@ class Keeper:
         except OSError as e:
             say(f"service {self.child} took nothing over: {e}")
 
-    def receive(self):
+    def receive(self) -> bool:
         """One message of the service; False when its end is closed."""
+        if self.link is None:
+            return False
         try:
             message, ancillary, _, _ = self.link.recvmsg(MESSAGE, _socket.CMSG_SPACE(FD))
         except OSError:
@@ -99,21 +104,23 @@ class Keeper:
         elif verb == "drop":
             self.drop(name)
         elif verb == "ready":
-            self.failures, self.down_since = 0, 0.0
+            self.served, self.failures, self.down_since = True, 0, 0.0
         elif verb == "bye":
             self.bye = True
         return True
 
-    def drop(self, name):
+    def drop(self, name: str) -> None:
         fd = self.kept.pop(name, None)
         if fd is not None:
             os.close(fd)
 
-    def buried(self):
+    def buried(self) -> int:
         """Wait for the dead service; returns its exit status as a shell shows it."""
         while self.receive():  # what it said before it died still counts
             pass
-        self.link.close()
+        if self.link is not None:
+            self.link.close()
+            self.link = None
         _, status = os.waitpid(self.child, 0)
         self.child = 0
         code = os.waitstatus_to_exitcode(status)
@@ -121,7 +128,7 @@ class Keeper:
 
     # -- when nobody serves -------------------------------------------------------------------
 
-    def deny(self):
+    def deny(self) -> int:
         """Answer everything that waits with EIO: first what the service had read, then the queue.
 
         The order matters: answers are matched by number, and an event that we read
@@ -149,7 +156,7 @@ class Keeper:
 
     # -- the loop -------------------------------------------------------------------------------
 
-    def run(self):
+    def run(self) -> int:
         wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -158,14 +165,14 @@ class Keeper:
         while True:
             poll = select.poll()
             poll.register(wake_r, select.POLLIN)
-            if self.child:
+            if self.link is not None:
                 poll.register(self.link.fileno(), select.POLLIN)
             ready = dict(poll.poll(self.patience_ms()))
             if wake_r in ready:
                 self.stopping = bool(os.read(wake_r, 64)) or self.stopping
                 if self.child:
                     os.kill(self.child, signal.SIGTERM)
-            if self.child and self.link.fileno() in ready and not self.receive():
+            if self.link is not None and self.link.fileno() in ready and not self.receive():
                 code = self.buried()
                 if self.over(code):
                     return code
@@ -177,17 +184,17 @@ class Keeper:
                 if time.monotonic() >= self.next_start:
                     self.start()
 
-    def patience_ms(self):
+    def patience_ms(self) -> int | None:
         if self.child:
             return None
         return max(0, min(1000, int((self.next_start - time.monotonic()) * 1000) + 1))
 
-    def over(self, code):
+    def over(self, code: int) -> bool:
         """The service is gone with ``code``: is that the end, or when to start it again?"""
         if (self.bye or self.stopping) and code == 0:
             return True
-        if not self.kept and 1 <= code <= 9:
-            return True  # it never got so far as to hold anything, and said why
+        if not self.served and 1 <= code <= 9:
+            return True  # it never got so far as to serve anything, and said why
         now = time.monotonic()
         if now - self.started > STABLE_S:
             self.failures, self.down_since = 0, 0.0
@@ -198,7 +205,7 @@ class Keeper:
         return False
 
 
-def answer(group, fd):
+def answer(group: int, fd: int) -> None:
     """EIO for the reader of event ``fd``; one that is gone already does no harm."""
     try:
         os.write(group, struct.pack("=iI", fd, FAN_DENY_EIO))
@@ -206,7 +213,7 @@ def answer(group, fd):
         pass
 
 
-def deny_journal(group, journal):
+def deny_journal(group: int, journal: int) -> int:
     """Layout: csrc/journal.h.  A slot is taken when the length of its event is not 0."""
     size = os.fstat(journal).st_size
     if not size:
@@ -222,9 +229,16 @@ def deny_journal(group, journal):
     return denied
 
 
-def journal_slots(memory):
+def journal_slots(memory: mmap.mmap) -> range:
     """Offsets of the event records; none when the journal is of a version that is not ours."""
-    raise NotImplementedError
+    if len(memory) < JOURNAL_HEADER.size:
+        return range(0)
+    magic, version, slots, events_off, _ = JOURNAL_HEADER.unpack_from(memory, 0)
+    end = events_off + slots * EVENT_SIZE
+    if (magic, version) != (JOURNAL_MAGIC, JOURNAL_VERSION) or end > len(memory):
+        say(f"journal of version {version} cannot be read")
+        return range(0)
+    return range(events_off, end, EVENT_SIZE)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ class Service:
     def __init__(self, root: Path, handover: Handover) -> None:
         self.started_at = time.time()
         self._handover = handover
-        self.store = Store(root)
+        self.store = Store(root, handover.take("lock"))
+        handover.keep("lock", self.store.lock)  # free only when the keeper has ended too
         self._state_path = root / "state.json"
         self._state = state.load(self._state_path)
         self.core = Core(self._journal())
@@ -117,13 +118,12 @@ class Service:
         settled = self.core.settle()
         self.core.start()
         for transport in self._transports.values():
-            if isinstance(transport, CachefilesTransport) and transport.took_over:
-                transport.restore()
+            transport.resume()
         if self._served:
             log.info("took over %d images, %d requests", len(self._served), settled)
         self._save()
 
-    def stop(self) -> None:
+    def stop(self) -> dict[str, Any]:
         """Unmount everything and end; raises ``MountpointError`` when a mount is busy."""
         busy = []
         for served in list(self._served):
@@ -145,6 +145,7 @@ class Service:
                 hint="unmount what lies on top of them (overlay, bind mounts), then stop again",
             )
         self._stopped.set()
+        return {}
 
     def close(self) -> None:
         """After ``stop``: give everything back."""
@@ -333,7 +334,7 @@ class Service:
         if not isinstance(path, str) or not isinstance(backend, dict):
             raise UsageError("a request needs bootstrap (path) and backend (object)")
         try:
-            with open(path, "rb") as f:  # noqa: PTH123 - a path as the user gave it
+            with open(path, "rb") as f:
                 data = f.read(MAX_BOOTSTRAP + 1)
         except OSError as e:
             raise BadImage(f"cannot read {path}: {e.strerror}", hint="name a bootstrap") from e

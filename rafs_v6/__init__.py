@@ -15,7 +15,7 @@ from rafs_v6.bootstrap import Bootstrap, ChunkRef, Dirent, Inode
 from rafs_v6.erofs import BlobFeatures, Compressor, Digester
 from rafs_v6.errors import ImageError, RafsError, UnsupportedImage
 from rafs_v6.image import Image, directory_reader
-from rafs_v6.image import open_image as open  # noqa: A004 - rafs_v6.open, like gzip.open
+from rafs_v6.image import open_image as open
 from rafs_v6.tables import BlobInfo
 from rafs_v6.toc import ReadAt, find_bootstrap
 

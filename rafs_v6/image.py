@@ -135,7 +135,9 @@ class _File(io.RawIOBase):
         return len(data)
 
 
-def open_image(path: str | os.PathLike[str], *, blobs: str | os.PathLike[str] | None = None) -> Image:
+def open_image(
+    path: str | os.PathLike[str], *, blobs: str | os.PathLike[str] | None = None
+) -> Image:
     """Open and validate the bootstrap at ``path``; ``blobs``: the directory with the blobs.
 
     Raises ``ImageError``. Without ``blobs`` the tree can be walked but no file read.

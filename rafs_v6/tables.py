@@ -318,8 +318,9 @@ def _check_sizes(where: str, r: BlobRecord, f: BlobFeatures) -> None:
         f"{where}: {r.ci_uncompressed_size} bytes of CCT",
     )
     # encryption pads units of less than 16 bytes to 18
+    least = 18 if f & BlobFeatures.ENCRYPTED else 0
     _check(
-        r.ci_compressed_size <= max(r.ci_uncompressed_size, 18 if f & BlobFeatures.ENCRYPTED else 0),
+        r.ci_compressed_size <= max(r.ci_uncompressed_size, least),
         f"{where}: the compressed CCT is larger than the plain one",
     )
     if f & BlobFeatures.ALIGNED:

@@ -18,6 +18,10 @@ COMMANDS = {
 @pytest.mark.parametrize("tool", COMMANDS)
 def test_nothing_to_say(tool: str) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", *COMMANDS[tool]], capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, "-m", *COMMANDS[tool]],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
     )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -58,19 +58,25 @@ def _private_dir(path: Path) -> Path:
     return path
 
 
+def _locked(root: Path) -> int:
+    lock = open_state_file(root / "lock")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise CacheDirError(
+            f"another daemon uses {root}", hint=f"see nydus-fscache status --root {root}"
+        ) from None
+    return lock
+
+
 class Store:
     """An opened root.  ``fresh_boot``: nothing below run/ is true any more, it was dropped."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, lock: int | None = None) -> None:
+        """``lock``: the lock's descriptor, when a predecessor left it."""
         self.root = _private_dir(root)
-        self._lock = open_state_file(root / "lock")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise CacheDirError(
-                f"another daemon uses {root}", hint=f"see nydus-fscache status --root {root}"
-            ) from None
+        self.lock = _locked(root) if lock is None else lock
         self.cache = _private_dir(root / "cache")
         self.images = _private_dir(root / "images")
         self.cachefiles = _private_dir(root / "cachefiles")
@@ -78,7 +84,7 @@ class Store:
         self.run = _private_dir(root / "run")
 
     def close(self) -> None:
-        os.close(self._lock)
+        os.close(self.lock)
 
     def _drop_run_of_another_boot(self) -> bool:
         run, boot = self.root / "run", kernel.boot_id()
@@ -173,7 +179,7 @@ class Store:
         return PageMap(path, size), was_there
 
     def keep_blob_meta(self, stem: str, cct: bytes, header: bytes) -> None:
-        """The CCT as nydusd caches it (sheet rafs-v6 section 5): padded to 4096, then the header."""
+        """The CCT as nydusd caches it (sheet rafs-v6 5): padded to 4096, then the header."""
         path = self._path(stem, "blob.meta")
         content = cct + bytes(-len(cct) % 4096) + header
         if path.is_file() and path.stat().st_size == len(content):

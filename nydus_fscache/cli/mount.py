@@ -87,7 +87,6 @@ def backend_config(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def run(args: argparse.Namespace) -> int:
     from nydus_fscache.client import Client  # noqa: PLC0415 - start-up time of other commands
-
     from nydus_fscache.probe import require_cache_dir  # noqa: PLC0415
 
     require_root("mount")

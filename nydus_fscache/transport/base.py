@@ -41,6 +41,10 @@ class Transport(Protocol):
         """Give up what ``bind`` made; only when it is not in use."""
         ...
 
+    def resume(self) -> None:
+        """Take up what a predecessor had not answered; the core runs."""
+        ...
+
     def handle(self, event: Event) -> None:
         """An event that is of this dialect only."""
         ...

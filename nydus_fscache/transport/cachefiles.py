@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ from nydus_fscache.core import Closed, Core, Event, Opened
 from nydus_fscache.errors import KernelRefused
 from nydus_fscache.handover import Handover
 from nydus_fscache.image import Image
+from nydus_fscache.transport.base import Bound
 
 log = logging.getLogger("cachefiles")
 
@@ -74,7 +76,7 @@ class CachefilesTransport:
         self._domains: dict[str, _Domain] = {}
         self._bootstraps: dict[tuple[str, str], _Bootstrap] = {}
         inherited = handover.take("cachefiles")
-        self.took_over = inherited is not None
+        self._took_over = inherited is not None
         if inherited is None:
             if store.fresh_boot:
                 _drop_unsynced(store.cachefiles)
@@ -84,9 +86,10 @@ class CachefilesTransport:
             self._device = inherited
         core.attach_cachefiles(self._device)
 
-    def restore(self) -> None:
+    def resume(self) -> None:
         """Have the kernel send again what a predecessor had not answered."""
-        os.write(self._device, b"restore")
+        if self._took_over:
+            os.write(self._device, b"restore")
 
     def bind(self, image: Image, fsid: str, domain: str) -> BoundNames:
         with self._lock:
@@ -97,7 +100,7 @@ class CachefilesTransport:
             return names
 
     def mount(
-        self, image: Image, bound: BoundNames, target: Path, fsid: str, domain: str
+        self, image: Image, bound: Bound, target: Path, fsid: str, domain: str
     ) -> None:
         kernel.mount_erofs_fsid(target, fsid, domain)
 
@@ -105,7 +108,7 @@ class CachefilesTransport:
         with self._lock:
             return (domain or fsid, fsid) in self._bootstraps
 
-    def unbind(self, image: Image, bound: BoundNames, fsid: str, domain: str) -> None:
+    def unbind(self, image: Image, bound: Bound, fsid: str, domain: str) -> None:
         with self._lock:
             entry = self._domains.get(domain or fsid)
             if entry is not None:
@@ -196,7 +199,7 @@ class CachefilesTransport:
             with image.path.open("rb") as f:
                 for off in range(0, image.size, _FILL_STEP):
                     data = f.read(_FILL_STEP)
-                    _when_backed(lambda o=off, d=data: self._core.fill_flat(oid, o, d))
+                    _when_backed(partial(self._core.fill_flat, oid, off, data))
         except OSError as e:
             log.error("bootstrap of %s: %s", image.digest, e)
             self._core.fail(oid, 0, image.size, errno.EIO)
@@ -206,7 +209,7 @@ class CachefilesTransport:
         at = 0
         try:
             while at < obj.chunks.flat_size:
-                start = _when_backed(lambda o=at: os.lseek(obj.fill_fd, o, os.SEEK_DATA))
+                start = _when_backed(partial(os.lseek, obj.fill_fd, at, os.SEEK_DATA))
                 at = os.lseek(obj.fill_fd, start, os.SEEK_HOLE)
                 extents.append((start, at))
         except OSError as e:

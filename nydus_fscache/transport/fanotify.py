@@ -21,6 +21,7 @@ from nydus_fscache.core import Core, Event
 from nydus_fscache.errors import KernelRefused
 from nydus_fscache.handover import Handover
 from nydus_fscache.image import Image
+from nydus_fscache.transport.base import Bound
 
 log = logging.getLogger("fanotify")
 
@@ -37,7 +38,6 @@ class FanotifyTransport:
 
     def __init__(self, core: Core, objects: Objects, handover: Handover) -> None:
         inherited = handover.take("fanotify")
-        self.took_over = inherited is not None
         if inherited is None:
             self._group = kernel.pre_content_group()
             handover.keep("fanotify", self._group)
@@ -54,9 +54,7 @@ class FanotifyTransport:
                 opened.append(obj)
                 obj.on_complete = self._unmark
                 if not obj.complete:
-                    kernel.mark_add(self._group, obj.fill_fd)
-                    if obj.complete:  # the last unit came between the check and the mark
-                        self._unmark(obj)
+                    self._mark(obj)
         except BaseException:
             for obj in opened:
                 self._release(obj)
@@ -64,7 +62,7 @@ class FanotifyTransport:
         return BoundFiles(opened)
 
     def mount(
-        self, image: Image, bound: BoundFiles, target: Path, fsid: str, domain: str
+        self, image: Image, bound: Bound, target: Path, fsid: str, domain: str
     ) -> None:
         source = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -76,7 +74,7 @@ class FanotifyTransport:
         """The superblock holds the bootstrap open for as long as it lives."""
         return not kernel.try_write_lease(image.path)
 
-    def unbind(self, image: Image, bound: BoundFiles, fsid: str, domain: str) -> None:
+    def unbind(self, image: Image, bound: Bound, fsid: str, domain: str) -> None:
         for obj in bound.objects:
             self._release(obj)
 
@@ -88,6 +86,11 @@ class FanotifyTransport:
         finally:
             os.close(fd)
 
+    def _mark(self, obj: CacheObject) -> None:
+        kernel.mark_add(self._group, obj.fill_fd)
+        if obj.complete:  # the last unit came between the caller's look and the mark
+            self._unmark(obj)
+
     def _unmark(self, obj: CacheObject) -> None:
         """All is there: from now on the kernel reads the file without asking."""
         log.info("blob %s is complete", obj.name)
@@ -98,6 +101,9 @@ class FanotifyTransport:
             kernel.mark_remove(self._group, fd)
         except KernelRefused as e:
             log.debug("mark was gone: %s", e)
+
+    def resume(self) -> None:
+        """The journal has all that a predecessor left; the core settles it."""
 
     def handle(self, event: Event) -> None:
         raise AssertionError(f"no event of this dialect reaches Python: {event}")

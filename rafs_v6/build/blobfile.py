@@ -74,14 +74,14 @@ def _size_bits(size: int, high_at: int) -> int:
     return (size & 0xFFFFF) << 44 | (size >> 20) << high_at
 
 
-def cct_header(  # noqa: PLR0917 - the fields of the structure, in its order
+def cct_header(
     features: int, compressor: Compressor, count: int, offset: int, stored: int, plain: int
 ) -> bytes:
     head = CctHeader(CCT_MAGIC, features, compressor, count, offset, stored, plain, 0, 0, 0).pack()
     return head + bytes(CCT_HEADER_SIZE - len(head) - 4) + struct.pack("<I", CCT_MAGIC)
 
 
-def toc_entry(  # noqa: PLR0917 - likewise
+def toc_entry(
     name: bytes, digest: bytes, offset: int, stored: int, plain: int, flag: int
 ) -> bytes:
     return TocEntry(flag, 0, name.ljust(16, b"\0"), digest, offset, stored, plain, bytes(48)).pack()

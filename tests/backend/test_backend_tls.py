@@ -30,7 +30,7 @@ def server_context(authority: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLCon
     return context
 
 
-def test_own_authority(  # noqa: PLR0917 - fixtures
+def test_own_authority(
     authority: trustme.CA, ca_file: str, blobs: Path, make: Make, data: bytes, blob_id: str
 ) -> None:
     with RangeServer(blobs, tls=server_context(authority)) as server:
@@ -57,7 +57,7 @@ def test_certificate_of_another_host(
             backend.size(blob_id, deadline=soon())
 
 
-def test_client_certificate(  # noqa: PLR0917 - fixtures
+def test_client_certificate(
     authority: trustme.CA,
     ca_file: str,
     blobs: Path,
@@ -93,7 +93,7 @@ def test_http_is_never_tried_unasked(blobs: Path, make: Make, blob_id: str) -> N
         assert not server.seen
 
 
-def test_redirect_from_https_to_http_is_refused(  # noqa: PLR0917 - fixtures
+def test_redirect_from_https_to_http_is_refused(
     authority: trustme.CA, ca_file: str, blobs: Path, make: Make, data: bytes, blob_id: str
 ) -> None:
     with RangeServer(blobs) as store:

@@ -13,6 +13,7 @@ SOURCES = sorted(CSRC.glob("**/*.c"))
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(CSRC)))
 def test_no_warnings(source: Path) -> None:
-    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{CSRC}"]
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    flags.append(f"-I{CSRC}")
     run = subprocess.run(["gcc", *flags, str(source)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
