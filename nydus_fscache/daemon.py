@@ -16,7 +16,7 @@ import sys
 import threading
 from pathlib import Path
 
-from nydus_fscache import api, log
+from nydus_fscache import api, log, privilege
 from nydus_fscache.errors import DaemonError, FscacheError, MountpointError
 from nydus_fscache.handover import Handover
 from nydus_fscache.service import Service
@@ -27,6 +27,8 @@ def main() -> int:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--log-level", default=os.environ.get("NYDUS_FSCACHE_LOG", "INFO"))
     args = parser.parse_args()
+    os.umask(0o077)
+    privilege.reduce()  # before the first thread, which the log starts
     listener = log.start(args.log_level)
     try:
         return _run(args.root)
