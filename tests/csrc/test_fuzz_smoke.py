@@ -37,6 +37,22 @@ def test_target(target: str) -> None:
     assert int(said[1]) >= RUNS
 
 
+@pytest.mark.parametrize("target", ["bootstrap", "toc", "layer", "manifest", "tar"])
+def test_parser_in_python(target: str) -> None:
+    run = subprocess.run(
+        [ROOT / "scripts" / "fuzz", "--runs", str(RUNS), target],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    said = re.fullmatch(rf"{target}: (\d+) executions, ok \((\d+) accepted\)", run.stdout.strip())
+    assert said, run.stdout
+    assert int(said[1]) >= RUNS
+    assert int(said[2]) >= 1, "the seeds at least are valid"
+
+
 def test_wrong_usage() -> None:
     for arguments in (["nothing-of-that-name"], ["--runs", "many"], ["--no-such-option"]):
         run = subprocess.run(
