@@ -79,14 +79,14 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - names that http.server looks for
 
     def _body(self) -> dict[str, Any]:
-        length = int(self.headers.get("Content-Length") or 0)
-        if length > MAX_BODY:
+        text = self.headers.get("Content-Length") or "0"
+        if not text.isascii() or not text.isdigit() or int(text) > MAX_BODY:
             self.close_connection = True
-            raise UsageError(f"a body of {length} bytes", hint=f"at most {MAX_BODY}")
-        data = self.rfile.read(length)
+            raise UsageError(f"a body of {text[:20]!r} bytes", hint=f"at most {MAX_BODY}")
+        data = self.rfile.read(int(text))
         try:
             document = json.loads(data) if data else {}
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise UsageError(f"the body is no JSON: {e}") from e
         if not isinstance(document, dict):
             raise UsageError("the body is not an object")

@@ -170,7 +170,8 @@ def _mutated(rng: random.Random, seed: bytes, busy: list[int]) -> bytes:
     """One to eight changes, mostly where the seed is not zero: padding teaches nothing."""
     data = bytearray(seed)
     for _ in range(1 << rng.randrange(4)):
-        at = min(rng.choice(busy) if rng.random() < 0.9 else rng.randrange(len(data)), len(data) - 1)
+        at = rng.choice(busy) if rng.random() < 0.9 else rng.randrange(len(data))
+        at = min(at, len(data) - 1)
         kind = rng.randrange(8)
         if kind == 0:
             data[at] ^= 1 << rng.randrange(8)
