@@ -1,10 +1,14 @@
 """The control API: HTTP with JSON on a unix socket that only root can reach.
 
     GET    /v1/status
-    POST   /v1/mounts                 {"bootstrap", "backend", "mountpoint", "transport", "source"}
+    POST   /v1/mounts                 {"bootstrap", "backend", "mountpoint", "transport", "source",
+                                       "prefetch"}
     DELETE /v1/mounts?mountpoint=M
     POST   /v1/bindings               {"bootstrap", "backend", "transport", "fsid", "domain"}
     DELETE /v1/bindings?fsid=F&domain=D
+    POST   /v1/prefetches             {"mountpoint", "paths" or "prefetch"}
+    GET    /v1/prefetches
+    GET    /v1/traces?digest=sha256:D
     POST   /v1/stop
 
 An error is ``{"error": {"kind", "message", "hint", "exit_code"}}`` with status
@@ -47,6 +51,9 @@ def _route(service: Service, method: str, target: str, body: dict[str, Any]) -> 
         ("DELETE", "/v1/bindings"): lambda: service.unbind(
             query.get("fsid", ""), query.get("domain", "")
         ),
+        ("POST", "/v1/prefetches"): lambda: service.prefetch(body),
+        ("GET", "/v1/prefetches"): service.prefetches,
+        ("GET", "/v1/traces"): lambda: service.trace(query.get("digest", "")),
         ("POST", "/v1/stop"): service.stop,
     }
     return calls[method, url.path]()

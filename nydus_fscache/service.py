@@ -35,9 +35,19 @@ from nydus_fscache.errors import (
 )
 from nydus_fscache.handover import Handover
 from nydus_fscache.image import Image, image_key, load_image
+from nydus_fscache.prefetch import (
+    POLICIES,
+    Prefetcher,
+    Wanted,
+    from_all,
+    from_paths,
+    from_table,
+    from_trace,
+)
 from nydus_fscache.probe import TRANSPORTS, choose
 from nydus_fscache.state import Binding
 from nydus_fscache.status import status_document
+from nydus_fscache.trace import Tracer
 from nydus_fscache.transport.base import Bound, Transport
 from nydus_fscache.transport.cachefiles import CachefilesTransport, mark_synced
 from nydus_fscache.transport.fanotify import FanotifyTransport
@@ -76,6 +86,8 @@ class Service:
         self.objects = Objects(
             self.store, self.core, self._fetcher, handover, self._state.numbers
         )
+        self._tracer = Tracer(self.core, self.store.images)
+        self._prefetcher = Prefetcher(self._fetcher)
         self._transports: dict[str, Transport] = {}
         self._images: dict[str, Image] = {}
         self._served: list[Served] = []
@@ -195,6 +207,7 @@ class Service:
                     obj.persist()
                 except (OSError, ValueError) as e:
                     log.error("blob %s: presence is not recorded: %s", obj.name, e)
+            self._tracer.collect()
             self._release_unused()
 
     # -- images --------------------------------------------------------------------------------
@@ -243,10 +256,15 @@ class Service:
             with self._lock:
                 image = self._images.setdefault(key, image)
         bound = self._transport(binding.transport).bind(image, binding.fsid, binding.domain)
+        self._tracer.watch(binding.digest, bound.objects)
         return Served(binding, image, bound)
 
     def _unbind(self, served: Served) -> None:
         binding = served.binding
+        others = [s for s in self._served if s is not served and s.binding.digest == binding.digest]
+        if not others:
+            self._tracer.unwatch(binding.digest)
+            self._prefetcher.forget(served.bound.objects)
         self._transport(binding.transport).unbind(
             served.image, served.bound, binding.fsid, binding.domain
         )
@@ -306,6 +324,9 @@ class Service:
         ``source`` (what to show).  Returns when the mount can be read."""
         mountpoint = Path(str(request.get("mountpoint", "")))
         _check_mountpoint(mountpoint)
+        policy = str(request.get("prefetch") or "auto")
+        if policy not in POLICIES:
+            raise UsageError(f"no prefetch {policy!r}", hint=f"one of {', '.join(POLICIES)}")
         binding = self._binding(request, mountpoint=str(mountpoint))
         if binding.transport == "cachefiles":
             binding.fsid, binding.domain = self._free_fsid(binding.digest), DEFAULT_DOMAIN
@@ -327,7 +348,53 @@ class Service:
             raise
         served.mounted = True
         log.info("mounted %s at %s over %s", binding.source, mountpoint, binding.transport)
+        self._start_prefetch(served, policy, [])
         return {"mountpoint": str(mountpoint), "transport": binding.transport}
+
+    # -- prefetch --------------------------------------------------------------------------------
+
+    def _start_prefetch(self, served: Served, policy: str, paths: list[str]) -> int:
+        """The run's number, or 0 when there is nothing to load."""
+        objects, digest = served.bound.objects, served.binding.digest
+        wanted: list[Wanted] = []
+        if paths:
+            policy, wanted = "paths", from_paths(served.image.path, paths, objects)
+        if policy in ("auto", "trace"):
+            accesses = self._tracer.watch(digest, objects)
+            wanted = from_trace(accesses, objects)
+            policy = "trace" if wanted or policy == "trace" else "table"
+        if policy == "table":
+            wanted = from_table(served.image.path, objects)
+        elif policy == "all":
+            wanted = from_all(objects)
+        run = self._prefetcher.start(served.binding.source, policy, wanted)
+        return run.number if run else 0
+
+    def prefetch(self, request: dict[str, Any]) -> dict[str, Any]:
+        """``mountpoint``; ``paths`` (list) or ``prefetch`` (policy): returns the run's number."""
+        mountpoint, paths = request.get("mountpoint"), request.get("paths") or []
+        policy = str(request.get("prefetch") or "all")
+        if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
+            raise UsageError("paths is no list of strings")
+        if policy not in POLICIES:
+            raise UsageError(f"no prefetch {policy!r}", hint=f"one of {', '.join(POLICIES)}")
+        with self._lock:
+            found = [s for s in self._served if s.mounted and s.binding.mountpoint == mountpoint]
+        if not found:
+            raise MountpointError(
+                f"nothing of ours is mounted at {mountpoint}", hint="see nydus-fscache status"
+            )
+        return {"id": self._start_prefetch(found[0], policy, paths)}
+
+    def prefetches(self) -> dict[str, Any]:
+        return {"prefetches": self._prefetcher.progress()}
+
+    def trace(self, digest: str) -> dict[str, Any]:
+        """The access trace of the image whose bootstrap has this sha256."""
+        digest = digest.removeprefix("sha256:")
+        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            raise UsageError(f"{digest!r} is no sha256")
+        return self._tracer.document(digest)
 
     def _binding(self, request: dict[str, Any], mountpoint: str) -> Binding:
         path, backend = request.get("bootstrap"), request.get("backend")

@@ -1,8 +1,10 @@
 """The workers that bring stored bytes: receive, and let C decode, verify and write as they come.
 
 Demand overtakes read-ahead, which overtakes prefetch; a part of the workers is
-kept free for demand.  A job's memory is one bounded buffer a worker, whatever
-the size of its extent.  Every job has a deadline.
+kept free for demand, and prefetch has no more bytes in flight than keep the link
+busy, so that a miss does not queue behind it at the far end.  A job's memory is
+one bounded buffer a worker, whatever the size of its extent.  Every job has a
+deadline.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fetch")
 
-WORKERS = 8
-BACKGROUND_WORKERS = 5  # at most so many do read-ahead and prefetch: the rest waits for demand
-BUFFER = 2 * MIB
+WORKERS = 14
+BACKGROUND_WORKERS = 10  # at most so many do read-ahead and prefetch: the rest waits for demand
+BUFFER = MIB // 2  # grows to the largest unit
 JOB_DEADLINE_S = 60.0
 
 
@@ -46,6 +48,10 @@ class Job:
     extent: Extent
     priority: Priority
 
+    @property
+    def size(self) -> int:
+        return self.extent.end_off - self.extent.off
+
 
 class Fetcher:
     """Owns the worker threads and the queues."""
@@ -55,6 +61,8 @@ class Fetcher:
         self._queues: tuple[deque[Job], ...] = (deque(), deque(), deque())
         self._ready = threading.Condition()
         self._background = 0
+        self._prefetching = 0  # stored bytes of prefetch in flight
+        self._demanding = 0  # demand jobs that run
         self._stopping = False
         self._paces: dict[int, Pace] = {}
         self._threads = [
@@ -72,6 +80,13 @@ class Fetcher:
             self._queues[job.priority].append(job)
             self._ready.notify()
 
+    def prefetch(self, obj: CacheObject, extents: list[Extent]) -> None:
+        with self._ready:
+            self._queues[Priority.PREFETCH].extend(
+                Job(obj, extent, Priority.PREFETCH) for extent in extents
+            )
+            self._ready.notify_all()
+
     def stop(self) -> None:
         """Jobs that run are finished, those in the queue fail with EIO."""
         with self._ready:
@@ -87,33 +102,52 @@ class Fetcher:
             thread.join(JOB_DEADLINE_S)
 
     def _next(self) -> Job | None:
+        demand, ahead, prefetch = self._queues
         with self._ready:
             while not self._stopping:
-                if self._queues[Priority.DEMAND]:
-                    return self._queues[Priority.DEMAND].popleft()
+                if demand:
+                    self._demanding += 1
+                    return demand.popleft()
                 if self._background < BACKGROUND_WORKERS:
-                    for queue in self._queues[Priority.AHEAD :]:
-                        if queue:
-                            self._background += 1
-                            return queue.popleft()
+                    if ahead:
+                        self._background += 1
+                        return ahead.popleft()
+                    if prefetch and self._may_prefetch(prefetch[0]):
+                        self._background += 1
+                        self._prefetching += prefetch[0].size
+                        return prefetch.popleft()
                 self._ready.wait()
             return None
+
+    def _may_prefetch(self, job: Job) -> bool:
+        """Beside demand only half of what the link takes."""
+        limit = self.pace(job.object.source.backend).in_flight()
+        if self._demanding:
+            limit //= 2
+        return not self._prefetching or self._prefetching + job.size <= limit
+
+    def _done(self, job: Job) -> None:
+        with self._ready:
+            if job.priority is Priority.DEMAND:
+                self._demanding -= 1
+            else:
+                self._background -= 1
+            if job.priority is Priority.PREFETCH:
+                self._prefetching -= job.size
+            self._ready.notify_all()
 
     def _work(self) -> None:
         worker = _Worker(self._core)
         while (job := self._next()) is not None:
+            pace = self.pace(job.object.source.backend)
             try:
                 if job.priority is Priority.DEMAND:
-                    worker.run(job.object, job.extent, self.pace(job.object.source.backend))
+                    worker.run(job.object, job.extent, pace)
                     continue
                 for extent in job.object.claim(job.extent):
-                    pace = self.pace(job.object.source.backend)
                     worker.run(job.object, extent, pace, prefetch=True)
             finally:
-                if job.priority is not Priority.DEMAND:
-                    with self._ready:
-                        self._background -= 1
-                        self._ready.notify()
+                self._done(job)
 
 
 class _Worker:
@@ -148,16 +182,21 @@ class _Worker:
     def _receive(self, obj: CacheObject, extent: Extent, pace: Pace, prefetch: bool) -> int:
         """Stream the extent, filling units as soon as they are whole."""
         self._done = extent.unit
+        log.debug(
+            "blob %s: units %d..%d, %d bytes", obj.name, extent.unit, extent.end - 1,
+            extent.end_off - extent.off,
+        )  # fmt: skip
         largest = max(obj.stored(u)[1] - obj.stored(u)[0] for u in range(extent.unit, extent.end))
         if largest > len(self._buffer):
             self._buffer = bytearray(largest)
         total = extent.end_off - extent.off
         base, have, received = extent.off, 0, 0  # the buffer holds stored [base, base + have)
         started = time.monotonic()
-        first_byte = 0.0
         obj.counters.requests += 1
         source = obj.source
+        transfer = pace.transfer()
         with (
+            transfer,
             memoryview(self._buffer) as view,
             source.backend.stream(
                 source.blob_id,
@@ -174,14 +213,11 @@ class _Worker:
                     view[:left] = bytes(view[keep_from:have])
                     base, have = base + keep_from, left
                 count = stream.readinto(view[have : min(len(view), have + total - received)])
-                if not first_byte:
-                    first_byte = time.monotonic()
-                    pace.first_byte(first_byte - started)
+                transfer.received(count)
                 have += count
                 received += count
                 obj.counters.fetched += count
                 self._fill_whole_units(obj, extent, view, base, have)
-        pace.transferred(received, time.monotonic() - first_byte)
         return self._done
 
     def _fill_whole_units(

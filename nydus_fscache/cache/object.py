@@ -12,18 +12,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.fetch import Fetcher, Job, Priority
-from nydus_fscache.cache.plan import Extent, Planner
+from nydus_fscache.cache.plan import FIRST_WINDOW, PREFETCH_REQUEST, Extent, Planner
 from nydus_fscache.cache.presence import PAGE, ChunkMapFile, PageMap
 from nydus_fscache.core import Core
 from nydus_fscache.errors import BackendError
 
 log = logging.getLogger("cache")
+
+MARKS = 4  # read-ahead marks in the first half of a window
 
 _MISSING, _FLYING, _PRESENT = 0, 1, 2
 
@@ -95,7 +97,8 @@ class CacheObject:
         units = chunks.blob.units
         self._coff = [units[i].coff for i in range(chunks.nunits)]
         self._clen = [units[i].clen for i in range(chunks.nunits)]
-        self._planner = Planner(self._coff, self._clen)
+        ulen = [units[i].ulen for i in range(chunks.nunits)]
+        self._planner = Planner(self._coff, self._clen, ulen)
         self._missing = chunks.nunits
         self._closing = False
 
@@ -162,11 +165,14 @@ class CacheObject:
             extents = self._planner.merge(wanted)
             asked = extents[-1].end
             extents[-1] = self._planner.extend(extents[-1], window, self._may_read_ahead)
-            self._planner.follow(wanted[0], extents[-1].end)
+            end = extents[-1].end
+            self._planner.follow(wanted[0], end)
             self._take(extents)
-        self._mark_ahead(asked, extents[-1].end, window)
         for extent in extents:
             self._fetcher.submit(Job(self, extent, Priority.DEMAND))
+        if window >= FIRST_WINDOW and end > asked:
+            # a reader that goes on: one window more is under way while it reads this one
+            self._load_ahead(wanted[0], end, window)
 
     def _is_wanted(self, unit: int) -> bool:
         """A miss was read off the page map, so a unit counts as present only with all its pages."""
@@ -180,26 +186,31 @@ class CacheObject:
         with self._changed:
             unit = self.chunks.units_of(off, 1).start
             following = self._planner.ahead(unit, self._fetcher.pace(self.source.backend))
-            if following is None:
-                return
-            first, window = following
-            if not self._may_read_ahead(first):
+        if following is not None:
+            self._load_ahead(unit, *following)
+
+    def _load_ahead(self, reader: int, first: int, window: int) -> None:
+        """Load ``window`` bytes from unit ``first`` on, for the reader that is at ``reader``."""
+        with self._changed:
+            if first >= self.chunks.nunits or not self._may_read_ahead(first):
                 return
             extent = self._planner.merge([first])[0]
             extent = self._planner.extend(extent, window, self._may_read_ahead)
-            self._planner.follow(unit, extent.end)
-        self._mark_ahead(first, extent.end, window)
+            self._planner.follow(reader, extent.end)
         self._fetcher.submit(Job(self, extent, Priority.AHEAD))
+        # when the reader comes there, the next window is due; it may skip some files
+        for part in range(MARKS):
+            unit = first + (extent.end - first) * part // (2 * MARKS)
+            self.core.mark(self.oid, self.chunks.unit_range(unit)[0])
 
-    def prefetch(self, off: int, length: int) -> None:
-        """Load flat bytes [off, off + length) when nothing more urgent is to be done."""
+    def is_present(self, unit: int) -> bool:
+        return self._states[unit] == _PRESENT
+
+    def prefetch_extents(self, units: Sequence[int]) -> list[Extent]:
+        """Requests for ascending units that nobody fetches yet; claimed when they start."""
         with self._changed:
-            wanted = [
-                u for u in self.chunks.units_of(off, length) if self._states[u] == _MISSING
-            ]
-            extents = self._planner.merge(wanted)
-        for extent in extents:
-            self._fetcher.submit(Job(self, extent, Priority.PREFETCH))
+            wanted = [u for u in units if self._states[u] == _MISSING]
+            return self._planner.bridge(wanted, PREFETCH_REQUEST)
 
     def ensure(self, off: int, length: int, *, deadline: float) -> None:
         """Like a reader of the kernel, for our own code: returns when the bytes are there.
@@ -223,11 +234,6 @@ class CacheObject:
             return True
         blob = self.chunks.blob
         return bool(blob.chunks[blob.units[unit].first].flags)
-
-    def _mark_ahead(self, asked: int, end: int, window: int) -> None:
-        """Where a reader must be for the next window to be asked for in time."""
-        if window and end > asked and not self.complete:
-            self.core.mark(self.oid, self.chunks.unit_range(asked + (end - asked) // 2)[0])
 
     def _take(self, extents: list[Extent]) -> None:
         for extent in extents:
@@ -286,9 +292,14 @@ class CacheObject:
             dirty, self._dirty = self._dirty, set()
         if not dirty or self._record is None:
             return
-        os.fdatasync(self.fill_fd)
         units = self.chunks.blob.units
-        self._record.record((units[u].first, units[u].count) for u in sorted(dirty))
+        try:
+            os.fdatasync(self.fill_fd)
+            self._record.record((units[u].first, units[u].count) for u in sorted(dirty))
+        except OSError:
+            with self._changed:
+                self._dirty |= dirty
+            raise
 
     def close(self, *, deadline: float) -> None:
         """Wait for its jobs, record what is there, and leave the C core."""

@@ -6,27 +6,35 @@ object calls it under its own).  The rules, from the measured baselines:
 * a random reader gets the units that it asked for and nothing else, unless they
   are small (tails and small files, of which many lie together), for which a
   round trip costs more than their neighbours;
-* a reader that goes on where the last request ended gets a window that doubles,
+* a reader that goes on where the last request ended gets a window that grows,
   up to what latency x bandwidth says (``Pace``);
 * one request never spans a hole in the stored blob larger than ``GAP``.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 KIB, MIB = 1 << 10, 1 << 20
 
-GAP = 32 * KIB  # stored bytes that are cheaper to read over than to ask anew for
+GAP = 64 * KIB  # stored bytes that are cheaper to read over than to ask anew for
 SMALL_UNIT = 32 * KIB  # stored bytes; below this neighbours come along
 SMALL_WINDOW = 128 * KIB
 FIRST_WINDOW = 512 * KIB
 MAX_WINDOW = 8 * MIB
+GROWTH = 4  # of the window, each time that a reader goes on
 MAX_REQUEST = 8 * MIB
+MAX_IN_FLIGHT = 16 * MIB
+PREFETCH_REQUEST = MIB
+RATE_SAMPLE_S = 0.03
+BRIDGED_UNITS = 8
 STREAMS = 16  # readers followed at once in one blob
-SLACK = 64  # units that a reader may skip and still count as sequential
+SLACK = 2  # units that a reader may skip and still count as sequential
+SMALL_SLACK = 16  # the same where units are small
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,30 +56,95 @@ class _Stream:
 
 
 class Pace:
-    """Latency (s) and bandwidth (bytes/s) of a backend, estimated as it runs."""
+    """Latency (s) and bandwidth (bytes/s, of all transfers together), estimated as it runs.
+
+    Thread-safe.  The latency follows fast answers quickly and slow ones slowly: a
+    first byte that queued behind our own transfers says nothing about the distance.
+    """
 
     def __init__(self) -> None:
         self.latency_s = 0.02
         self.rate = 50.0 * MIB
+        self._lock = threading.Lock()
+        self._active = 0  # transfers whose body is arriving
+        self._busy_s = 0.0
+        self._bytes = 0
+        self._since = 0.0
 
-    def first_byte(self, seconds: float) -> None:
-        self.latency_s += (seconds - self.latency_s) / 4
+    def transfer(self) -> Transfer:
+        return Transfer(self)
 
-    def transferred(self, nbytes: int, seconds: float) -> None:
-        if nbytes >= 128 * KIB and seconds > 0:
-            self.rate += (nbytes / seconds - self.rate) / 4
+    def first_byte(self, seconds: float, now: float) -> None:
+        with self._lock:
+            weight = 2 if seconds < self.latency_s else 16
+            self.latency_s += (seconds - self.latency_s) / weight
+            self._pass(now)
+            self._active += 1
+
+    def received(self, nbytes: int, now: float) -> None:
+        with self._lock:
+            self._pass(now)
+            self._bytes += nbytes
+            if self._busy_s >= RATE_SAMPLE_S:
+                self.rate += (self._bytes / self._busy_s - self.rate) / 4
+                self._bytes, self._busy_s = 0, 0.0
+
+    def ended(self, now: float) -> None:
+        with self._lock:
+            self._pass(now)
+            self._active -= 1
+
+    def _pass(self, now: float) -> None:
+        if self._active:
+            self._busy_s += max(0.0, now - self._since)
+        self._since = now
 
     def window(self) -> int:
         """Bytes that keep the link busy for two round trips."""
         return max(FIRST_WINDOW, min(MAX_WINDOW, int(2 * self.latency_s * self.rate)))
 
+    def in_flight(self) -> int:
+        """Bytes of prefetch under way at once."""
+        return max(FIRST_WINDOW, min(MAX_IN_FLIGHT, int(2 * self.latency_s * self.rate) + MIB))
+
+
+class Transfer:
+    """One request, as ``Pace`` sees it; a context manager around it."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._started = time.monotonic()
+        self._arriving = False
+
+    def received(self, nbytes: int) -> None:
+        now = time.monotonic()
+        if not self._arriving:
+            self._arriving = True
+            self._pace.first_byte(now - self._started, now)
+        self._pace.received(nbytes, now)
+
+    def __enter__(self) -> Transfer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._arriving:
+            self._pace.ended(time.monotonic())
+
 
 class Planner:
     """Per blob: merges units into extents and follows its readers."""
 
-    def __init__(self, coff: Sequence[int], clen: Sequence[int]) -> None:
+    def __init__(
+        self, coff: Sequence[int], clen: Sequence[int], ulen: Sequence[int] | None = None
+    ) -> None:
+        """``ulen``: decoded sizes; a unit of the largest size is part of a large file."""
         self._coff = coff
         self._clen = clen
+        full = max(ulen, default=0) if ulen else 0
+        self._is_small = bytes(
+            size < SMALL_UNIT and not (ulen and SMALL_UNIT <= full <= ulen[unit])
+            for unit, size in enumerate(clen)
+        )
         self._streams: deque[_Stream] = deque(maxlen=STREAMS)
 
     def stored(self, unit: int) -> tuple[int, int]:
@@ -99,6 +172,22 @@ class Planner:
                 extents.append(Extent(unit, unit + 1, *self.stored(unit)))
         return extents
 
+    def bridge(self, units: Sequence[int], limit: int) -> list[Extent]:
+        """Like ``merge`` for units to prefetch: small units between come along; up to ``limit``."""
+        extents: list[Extent] = []
+        for unit in units:
+            if extents:
+                last = extents[-1]
+                end = self.stored(unit)[1]
+                near = unit - last.end <= BRIDGED_UNITS and (
+                    last.off <= self._coff[last.end] <= self._coff[unit] <= last.end_off + GAP
+                )
+                if near and end - last.off <= limit and self._coff[unit - 1] <= self._coff[unit]:
+                    extents[-1] = Extent(last.unit, unit + 1, last.off, max(last.end_off, end))
+                    continue
+            extents.append(Extent(unit, unit + 1, *self.stored(unit)))
+        return extents
+
     def extend(self, extent: Extent, window: int, free: Callable[[int], bool]) -> Extent:
         """Let neighbours of up to ``window`` stored bytes come along behind the extent."""
         limit = extent.end_off + window
@@ -115,29 +204,33 @@ class Planner:
         """Bytes to read ahead of a reader that wants units [first, end)."""
         stream = self._stream_at(first)
         if stream is None:
-            small = self._clen[end - 1] < SMALL_UNIT
             self._streams.append(_Stream(end, 0))
-            return SMALL_WINDOW if small else 0
-        stream.window = min(pace.window(), max(FIRST_WINDOW, stream.window * 2))
+            return SMALL_WINDOW if self._is_small[end - 1] else 0
+        stream.window = min(pace.window(), max(FIRST_WINDOW, stream.window * GROWTH))
         return stream.window
 
     def _stream_at(self, unit: int) -> _Stream | None:
+        slack = SMALL_SLACK if self._is_small[min(unit, len(self._is_small) - 1)] else SLACK
         for stream in self._streams:
-            if stream.end - SLACK <= unit <= stream.end + SLACK // 8:
+            if stream.end - slack <= unit <= stream.end + slack:
                 return stream
         return None
 
     def follow(self, first: int, end: int) -> None:
         """Units up to ``end`` are on their way for the reader that was at ``first``."""
-        stream = self._stream_at(first) or _Stream(end, 0)
-        stream.end = max(stream.end, end)
+        stream = self._stream_at(first) or self._stream_near(first)
+        if stream is not None:
+            stream.end = max(stream.end, end)
 
     def ahead(self, unit: int, pace: Pace) -> tuple[int, int] | None:
         """A reader crossed a mark at ``unit``: (first unit, stored bytes) to load next."""
         stream = self._stream_near(unit)
         if stream is None or stream.end >= len(self._coff):
             return None
-        stream.window = min(pace.window(), max(FIRST_WINDOW, stream.window * 2))
+        left = self._coff[stream.end] - self._coff[unit]
+        if left > 2 * stream.window:  # another mark of the same window came first
+            return None
+        stream.window = min(pace.window(), max(FIRST_WINDOW, stream.window * GROWTH))
         return stream.end, stream.window
 
     def _stream_near(self, unit: int) -> _Stream | None:

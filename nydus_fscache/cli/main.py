@@ -29,6 +29,8 @@ COMMANDS = (
     "ls",
     "cat",
     "stat",
+    "prefetch",
+    "trace",
 )
 
 PROG = "nydus-fscache"

@@ -52,6 +52,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="auto",
         help="the kernel interface (default: auto, see nydus-fscache doctor)",
     )
+    parser.add_argument(
+        "--prefetch",
+        choices=("auto", "none", "table", "trace", "all"),
+        default="auto",
+        help="load ahead: the image's prefetch table, what its last start read, or all of it "
+        "(default: the trace when there is one, else the table)",
+    )
     add_root(parser)
 
 
@@ -96,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
             **_named_image(args, cleanup),
             "mountpoint": str(args.mountpoint.resolve()),
             "transport": args.transport,
+            "prefetch": args.prefetch,
         }
         client = Client(args.root)
         started = not client.runs()

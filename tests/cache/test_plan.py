@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,7 +49,7 @@ def test_small_units_bring_their_neighbours() -> None:
     assert 30 <= extent.end - extent.unit <= 100
 
 
-def test_window_of_a_sequential_reader_doubles_to_the_limit() -> None:
+def test_window_of_a_sequential_reader_grows_to_the_limit() -> None:
     planner = _planner([200_000] * 2000)
     pace = Pace()
     pace.latency_s, pace.rate = 0.1, 1e9
@@ -63,7 +61,7 @@ def test_window_of_a_sequential_reader_doubles_to_the_limit() -> None:
         windows.append(window)
         unit = extent.end
     assert windows[0] == 0
-    assert all(b == min(MAX_WINDOW, 2 * a) for a, b in itertools.pairwise(windows[1:]))
+    assert windows == sorted(windows)
     assert windows[-1] == MAX_WINDOW
 
 
@@ -88,3 +86,48 @@ def test_crossing_the_mark_continues_the_stream() -> None:
     assert first == 20
     assert window is not None
     assert window >= 500_000
+
+
+def test_random_reader_of_small_chunks_gets_one() -> None:
+    """Full chunks of a large file that compress well are not small files."""
+    planner = Planner([16_000 * i for i in range(4000)], [16_000] * 4000, [65536] * 4000)
+    assert sum(planner.window(u * 97 % 4000, u * 97 % 4000 + 1, Pace()) > 0 for u in range(40)) <= 2
+
+
+@given(
+    sizes=st.lists(st.integers(1, MIB), min_size=1, max_size=60),
+    gap=st.integers(0, 2 * GAP),
+    data=st.data(),
+)
+def test_prefetch_requests_hold_each_wanted_unit_once(
+    sizes: list[int], gap: int, data: st.DataObject
+) -> None:
+    planner = _planner(sizes, gap)
+    wanted = sorted(data.draw(st.sets(st.integers(0, len(sizes) - 1), min_size=1)))
+    extents = planner.bridge(wanted, MIB)
+    units = [u for e in extents for u in range(e.unit, e.end)]
+    assert units == sorted(set(units))
+    assert set(wanted) <= set(units)
+    for extent in extents:
+        assert extent.off == planner.stored(extent.unit)[0]
+        assert extent.end_off == planner.stored(extent.end - 1)[1]
+        assert extent.end - extent.unit == 1 or extent.end_off - extent.off <= MIB
+        assert extent.unit in wanted
+        assert extent.end - 1 in wanted
+
+
+def test_pace_knows_the_link_and_not_the_connection() -> None:
+    pace = Pace()
+    now = 100.0
+    for _ in range(2):
+        pace.first_byte(0.02, now)
+    for _ in range(100):  # two transfers of 50 MB/s each
+        now += 0.01
+        for _ in range(2):
+            pace.received(500_000, now)
+    assert 0.9e8 < pace.rate < 1.1e8
+    pace.ended(now)
+    pace.ended(now)
+    pace.first_byte(0.02, now + 10)  # what was idle does not count
+    pace.received(10_000_000, now + 10.1)
+    assert 0.8e8 < pace.rate < 1.2e8

@@ -1,0 +1,187 @@
+"""What to load before it is asked for, and in which order.
+
+Sources: the bootstrap's prefetch table, paths, an access trace, the whole image.
+All end as an ordered list of units; ``Run`` hands them to the fetcher in small
+batches.  That demand overtakes it and that little of it is in flight at once is
+the fetcher's doing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import rafs_v6
+from nydus_fscache.cache.fetch import Fetcher
+from nydus_fscache.cache.object import CacheObject
+from nydus_fscache.cache.plan import MIB
+from nydus_fscache.errors import UsageError
+from nydus_fscache.trace import Access
+
+log = logging.getLogger("prefetch")
+
+POLICIES = ("auto", "none", "table", "trace", "all")
+MAX_BATCH = 4 * MIB
+KEPT_RUNS = 64
+
+Wanted = tuple[CacheObject, int]
+
+
+def by_blob(objects: Iterable[CacheObject]) -> dict[str, CacheObject]:
+    return {obj.source.blob_id: obj for obj in objects}
+
+
+def from_trace(accesses: Sequence[Access], objects: Sequence[CacheObject]) -> list[Wanted]:
+    known = by_blob(objects)
+    return [
+        (known[a.blob], a.unit)
+        for a in accesses
+        if a.blob in known and 0 <= a.unit < known[a.blob].chunks.nunits
+    ]
+
+
+def from_all(objects: Sequence[CacheObject]) -> list[Wanted]:
+    return [(obj, unit) for obj in objects for unit in range(obj.chunks.nunits)]
+
+
+def from_table(path: Path, objects: Sequence[CacheObject]) -> list[Wanted]:
+    """Files of the prefetch table; a directory stands for all below it."""
+    bootstrap = rafs_v6.Bootstrap.from_file(path)
+    inodes = (bootstrap.inode(nid) for nid in bootstrap.prefetch_nids if nid)
+    return _units(bootstrap, inodes, objects)
+
+
+def from_paths(path: Path, paths: Sequence[str], objects: Sequence[CacheObject]) -> list[Wanted]:
+    bootstrap = rafs_v6.Bootstrap.from_file(path)
+    inodes = []
+    for name in paths:
+        try:
+            inodes.append(bootstrap.lookup(name))
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise UsageError(f"{name} is not in the image", hint="see nydus-fscache ls") from e
+    return _units(bootstrap, inodes, objects)
+
+
+def _units(
+    bootstrap: rafs_v6.Bootstrap,
+    inodes: Iterable[rafs_v6.Inode],
+    objects: Sequence[CacheObject],
+) -> list[Wanted]:
+    known = by_blob(objects)
+    blobs = [known.get(info.blob_id) for info in bootstrap.blobs]
+    found: dict[Wanted, None] = {}
+    for inode in inodes:
+        for file in _files(bootstrap, inode):
+            for ref in bootstrap.chunks(file):
+                obj = blobs[ref.blob_index]
+                if obj is not None and ref.size:
+                    for unit in obj.chunks.units_of(ref.flat_off, ref.size):
+                        found[obj, unit] = None
+    return list(found)
+
+
+def _files(bootstrap: rafs_v6.Bootstrap, top: rafs_v6.Inode) -> Iterator[rafs_v6.Inode]:
+    seen: set[int] = set()
+    stack = [top]
+    while stack:
+        inode = stack.pop()
+        if inode.is_reg:
+            yield inode
+        elif inode.is_dir and inode.nid not in seen:
+            seen.add(inode.nid)
+            entries = [e for e in bootstrap.read_dir(inode) if e.name not in (b".", b"..")]
+            stack.extend(bootstrap.inode(e.nid) for e in reversed(entries))
+
+
+@dataclass(slots=True)
+class Run:
+    """One prefetch: of ``image``, in the order that ``kind`` names."""
+
+    number: int
+    image: str
+    kind: str
+    wanted: list[Wanted]
+    started: float = field(default_factory=time.monotonic)
+
+    def progress(self) -> dict[str, Any]:
+        total = done = left = 0
+        for obj, unit in self.wanted:
+            off, end = obj.stored(unit)
+            total += end - off
+            if obj.is_present(unit):
+                done += end - off
+            else:
+                left += 1
+        errors = sum(obj.counters.errors for obj in {obj for obj, _ in self.wanted})
+        return {
+            "id": self.number,
+            "image": self.image,
+            "from": self.kind,
+            "bytes": total,
+            "done": done,
+            "units_left": left,
+            "errors": errors,
+        }
+
+    def submit(self, fetcher: Fetcher) -> None:
+        """Queue it all; each batch (as much as is in flight) as few requests as its units allow."""
+        batch: dict[CacheObject, list[int]] = {}
+        size = 0
+        for obj, unit in self.wanted:
+            off, end = obj.stored(unit)
+            batch.setdefault(obj, []).append(unit)
+            size += end - off
+            if size >= min(MAX_BATCH, fetcher.pace(obj.source.backend).in_flight()):
+                _submit(batch, fetcher)
+                batch, size = {}, 0
+        _submit(batch, fetcher)
+
+
+def _submit(batch: dict[CacheObject, list[int]], fetcher: Fetcher) -> None:
+    for obj, units in batch.items():
+        fetcher.prefetch(obj, obj.prefetch_extents(sorted(set(units))))
+
+
+class Prefetcher:
+    """The runs of this daemon.  Thread-safe."""
+
+    def __init__(self, fetcher: Fetcher) -> None:
+        self._fetcher = fetcher
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._runs: dict[int, Run] = {}
+
+    def start(self, image: str, kind: str, wanted: list[Wanted]) -> Run | None:
+        """None when there is nothing to load."""
+        wanted = [(obj, unit) for obj, unit in wanted if not obj.is_present(unit)]
+        if not wanted:
+            return None
+        with self._lock:
+            run = Run(next(self._numbers), image, kind, wanted)
+            self._runs[run.number] = run
+            while len(self._runs) > KEPT_RUNS:
+                del self._runs[min(self._runs)]
+        log.info("%s: prefetch of %d units from %s", image, len(wanted), kind)
+        run.submit(self._fetcher)
+        return run
+
+    def forget(self, objects: Iterable[CacheObject]) -> None:
+        """The objects are closed: runs that want them end."""
+        gone = set(objects)
+        with self._lock:
+            self._runs = {
+                number: run
+                for number, run in self._runs.items()
+                if gone.isdisjoint(obj for obj, _ in run.wanted)
+            }
+
+    def progress(self) -> list[dict[str, Any]]:
+        with self._lock:
+            runs = list(self._runs.values())
+        return [run.progress() for run in runs]

@@ -1,0 +1,165 @@
+"""Access traces: in which order an image's data were first wanted after its mount.
+
+Per bootstrap digest, in ``images/<digest>.trace`` (JSON), so that every mount of
+the same image on this node profits.  Bounded in number and in time: what is read
+long after the start is no order to prefetch in.  A new run appends what it wanted
+and the last did not; a trace that cannot be read counts as none.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nydus_fscache.cache.object import CacheObject
+from nydus_fscache.cache.presence import open_state_file
+from nydus_fscache.core import Core, TraceEntry
+
+log = logging.getLogger("trace")
+
+VERSION = 1
+MAX_ACCESSES = 16384  # per image
+RECORD_NS = 120 * 10**9  # from the first access after a mount
+EVENTS = 16384  # room between two collections; what exceeds it is not recorded
+_READ = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Unit ``unit`` of blob ``blob`` was first wanted ``t_ms`` after the first of its run."""
+
+    blob: str
+    unit: int
+    t_ms: int
+
+
+def load(path: Path) -> list[Access]:
+    """What is recorded; empty when there is nothing that can be used."""
+    try:
+        document = json.loads(path.read_text())
+        if document["version"] != VERSION:
+            return []
+        return [Access(str(b), int(u), int(t)) for b, u, t in document["accesses"][:MAX_ACCESSES]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        log.warning("trace %s is ignored: %s", path, e)
+        return []
+
+
+@dataclass(slots=True)
+class _Recording:
+    path: Path
+    objects: dict[int, CacheObject]
+    accesses: list[Access]
+    seen: set[tuple[str, int]]
+    start_ns: int = 0
+    changed: bool = False
+
+    def add(self, entry: TraceEntry) -> None:
+        obj = self.objects.get(entry.object)
+        if obj is None:
+            return
+        if not self.start_ns:
+            self.start_ns = entry.t_ns
+        since = entry.t_ns - self.start_ns
+        if since > RECORD_NS:
+            return
+        length = min(entry.len, obj.chunks.flat_size - entry.off)
+        if length <= 0:
+            return
+        blob = obj.source.blob_id
+        for unit in obj.chunks.units_of(entry.off, length):
+            if (blob, unit) not in self.seen and len(self.accesses) < MAX_ACCESSES:
+                self.seen.add((blob, unit))
+                self.accesses.append(Access(blob, unit, max(0, since) // 10**6))
+                self.changed = True
+
+    def save(self) -> None:
+        rows = [[a.blob, a.unit, a.t_ms] for a in self.accesses]
+        temporary = self.path.with_name(f".{self.path.name}.new")
+        with os.fdopen(open_state_file(temporary), "w") as f:
+            f.truncate(0)
+            json.dump({"version": VERSION, "accesses": rows}, f)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.rename(self.path)
+        self.changed = False
+
+
+@dataclass(slots=True)
+class Tracer:
+    """Collects what the C core saw, for every image that is being recorded.  Thread-safe."""
+
+    core: Core
+    directory: Path
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _recordings: dict[str, _Recording] = field(default_factory=dict)
+
+    def path(self, digest: str) -> Path:
+        return self.directory / f"{digest}.trace"
+
+    def watch(self, digest: str, objects: Iterable[CacheObject]) -> list[Access]:
+        """The image was mounted (again): record it; what was recorded so far."""
+        with self._lock:
+            if not self._recordings:
+                self.core.trace(EVENTS)
+            self._drain()
+            known = self._recordings.get(digest)
+            accesses = known.accesses if known else load(self.path(digest))
+            self._recordings[digest] = _Recording(
+                self.path(digest),
+                {obj.oid: obj for obj in objects},
+                accesses,
+                {(a.blob, a.unit) for a in accesses},
+                changed=bool(known and known.changed),
+            )
+            return list(accesses)
+
+    def unwatch(self, digest: str) -> None:
+        with self._lock:
+            self._drain()
+            recording = self._recordings.pop(digest, None)
+            if recording is not None and recording.changed:
+                self._save(recording)
+            if not self._recordings:
+                self.core.trace(0)
+
+    def collect(self) -> None:
+        """Regularly, and before somebody looks."""
+        with self._lock:
+            if self._recordings:
+                self._drain()
+            for recording in self._recordings.values():
+                if recording.changed:
+                    self._save(recording)
+
+    def _drain(self) -> None:
+        while entries := self.core.read_trace(_READ):
+            for entry in entries:
+                for recording in self._recordings.values():
+                    recording.add(entry)
+
+    def _save(self, recording: _Recording) -> None:
+        try:
+            recording.save()
+        except OSError as e:  # a full disk: the next collection tries again
+            log.warning("trace %s is not saved: %s", recording.path, e)
+
+    def document(self, digest: str) -> dict[str, Any]:
+        self.collect()
+        with self._lock:
+            known = self._recordings.get(digest)
+            accesses = list(known.accesses) if known else load(self.path(digest))
+        return as_document(digest, accesses)
+
+
+def as_document(digest: str, accesses: Iterable[Access]) -> dict[str, Any]:
+    rows = [{"blob": a.blob, "unit": a.unit, "t_ms": a.t_ms} for a in accesses]
+    return {"bootstrap_digest": f"sha256:{digest}", "accesses": rows}
