@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nydus_fscache
 import rafs_v6
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.meta import MetaReader
@@ -66,7 +67,10 @@ def load_image(
     """
     try:
         bootstrap = rafs_v6.Bootstrap.from_file(path)
-        bootstrap.validate()
+        checked = path.with_suffix(f".checked-{nydus_fscache.__version__}")
+        if not checked.exists():
+            bootstrap.validate()
+            checked.touch()  # the same bytes, by their sha256, need it only once
     except rafs_v6.ImageError as e:
         raise BadImage(
             f"bad bootstrap: {e}", hint="build or pull the image again; nothing was mounted"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nydus_fscache.backend.base import Backend
-from nydus_fscache.cache.plan import MIB, Extent, Pace
+from nydus_fscache.cache.plan import MAX_REQUEST, MIB, Extent, Pace
 from nydus_fscache.core import Core, Decoder
 from nydus_fscache.errors import BackendError
 
@@ -144,8 +144,12 @@ class Fetcher:
                 if job.priority is Priority.DEMAND:
                     worker.run(job.object, job.extent, pace)
                     continue
-                for extent in job.object.claim(job.extent):
-                    worker.run(job.object, extent, pace, prefetch=True)
+                unit = job.extent.unit
+                while unit < job.extent.end and not self._stopping:
+                    limit = pace.piece() if job.priority is Priority.PREFETCH else MAX_REQUEST
+                    unit, extents = job.object.claim(unit, job.extent.end, limit)
+                    for extent in extents:
+                        worker.run(job.object, extent, pace, prefetch=True)
             finally:
                 self._done(job)
 

@@ -243,15 +243,21 @@ class CacheObject:
 
     # -- what a fetch job tells --------------------------------------------------------------
 
-    def claim(self, extent: Extent) -> list[Extent]:
-        """For jobs that were not claimed when they were queued: what of it is still missing."""
+    def claim(self, first: int, end: int, limit: int) -> tuple[int, list[Extent]]:
+        """For jobs that were not claimed when they were queued: about ``limit`` bytes of what is
+        still missing of units [first, end), and the unit to go on with."""
         with self._changed:
             if self._closing:
-                return []
-            units = range(extent.unit, extent.end)
-            extents = self._planner.merge([u for u in units if self._states[u] == _MISSING])
+                return end, []
+            units, size = [], 0
+            while first < end and (not units or size + self._clen[first] <= limit):
+                if self._states[first] == _MISSING:
+                    units.append(first)
+                    size += self._clen[first]
+                first += 1
+            extents = self._planner.merge(units)
             self._take(extents)
-            return extents
+            return first, extents
 
     def stored(self, unit: int) -> tuple[int, int]:
         """Stored bytes [off, end) of a unit."""

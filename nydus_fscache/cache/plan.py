@@ -64,7 +64,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.latency_s = 0.02
-        self.rate = 50.0 * MIB
+        self.rate = 20.0 * MIB
         self._lock = threading.Lock()
         self._active = 0  # transfers whose body is arriving
         self._busy_s = 0.0
@@ -105,7 +105,11 @@ class Pace:
 
     def in_flight(self) -> int:
         """Bytes of prefetch under way at once."""
-        return max(FIRST_WINDOW, min(MAX_IN_FLIGHT, int(2 * self.latency_s * self.rate) + MIB))
+        return max(FIRST_WINDOW, min(MAX_IN_FLIGHT, int(2 * self.latency_s * self.rate) + MIB // 4))
+
+    def piece(self) -> int:
+        """Bytes of prefetch in one request: a miss of its last unit waits for all of it."""
+        return max(MIB // 4, min(PREFETCH_REQUEST, self.in_flight() // 4))
 
 
 class Transfer:
@@ -228,7 +232,7 @@ class Planner:
         if stream is None or stream.end >= len(self._coff):
             return None
         left = self._coff[stream.end] - self._coff[unit]
-        if left > 2 * stream.window:  # another mark of the same window came first
+        if left > 2 * max(FIRST_WINDOW, stream.window):  # another mark of the same window came first
             return None
         stream.window = min(pace.window(), max(FIRST_WINDOW, stream.window * GROWTH))
         return stream.end, stream.window

@@ -142,7 +142,7 @@ _WIDTH, _HEIGHT, _MARGIN = 900, 420, 50
 
 def plot(accesses: list[dict[str, Any]], units: int) -> str:
     """Chunks over time: one mark an access, with its file as tooltip."""
-    last = max(1, max(a["t_ms"] for a in accesses))
+    last = max(1, *(a["t_ms"] for a in accesses))
     top = max([units, 1, *(a["unit"] + 1 for a in accesses)])
     across, down = _WIDTH - 2 * _MARGIN, _HEIGHT - 2 * _MARGIN
     out = [

@@ -65,7 +65,7 @@ class Bench:
             self.images[name] = kit.build(tree, self.work / f"image-{name}")
         return self.images[name]
 
-    def cold(  # noqa: PLR0917 - a run is all of these
+    def cold(
         self, name: str, built: kit.Built, net: tuple[float, float], prefetch: str, work: Any,
         needed: int | None = None,
     ) -> Row:  # fmt: skip
