@@ -249,7 +249,8 @@ class CacheObject:
         with self._changed:
             if self._closing:
                 return end, []
-            units, size = [], 0
+            units: list[int] = []
+            size = 0
             while first < end and (not units or size + self._clen[first] <= limit):
                 if self._states[first] == _MISSING:
                     units.append(first)

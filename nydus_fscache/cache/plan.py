@@ -232,8 +232,8 @@ class Planner:
         if stream is None or stream.end >= len(self._coff):
             return None
         left = self._coff[stream.end] - self._coff[unit]
-        if left > 2 * max(FIRST_WINDOW, stream.window):  # another mark of the same window came first
-            return None
+        if left > 2 * max(FIRST_WINDOW, stream.window):
+            return None  # another mark of the same window came first
         stream.window = min(pace.window(), max(FIRST_WINDOW, stream.window * GROWTH))
         return stream.end, stream.window
 

