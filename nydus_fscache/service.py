@@ -271,6 +271,7 @@ class Service:
         with self._lock:
             if not any(s.image is served.image for s in self._served if s is not served):
                 self._images.pop(served.image.key, None)
+                self._fetcher.forget(served.image.backend)
                 served.image.backend.close()
 
     def _release_unused(self) -> None:

@@ -32,6 +32,7 @@ WORKERS = 14
 BACKGROUND_WORKERS = 10  # at most so many do read-ahead and prefetch: the rest waits for demand
 BUFFER = MIB // 2  # grows to the largest unit
 JOB_DEADLINE_S = 60.0
+IDLE_S = 10.0  # a worker without work ends, and its buffers with it
 
 
 class Priority(enum.IntEnum):
@@ -54,41 +55,80 @@ class Job:
 
 
 class Fetcher:
-    """Owns the worker threads and the queues."""
+    """A lane of workers for each backend, so that one which is stuck holds up no other."""
 
     def __init__(self, core: Core, workers: int = WORKERS) -> None:
         self._core = core
+        self._workers = workers
+        self._lock = threading.Lock()
+        self._lanes: dict[Backend, _Lane] = {}
+
+    def _lane(self, backend: Backend) -> _Lane:
+        with self._lock:
+            lane = self._lanes.get(backend)
+            if lane is None:
+                lane = self._lanes[backend] = _Lane(self._core, self._workers)
+            return lane
+
+    def pace(self, backend: Backend) -> Pace:
+        return self._lane(backend).pace
+
+    def submit(self, job: Job) -> None:
+        self._lane(job.object.source.backend).submit([job])
+
+    def prefetch(self, obj: CacheObject, extents: list[Extent]) -> None:
+        jobs = [Job(obj, extent, Priority.PREFETCH) for extent in extents]
+        self._lane(obj.source.backend).submit(jobs)
+
+    def forget(self, backend: Backend) -> None:
+        """The backend was closed: what is queued for it fails."""
+        with self._lock:
+            lane = self._lanes.pop(backend, None)
+        if lane is not None:
+            lane.stop()
+
+    def stop(self) -> None:
+        """Jobs that run are finished, those in the queues fail with EIO."""
+        with self._lock:
+            lanes, self._lanes = list(self._lanes.values()), {}
+        for lane in lanes:
+            lane.stop()
+        for lane in lanes:
+            lane.join(JOB_DEADLINE_S)
+
+
+class _Lane:
+    """The queues and workers of one backend.  Workers come when there is work and go when not."""
+
+    def __init__(self, core: Core, workers: int) -> None:
+        self.pace = Pace()
+        self._core = core
+        self._limit = workers
         self._queues: tuple[deque[Job], ...] = (deque(), deque(), deque())
         self._ready = threading.Condition()
         self._background = 0
         self._prefetching = 0  # stored bytes of prefetch in flight
         self._demanding = 0  # demand jobs that run
+        self._idle = 0
         self._stopping = False
-        self._paces: dict[int, Pace] = {}
-        self._threads = [
-            threading.Thread(target=self._work, name=f"fetch-{i}", daemon=True)
-            for i in range(workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: set[threading.Thread] = set()
 
-    def pace(self, backend: Backend) -> Pace:
-        return self._paces.setdefault(id(backend), Pace())
-
-    def submit(self, job: Job) -> None:
+    def submit(self, jobs: list[Job]) -> None:
         with self._ready:
-            self._queues[job.priority].append(job)
-            self._ready.notify()
-
-    def prefetch(self, obj: CacheObject, extents: list[Extent]) -> None:
-        with self._ready:
-            self._queues[Priority.PREFETCH].extend(
-                Job(obj, extent, Priority.PREFETCH) for extent in extents
-            )
-            self._ready.notify_all()
+            if not self._stopping:
+                for job in jobs:
+                    self._queues[job.priority].append(job)
+                wanted = min(len(jobs) - self._idle, self._limit - len(self._threads))
+                for _ in range(wanted):
+                    thread = threading.Thread(target=self._work, name="fetch", daemon=True)
+                    self._threads.add(thread)
+                    thread.start()
+                self._ready.notify(len(jobs))
+                return
+        for job in jobs:
+            _refuse(job)
 
     def stop(self) -> None:
-        """Jobs that run are finished, those in the queue fail with EIO."""
         with self._ready:
             self._stopping = True
             left = [job for queue in self._queues for job in queue]
@@ -96,12 +136,15 @@ class Fetcher:
                 queue.clear()
             self._ready.notify_all()
         for job in left:
-            if job.priority is Priority.DEMAND:
-                job.object.failed(job.extent.unit, job.extent.end, errno.EIO, "daemon stops")
-        for thread in self._threads:
-            thread.join(JOB_DEADLINE_S)
+            _refuse(job)
+
+    def join(self, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        for thread in list(self._threads):
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _next(self) -> Job | None:
+        """The most urgent job; None when there was none for a while."""
         demand, ahead, prefetch = self._queues
         with self._ready:
             while not self._stopping:
@@ -116,12 +159,17 @@ class Fetcher:
                         self._background += 1
                         self._prefetching += prefetch[0].size
                         return prefetch.popleft()
-                self._ready.wait()
+                self._idle += 1
+                woken = self._ready.wait(IDLE_S)
+                self._idle -= 1
+                if not woken and not any(self._queues):
+                    break
+            self._threads.discard(threading.current_thread())
             return None
 
     def _may_prefetch(self, job: Job) -> bool:
         """Beside demand only half of what the link takes."""
-        limit = self.pace(job.object.source.backend).in_flight()
+        limit = self.pace.in_flight()
         if self._demanding:
             limit //= 2
         return not self._prefetching or self._prefetching + job.size <= limit
@@ -139,19 +187,24 @@ class Fetcher:
     def _work(self) -> None:
         worker = _Worker(self._core)
         while (job := self._next()) is not None:
-            pace = self.pace(job.object.source.backend)
             try:
                 if job.priority is Priority.DEMAND:
-                    worker.run(job.object, job.extent, pace)
+                    worker.run(job.object, job.extent, self.pace)
                     continue
                 unit = job.extent.unit
                 while unit < job.extent.end and not self._stopping:
-                    limit = pace.piece() if job.priority is Priority.PREFETCH else MAX_REQUEST
+                    limit = self.pace.piece() if job.priority is Priority.PREFETCH else MAX_REQUEST
                     unit, extents = job.object.claim(unit, job.extent.end, limit)
                     for extent in extents:
-                        worker.run(job.object, extent, pace, prefetch=True)
+                        worker.run(job.object, extent, self.pace, prefetch=True)
             finally:
                 self._done(job)
+
+
+def _refuse(job: Job) -> None:
+    """A job that will not run: who waits for it is told.  Only demand has claimed its units."""
+    if job.priority is Priority.DEMAND:
+        job.object.failed(job.extent.unit, job.extent.end, errno.EIO, "its image was given up")
 
 
 class _Worker:
