@@ -69,6 +69,7 @@ class Served:
     image: Image
     bound: Bound
     mounted: bool = False
+    mounting: bool = False  # not mounted yet, and not to be released either
 
 
 class Service:
@@ -277,10 +278,14 @@ class Service:
     def _release_unused(self) -> None:
         """Unbind what was unmounted, once the kernel has let go of it."""
         with self._lock:
-            gone = [s for s in self._served if s.binding.mountpoint and not s.mounted]
+            idle = [s for s in self._served if not (s.mounted or s.mounting)]
+            gone = [s for s in idle if s.binding.mountpoint]
             for served in gone:
                 binding = served.binding
-                shared = any(s.mounted and s.image.path == served.image.path for s in self._served)
+                # over fanotify all mounts of an image use one file, so in_use speaks of any
+                shared = binding.transport == "fanotify" and any(
+                    s.mounted and s.image.path == served.image.path for s in self._served
+                )
                 transport = self._transports[binding.transport]
                 if shared or not transport.in_use(served.image, binding.fsid, binding.domain):
                     self._unbind(served)
@@ -332,6 +337,7 @@ class Service:
         if binding.transport == "cachefiles":
             binding.fsid, binding.domain = self._free_fsid(binding.digest), DEFAULT_DOMAIN
         served = self._bind(binding)
+        served.mounting = True
         with self._lock:
             self._served.append(served)
             self._save()  # before the mount, so that a successor knows what it stands for
@@ -347,7 +353,7 @@ class Service:
                 self._served.remove(served)
                 self._save()
             raise
-        served.mounted = True
+        served.mounted, served.mounting = True, False
         log.info("mounted %s at %s over %s", binding.source, mountpoint, binding.transport)
         self._start_prefetch(served, policy, [])
         return {"mountpoint": str(mountpoint), "transport": binding.transport}
@@ -403,7 +409,8 @@ class Service:
             raise UsageError("a request needs bootstrap (path) and backend (object)")
         try:
             with open(path, "rb") as f:
-                data = f.read(MAX_BOOTSTRAP + 1)
+                # by its size: read(n) sets aside n bytes, and a small machine has no GiB
+                data = f.read(min(os.fstat(f.fileno()).st_size, MAX_BOOTSTRAP) + 1)
         except OSError as e:
             raise BadImage(f"cannot read {path}: {e.strerror}", hint="name a bootstrap") from e
         if len(data) > MAX_BOOTSTRAP:
