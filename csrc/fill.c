@@ -110,6 +110,7 @@ struct stage {
 	size_t len;
 	uint32_t done;		/* units whose last chunk is gathered or written */
 	uint32_t written;	/* units whose last chunk is written */
+	int error;		/* of a write: nothing after it counts as written */
 };
 
 static int flush(struct stage *s)
@@ -117,9 +118,11 @@ static int flush(struct stage *s)
 	int rc = s->len ? publish(s->c, s->o, s->b->stage, s->off, s->len) : 0;
 
 	s->len = 0;
-	if (!rc)
+	if (rc)
+		s->error = rc;
+	if (!s->error)
 		s->written = s->done;
-	return rc;
+	return s->error;
 }
 
 /* Room in the stage for a chunk at its flat offset; zeros behind its data are in place. */

@@ -2,12 +2,13 @@
 
     GET    /v1/status
     POST   /v1/mounts                 {"bootstrap", "backend", "mountpoint", "transport", "source",
-                                       "prefetch"}
+                                       "prefetch", "cache_limit"}
     DELETE /v1/mounts?mountpoint=M
     POST   /v1/bindings               {"bootstrap", "backend", "transport", "fsid", "domain"}
     DELETE /v1/bindings?fsid=F&domain=D
     POST   /v1/prefetches             {"mountpoint", "paths" or "prefetch"}
     GET    /v1/prefetches
+    POST   /v1/gc                     {"to": bytes, "dry_run"}
     GET    /v1/traces?digest=sha256:D
     POST   /v1/stop
 
@@ -53,6 +54,7 @@ def _route(service: Service, method: str, target: str, body: dict[str, Any]) -> 
         ),
         ("POST", "/v1/prefetches"): lambda: service.prefetch(body),
         ("GET", "/v1/prefetches"): service.prefetches,
+        ("POST", "/v1/gc"): lambda: service.gc(body),
         ("GET", "/v1/traces"): lambda: service.trace(query.get("digest", "")),
         ("POST", "/v1/stop"): service.stop,
     }

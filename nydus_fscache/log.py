@@ -38,6 +38,7 @@ class _DroppingHandler(logging.handlers.QueueHandler):
 
 def start(level: str = "INFO") -> logging.handlers.QueueListener:
     """Route all logging to standard error; returns the listener, to be stopped at exit."""
+    logging.raiseExceptions = False  # a log on a full disk loses records, not more than that
     records: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_RECORDS)
     writer = logging.StreamHandler(sys.stderr)
     writer.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%dT%H:%M:%S"))

@@ -22,6 +22,7 @@ import nydus_fscache
 from nydus_fscache import kernel, state
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.backend.make import make_backend
+from nydus_fscache.cache.evict import Evictor
 from nydus_fscache.cache.fetch import Fetcher
 from nydus_fscache.cache.objects import Objects
 from nydus_fscache.cache.store import Store
@@ -86,6 +87,13 @@ class Service:
         self._fetcher = Fetcher(self.core)
         self.objects = Objects(
             self.store, self.core, self._fetcher, handover, self._state.numbers
+        )
+        limit = os.environ.get("NYDUS_FSCACHE_CACHE_LIMIT")  # serve --cache-limit
+        self._evictor = Evictor(
+            self.store.cache,
+            self.objects.names,
+            self.objects.evict,
+            int(limit) if limit else self._state.cache_limit,
         )
         self._tracer = Tracer(self.core, self.store.images)
         self._prefetcher = Prefetcher(self._fetcher)
@@ -210,6 +218,16 @@ class Service:
                     log.error("blob %s: presence is not recorded: %s", obj.name, e)
             self._tracer.collect()
             self._release_unused()
+            self._keep_cache_in_bounds()
+
+    def _keep_cache_in_bounds(self) -> None:
+        try:
+            if self._fetcher.disk_full.is_set():
+                self._fetcher.disk_full.clear()
+                self._evictor.make_room()
+            self._evictor.keep_limit()
+        except OSError as e:
+            log.error("the cache cannot be kept in bounds: %s", e)
 
     # -- images --------------------------------------------------------------------------------
 
@@ -297,6 +315,7 @@ class Service:
         with self._lock:
             self._state.bindings = [s.binding for s in self._served]
             self._state.numbers = self.objects.numbers()
+            self._state.cache_limit = self._evictor.limit
             self._state.save(self._state_path)
 
     # -- API -------------------------------------------------------------------------------------
@@ -333,6 +352,8 @@ class Service:
         policy = str(request.get("prefetch") or "auto")
         if policy not in POLICIES:
             raise UsageError(f"no prefetch {policy!r}", hint=f"one of {', '.join(POLICIES)}")
+        if request.get("cache_limit") is not None:
+            self._evictor.limit = _size(request["cache_limit"], "cache_limit")
         binding = self._binding(request, mountpoint=str(mountpoint))
         if binding.transport == "cachefiles":
             binding.fsid, binding.domain = self._free_fsid(binding.digest), DEFAULT_DOMAIN
@@ -395,6 +416,12 @@ class Service:
 
     def prefetches(self) -> dict[str, Any]:
         return {"prefetches": self._prefetcher.progress()}
+
+    def gc(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Evict unused blobs until the cache takes ``to`` bytes; ``dry_run``: only say which."""
+        self._release_unused()
+        target = _size(request.get("to") or 0, "to")
+        return self._evictor.shrink(target, dry_run=bool(request.get("dry_run")))
 
     def trace(self, digest: str) -> dict[str, Any]:
         """The access trace of the image whose bootstrap has this sha256."""
@@ -459,6 +486,12 @@ class Service:
             "keeper_pid": os.getppid(),
             **status_document(served, self.objects, self.core, self.started_at),
         }
+
+
+def _size(value: Any, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UsageError(f"{name} is {value!r}", hint="a number of bytes")
+    return value
 
 
 def _check_mountpoint(path: Path) -> None:

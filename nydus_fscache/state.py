@@ -36,6 +36,7 @@ class Binding:
 class State:
     bindings: list[Binding] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)  # object numbers by name
+    cache_limit: int = 0  # bytes; 0: none
 
     def save(self, path: Path) -> None:
         document = {"version": VERSION, **dataclasses.asdict(self)}
@@ -57,6 +58,7 @@ def load(path: Path) -> State:
             raise CacheDirError(f"{path} is of version {document['version']}", hint=hint)
         bindings = [Binding(**b) for b in document["bindings"]]
         numbers = {str(name): int(oid) for name, oid in document["numbers"].items()}
+        cache_limit = int(document.get("cache_limit", 0))
         for b in bindings:
             strings = (b.digest, b.transport, b.fsid, b.domain, b.mountpoint, b.source)
             if not all(isinstance(s, str) for s in strings) or not isinstance(b.backend, dict):
@@ -65,4 +67,4 @@ def load(path: Path) -> State:
         return State()
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
         raise CacheDirError(f"{path} cannot be read: {e}", hint=hint) from e
-    return State(bindings, numbers)
+    return State(bindings, numbers, cache_limit)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fetch")
 
-WORKERS = 14
-BACKGROUND_WORKERS = 10  # at most so many do read-ahead and prefetch: the rest waits for demand
+WORKERS = 12
+BACKGROUND_WORKERS = 8  # at most so many do read-ahead and prefetch: the rest waits for demand
 BUFFER = MIB // 2  # grows to the largest unit
 JOB_DEADLINE_S = 60.0
 IDLE_S = 10.0  # a worker without work ends, and its buffers with it
@@ -62,12 +62,13 @@ class Fetcher:
         self._workers = workers
         self._lock = threading.Lock()
         self._lanes: dict[Backend, _Lane] = {}
+        self.disk_full = threading.Event()  # set by a write that found no space
 
     def _lane(self, backend: Backend) -> _Lane:
         with self._lock:
             lane = self._lanes.get(backend)
             if lane is None:
-                lane = self._lanes[backend] = _Lane(self._core, self._workers)
+                lane = self._lanes[backend] = _Lane(self._core, self._workers, self.disk_full)
             return lane
 
     def pace(self, backend: Backend) -> Pace:
@@ -100,8 +101,9 @@ class Fetcher:
 class _Lane:
     """The queues and workers of one backend.  Workers come when there is work and go when not."""
 
-    def __init__(self, core: Core, workers: int) -> None:
+    def __init__(self, core: Core, workers: int, disk_full: threading.Event) -> None:
         self.pace = Pace()
+        self._disk_full = disk_full
         self._core = core
         self._limit = workers
         self._queues: tuple[deque[Job], ...] = (deque(), deque(), deque())
@@ -118,7 +120,9 @@ class _Lane:
             if not self._stopping:
                 for job in jobs:
                     self._queues[job.priority].append(job)
-                wanted = min(len(jobs) - self._idle, self._limit - len(self._threads))
+                # a worker that was woken counts as idle until it runs: so count what is queued
+                queued = sum(len(queue) for queue in self._queues)
+                wanted = min(queued - self._idle, self._limit - len(self._threads))
                 for _ in range(wanted):
                     thread = threading.Thread(target=self._work, name="fetch", daemon=True)
                     self._threads.add(thread)
@@ -185,7 +189,7 @@ class _Lane:
             self._ready.notify_all()
 
     def _work(self) -> None:
-        worker = _Worker(self._core)
+        worker = _Worker(self._core, self._disk_full)
         while (job := self._next()) is not None:
             try:
                 if job.priority is Priority.DEMAND:
@@ -210,8 +214,9 @@ def _refuse(job: Job) -> None:
 class _Worker:
     """One thread's decoder and receive buffer."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, disk_full: threading.Event) -> None:
         self._core = core
+        self._disk_full = disk_full
         self._decoder = Decoder()
         self._buffer = bytearray(BUFFER)
 
@@ -225,6 +230,8 @@ class _Worker:
             done, code, reason = self._done, errno.EIO, str(e)
         except OSError as e:
             code = errno.ENOSPC if e.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO
+            if code == errno.ENOSPC:
+                self._disk_full.set()
             done, reason = self._done, f"writing the cache file: {e}"
         except Exception as e:  # a fault of ours must reach the reader as EIO, not as a hang
             log.exception("blob %s: fetch failed", obj.name)

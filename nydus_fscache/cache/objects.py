@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nydus_fscache.backend.base import Backend
+from nydus_fscache.cache.evict import touch
 from nydus_fscache.cache.fetch import Fetcher
 from nydus_fscache.cache.object import CacheObject, Source
 from nydus_fscache.cache.presence import PageMap
@@ -99,6 +100,7 @@ class Objects:
                 oid, status.st_dev, status.st_ino, fd, blob.chunks.flat_size, pages.memory
             )
             self._uses[name] = _Use(obj, blob.identity, fd)
+            touch(self._store.cache, name)
             self._by_oid[oid] = obj
             return obj
 
@@ -133,6 +135,19 @@ class Objects:
             self._by_oid[oid] = obj
             return obj
 
+    def names(self) -> list[str]:
+        """Of cache files that are open."""
+        with self._lock:
+            return list(self._uses)
+
+    def evict(self, name: str) -> bool:
+        """Delete what is cached under a name, unless it is in use."""
+        with self._lock:
+            if name in self._uses:
+                return False
+            self._store.forget(name)
+            return True
+
     def identity(self, name: str) -> str | None:
         with self._lock:
             use = self._uses.get(name)
@@ -149,6 +164,7 @@ class Objects:
         obj.close(deadline=time.monotonic() + CLOSE_PATIENCE_S)
         self._by_oid.pop(obj.oid, None)
         if use.fill_fd >= 0:
+            touch(self._store.cache, obj.name)
             self._handover.drop(f"fill.{obj.oid}")
             os.close(use.fill_fd)
         return True

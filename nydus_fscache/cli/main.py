@@ -31,6 +31,7 @@ COMMANDS = (
     "stat",
     "prefetch",
     "trace",
+    "gc",
 )
 
 PROG = "nydus-fscache"

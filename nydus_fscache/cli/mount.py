@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nydus_fscache.cli.common import add_root, require_root
+from nydus_fscache.cli.output import parse_size
 from nydus_fscache.errors import FscacheError, UsageError
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="load ahead: the image's prefetch table, what its last start read, or all of it "
         "(default: the trace when there is one, else the table)",
     )
+    parser.add_argument(
+        "--cache-limit",
+        metavar="SIZE",
+        type=parse_size,
+        help="from now on delete unused blobs when the cache is larger, such as 20G; 0: never",
+    )
     add_root(parser)
 
 
@@ -104,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
             "mountpoint": str(args.mountpoint.resolve()),
             "transport": args.transport,
             "prefetch": args.prefetch,
+            "cache_limit": args.cache_limit,
         }
         client = Client(args.root)
         started = not client.runs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 _STEP = 1024
@@ -14,6 +15,14 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= _STEP
     return f"{count:.1f} TiB"
+
+
+def parse_size(text: str) -> int:
+    """'10G' -> bytes; units are powers of 1024.  For argparse: ``ValueError`` when it is none."""
+    found = re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", text, re.IGNORECASE)
+    if not found:
+        raise ValueError(text)
+    return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ import os
 import sys
 
 from nydus_fscache.cli.common import add_root, require_root
+from nydus_fscache.cli.output import parse_size
 
 NAME = "serve"
 HELP = "run the daemon in the foreground"
@@ -21,6 +22,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog="example:\n  nydus-fscache serve --root /var/lib/nydus-fscache\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--cache-limit",
+        metavar="SIZE",
+        type=parse_size,
+        help="delete unused blobs when the cache is larger, such as 20G; 0: never "
+        "(default: as it was)",
+    )
     add_root(parser)
 
 
@@ -29,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
 
     require_root("serve")
     args.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if args.cache_limit is not None:
+        os.environ["NYDUS_FSCACHE_CACHE_LIMIT"] = str(args.cache_limit)
     sys.stdout.flush()
     argv = daemon_argv(args.root)
     os.execv(argv[0], argv)

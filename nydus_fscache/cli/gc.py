@@ -1,0 +1,84 @@
+"""``gc``: delete cached blobs that no mount uses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+from nydus_fscache.cli.common import add_root, require_root
+from nydus_fscache.cli.output import parse_size, size, table
+
+NAME = "gc"
+HELP = "delete cached data that no mount uses"
+EXAMPLES = """\
+examples:
+  nydus-fscache gc --dry-run
+  nydus-fscache gc --to 10G
+"""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        NAME,
+        help=HELP,
+        description="Delete cached blobs that no mount uses, those first that were not used for "
+        "longest. What is mounted is never touched.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    parser.add_argument(
+        "--to",
+        metavar="SIZE",
+        type=parse_size,
+        default=0,
+        help="stop when the cache is no larger, such as 500M or 10G (default: delete all unused)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the whole answer")
+    add_root(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    require_root("gc")
+    answer = _collect(args)
+    if args.json:
+        print(json.dumps(answer, indent=1))
+        return 0
+    if answer["evicted"]:
+        rows = [
+            [blob["name"][:20], size(blob["bytes"]), _day(blob["last_used"])]
+            for blob in answer["evicted"]
+        ]
+        print(table(["BLOB", "SIZE", "LAST USED"], rows))
+    verb = "would free" if args.dry_run else "freed"
+    print(f"{verb} {size(answer['before'] - answer['after'])} of {size(answer['before'])}")
+    return 0
+
+
+def _collect(args: argparse.Namespace) -> dict[str, Any]:
+    from nydus_fscache.client import Client  # noqa: PLC0415 - start-up time of other commands
+
+    client = Client(args.root)
+    if client.runs():
+        request = {"dry_run": args.dry_run, "to": args.to}
+        answer: dict[str, Any] = client.call("POST", "/v1/gc", request)
+        return answer
+    from nydus_fscache.cache.evict import Evictor  # noqa: PLC0415
+    from nydus_fscache.cache.store import Store  # noqa: PLC0415
+
+    store = Store(args.root)
+    try:
+
+        def evict(name: str) -> bool:
+            store.forget(name)
+            return True
+
+        return Evictor(store.cache, list, evict).shrink(args.to, dry_run=args.dry_run)
+    finally:
+        store.close()
+
+
+def _day(when: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(when)) if when else "never"
