@@ -100,6 +100,12 @@ class Decoder:
             raise MemoryError("no memory for a decoder")
 
 
+def verify_chunk(blob: Any, chunk: int, data: bytes) -> bool:
+    """Are these the plain bytes of a chunk, by its digest?"""
+    with ffi.from_buffer("uint8_t[]", data) as plain:
+        return bool(codec.rafs_chunk_verify(blob, chunk, plain) == 0)
+
+
 def _checked(result: int) -> int:
     if result < 0:
         raise OSError(-result, os.strerror(-result))

@@ -57,6 +57,7 @@ def _blob(obj: CacheObject) -> dict[str, Any]:
         "present": obj.bytes_present(),
         "complete": obj.complete,
         "fetched": counters.fetched,
+        "reused": counters.reused,
         "requests": counters.requests,
         "errors": counters.errors,
         "last_error": counters.last_error,

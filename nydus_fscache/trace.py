@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,16 @@ _READ = 4096
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Unit ``unit`` of blob ``blob`` was first wanted ``t_ms`` after the first of its run."""
+    """Unit ``unit`` of blob ``blob`` was first wanted ``t_ms`` after the first of its run.
+
+    It holds ``count`` chunks from ``chunk`` on: what a bootstrap alone can place.
+    """
 
     blob: str
     unit: int
     t_ms: int
+    chunk: int
+    count: int
 
 
 def load(path: Path) -> list[Access]:
@@ -45,7 +50,8 @@ def load(path: Path) -> list[Access]:
         document = json.loads(path.read_text())
         if document["version"] != VERSION:
             return []
-        return [Access(str(b), int(u), int(t)) for b, u, t in document["accesses"][:MAX_ACCESSES]]
+        rows = document["accesses"][:MAX_ACCESSES]
+        return [Access(str(blob), *map(int, numbers)) for blob, *numbers in rows]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -78,11 +84,13 @@ class _Recording:
         for unit in obj.chunks.units_of(entry.off, length):
             if (blob, unit) not in self.seen and len(self.accesses) < MAX_ACCESSES:
                 self.seen.add((blob, unit))
-                self.accesses.append(Access(blob, unit, max(0, since) // 10**6))
+                record = obj.chunks.blob.units[unit]
+                t_ms = max(0, since) // 10**6
+                self.accesses.append(Access(blob, unit, t_ms, record.first, record.count))
                 self.changed = True
 
     def save(self) -> None:
-        rows = [[a.blob, a.unit, a.t_ms] for a in self.accesses]
+        rows = [[a.blob, a.unit, a.t_ms, a.chunk, a.count] for a in self.accesses]
         temporary = self.path.with_name(f".{self.path.name}.new")
         with os.fdopen(open_state_file(temporary), "w") as f:
             f.truncate(0)
@@ -161,5 +169,5 @@ class Tracer:
 
 
 def as_document(digest: str, accesses: Iterable[Access]) -> dict[str, Any]:
-    rows = [{"blob": a.blob, "unit": a.unit, "t_ms": a.t_ms} for a in accesses]
+    rows = [asdict(a) for a in accesses]
     return {"bootstrap_digest": f"sha256:{digest}", "accesses": rows}

@@ -224,28 +224,40 @@ class _Worker:
         self, obj: CacheObject, extent: Extent, pace: Pace, *, prefetch: bool = False
     ) -> None:
         """Never raises: what cannot be had is told to the object and logged."""
+        self._done = extent.unit
+        try:
+            parts = obj.reuse(extent)
+        except OSError as e:
+            self._failed(obj, extent, e)
+            return
+        for part in parts:
+            self._fetch(obj, part, pace, prefetch)
+
+    def _fetch(self, obj: CacheObject, extent: Extent, pace: Pace, prefetch: bool) -> None:
+        self._done = extent.unit
         try:
             done = self._receive(obj, extent, pace, prefetch)
-        except BackendError as e:
-            done, code, reason = self._done, errno.EIO, str(e)
-        except OSError as e:
-            code = errno.ENOSPC if e.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO
-            if code == errno.ENOSPC:
-                self._disk_full.set()
-            done, reason = self._done, f"writing the cache file: {e}"
+            if done != extent.end:
+                self._failed(obj, extent, BackendError("stopped"))
         except Exception as e:  # a fault of ours must reach the reader as EIO, not as a hang
-            log.exception("blob %s: fetch failed", obj.name)
-            done, code, reason = self._done, errno.EIO, f"internal error: {e!r}"
-        else:
-            if done == extent.end:
-                return
-            code, reason = errno.EIO, "stopped"
-        log.error("blob %s: units %d..%d: %s", obj.name, done, extent.end - 1, reason)
-        obj.failed(done, extent.end, code, reason)
+            self._failed(obj, extent, e)
+
+    def _failed(self, obj: CacheObject, extent: Extent, error: Exception) -> None:
+        """From the first unit on that is not done, the extent could not be had."""
+        code, reason = errno.EIO, str(error)
+        if isinstance(error, OSError) and not isinstance(error, BackendError):
+            reason = f"writing the cache file: {error}"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                code = errno.ENOSPC
+                self._disk_full.set()
+        elif not isinstance(error, BackendError):
+            log.error("blob %s: fetch failed", obj.name, exc_info=error)
+            reason = f"internal error: {error!r}"
+        log.error("blob %s: units %d..%d: %s", obj.name, self._done, extent.end - 1, reason)
+        obj.failed(self._done, extent.end, code, reason)
 
     def _receive(self, obj: CacheObject, extent: Extent, pace: Pace, prefetch: bool) -> int:
         """Stream the extent, filling units as soon as they are whole."""
-        self._done = extent.unit
         log.debug(
             "blob %s: units %d..%d, %d bytes", obj.name, extent.unit, extent.end - 1,
             extent.end_off - extent.off,

@@ -20,6 +20,7 @@ from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.fetch import Fetcher, Job, Priority
 from nydus_fscache.cache.plan import FIRST_WINDOW, PREFETCH_REQUEST, Extent, Planner
 from nydus_fscache.cache.presence import PAGE, ChunkMapFile, PageMap
+from nydus_fscache.cache.reuse import Copies
 from nydus_fscache.core import Core
 from nydus_fscache.errors import BackendError
 
@@ -57,9 +58,11 @@ class Source:
 
 @dataclass(slots=True)
 class Counters:
-    """What ``status`` shows of a blob.  ``fetched``: stored bytes received."""
+    """What ``status`` shows of a blob.  ``fetched``: stored bytes received; ``reused``: those
+    that were not, because another blob here had the same chunks."""
 
     fetched: int = 0
+    reused: int = 0
     requests: int = 0
     errors: int = 0
     last_error: str = ""
@@ -89,6 +92,7 @@ class CacheObject:
         self.fill_fd = fill_fd
         self.counters = Counters()
         self.on_complete: Callable[[CacheObject], None] | None = None
+        self.copies: Copies | None = None
         self._fetcher = fetcher
         self._record = record
         self._changed = threading.Condition(threading.Lock())
@@ -260,6 +264,24 @@ class CacheObject:
             self._take(extents)
             return first, extents
 
+    def reuse(self, extent: Extent) -> list[Extent]:
+        """Fill what of a claimed extent other blobs here have; what is left to fetch."""
+        if self.copies is None:
+            return [extent]
+        units, left = self.chunks.blob.units, []
+        for unit in range(extent.unit, extent.end):
+            record = units[unit]
+            data = self.copies.find(self, record.first) if record.count == 1 else None
+            if data is None:
+                left.append(unit)
+                continue
+            self.core.fill_flat(self.oid, self.chunks.blob.chunks[record.first].uoff, data)
+            self.counters.reused += self._clen[unit]
+            self.arrived(unit, unit + 1)
+        if len(left) == extent.end - extent.unit:
+            return [extent]
+        return self._planner.merge(left)
+
     def stored(self, unit: int) -> tuple[int, int]:
         """Stored bytes [off, end) of a unit."""
         return self._coff[unit], self._coff[unit] + self._clen[unit]
@@ -315,7 +337,10 @@ class CacheObject:
             while _FLYING in self._states and time.monotonic() < deadline:
                 self._changed.wait(max(0.0, deadline - time.monotonic()))
         self.core.remove_object(self.oid)
-        self.persist()
+        try:
+            self.persist()
+        except OSError as e:  # a full disk: these units are fetched again the next time
+            log.error("blob %s: presence is not recorded: %s", self.name, e)
         if self._record is not None:
             self._record.close()
         self.pages.close()

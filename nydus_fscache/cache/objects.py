@@ -14,6 +14,7 @@ from nydus_fscache.cache.evict import touch
 from nydus_fscache.cache.fetch import Fetcher
 from nydus_fscache.cache.object import CacheObject, Source
 from nydus_fscache.cache.presence import PageMap
+from nydus_fscache.cache.reuse import Copies
 from nydus_fscache.cache.store import Store
 from nydus_fscache.core import Core
 from nydus_fscache.errors import CacheDirError, DaemonError
@@ -53,6 +54,7 @@ class Objects:
         self._uses: dict[str, _Use] = {}
         self._by_oid: dict[int, CacheObject] = {}
         self._numbers = dict(numbers)
+        self._copies = Copies()
         self._next_oid = 1 + max(numbers.values(), default=0)
 
     def get(self, oid: int) -> CacheObject | None:
@@ -101,6 +103,8 @@ class Objects:
             )
             self._uses[name] = _Use(obj, blob.identity, fd)
             touch(self._store.cache, name)
+            obj.copies = self._copies
+            self._copies.add(obj)
             self._by_oid[oid] = obj
             return obj
 
@@ -161,6 +165,7 @@ class Objects:
             if use.images:
                 return False
             del self._uses[obj.name]
+        self._copies.remove(obj)
         obj.close(deadline=time.monotonic() + CLOSE_PATIENCE_S)
         self._by_oid.pop(obj.oid, None)
         if use.fill_fd >= 0:

@@ -62,12 +62,12 @@ def run(args: argparse.Namespace) -> int:
     boot = args.root / "images" / f"{digest}.boot"
     files = _Files(boot if boot.exists() else Path(args.image))
     for access in accesses:
-        access["paths"] = files.of(access["blob"], access["unit"])
+        access["paths"] = files.of(access["blob"], access["chunk"], access["count"])
     if args.json:
         document = {"bootstrap_digest": f"sha256:{digest}", "accesses": accesses}
         print(json.dumps(document, indent=1))
     elif args.plot:
-        args.plot.write_text(plot(accesses, files.units))
+        args.plot.write_text(plot(accesses, files.chunks))
     else:
         first: dict[str, int] = {}
         for access in accesses:
@@ -108,14 +108,14 @@ def _accesses(root: Path, digest: str, kept: Path) -> list[dict[str, Any]]:
 
 
 class _Files:
-    """Which files lie in a unit.  Needs the bootstrap only, so units are known by its chunks."""
+    """Which files lie in which chunks, from the bootstrap alone."""
 
     def __init__(self, path: Path) -> None:
         import rafs_v6  # noqa: PLC0415
 
         try:
             bootstrap = rafs_v6.Bootstrap.from_file(path)
-            self._paths, self.units = self._read(bootstrap)
+            self._paths, self.chunks = self._read(bootstrap)
         except rafs_v6.ImageError as e:
             raise BadImage(f"{path}: {e}") from e
 
@@ -133,17 +133,18 @@ class _Files:
                     known.append(name)
         return paths, sum(info.chunk_count for info in bootstrap.blobs)
 
-    def of(self, blob: str, chunk: int) -> list[str]:
-        return self._paths.get((blob, chunk), [])
+    def of(self, blob: str, first: int, count: int) -> list[str]:
+        chunks = range(first, first + min(count, self.chunks))
+        return list(dict.fromkeys(p for c in chunks for p in self._paths.get((blob, c), [])))
 
 
 _WIDTH, _HEIGHT, _MARGIN = 900, 420, 50
 
 
-def plot(accesses: list[dict[str, Any]], units: int) -> str:
+def plot(accesses: list[dict[str, Any]], chunks: int) -> str:
     """Chunks over time: one mark an access, with its file as tooltip."""
     last = max(1, *(a["t_ms"] for a in accesses))
-    top = max([units, 1, *(a["unit"] + 1 for a in accesses)])
+    top = max([chunks, 1, *(a["chunk"] + 1 for a in accesses)])
     across, down = _WIDTH - 2 * _MARGIN, _HEIGHT - 2 * _MARGIN
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
@@ -158,8 +159,8 @@ def plot(accesses: list[dict[str, Any]], units: int) -> str:
     ]
     for access in accesses:
         x = _MARGIN + across * access["t_ms"] / last
-        y = _MARGIN + down * (1 - access["unit"] / top)
-        what = escape(", ".join(access["paths"][:3]) or f"chunk {access['unit']}")
+        y = _MARGIN + down * (1 - access["chunk"] / top)
+        what = escape(", ".join(access["paths"][:3]) or f"chunk {access['chunk']}")
         out.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="#2a6fb0" fill-opacity="0.6">'
             f"<title>{what}</title></circle>"
