@@ -12,10 +12,23 @@ from collections.abc import Sequence
 from rafs_v6.build.cli import check, create, inspect, merge, unpack
 from rafs_v6.errors import RafsError
 
+EXAMPLES = """\
+examples:
+  nydus-image create --bootstrap image.boot --blob-dir blobs/ tree/
+  nydus-image create --type targz-rafs --blob-inline-meta --blob-dir blobs/ layer.tar.gz
+  nydus-image merge --bootstrap image.boot blobs/3f… blobs/9a…
+  nydus-image check image.boot --blob-dir blobs/
+  nydus-image inspect image.boot --request blobs
+  nydus-image unpack image.boot --blob-dir blobs/ --output image.tar
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="nydus-image", description="Build, merge, check and unpack RAFS v6 images."
+        prog="nydus-image",
+        description="Build, merge, check and unpack RAFS v6 images.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-L", "--log-file", help="accepted for the original's callers")
     parser.add_argument("-l", "--log-level", default="info", help="accepted likewise")
