@@ -23,6 +23,7 @@ from rafs_v6.erofs import (
     ChunkRecord,
     SuperFlags,
 )
+from rafs_v6.errors import ImageError
 from rafs_v6.toc import find_bootstrap
 
 _ID_LEN = 64
@@ -133,7 +134,10 @@ def _open(path: Path) -> Bootstrap:
             f.seek(offset)
             return f.read(length)
 
-        return Bootstrap.from_bytes(find_bootstrap(read_at, path.name, size))
+        try:
+            return Bootstrap.from_bytes(find_bootstrap(read_at, path.name, size))
+        except ImageError as e:
+            raise BuildError(f"{path}: {e}") from e
 
 
 def _named(record: BlobRecord, path: Path, i: int, names: LayerNames) -> BlobRecord:

@@ -291,3 +291,15 @@ def test_check_names_a_damaged_chunk(
     path.write_bytes(data)
     assert main(["check", str(boot), "-D", str(blob)]) == 1
     assert "chunk" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_named(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boot, nowhere = tmp_path / "boot", tmp_path / "nowhere"
+    assert main(["create", "-B", str(boot), "-D", str(nowhere), str(tree)]) == 1
+    assert f"{nowhere} is no directory" in capsys.readouterr().err
+    nowhere.write_bytes(bytes(8192))
+    assert main(["merge", "-B", str(boot), str(nowhere)]) == 1
+    assert f"{nowhere}: neither a bootstrap" in capsys.readouterr().err
+    assert not boot.exists()
