@@ -176,8 +176,11 @@ struct nf_core *nf_core_new(void *journal, size_t journal_len, uint32_t flags)
 	if (nf_journal_open(&c->journal, journal, journal_len) < 0)
 		goto fail;
 	c->slots = calloc((size_t)c->journal.nslots * 2, sizeof(*c->slots));
+	if (!c->slots)
+		goto fail;
+	nf_fanotify_occupy(c);
 	c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (!c->slots || c->wake_fd < 0)
+	if (c->wake_fd < 0)
 		goto fail;
 	c->fan_fd = -1;
 	c->cache_fd = -1;

@@ -120,6 +120,8 @@ unsigned int nf_waiter_wait(struct nf_waiter *w);
 /* fanotify.c, cachefiles.c: read and handle until nothing is pending; false: no free slot */
 bool nf_fanotify_drain(struct nf_core *c);
 bool nf_cachefiles_drain(struct nf_core *c);
+/* Take up what the journal says is open, so that no new descriptor gets such a number. */
+void nf_fanotify_occupy(struct nf_core *c);
 void nf_fanotify_answer(struct nf_core *c, uint32_t slot, int err);
 void nf_cachefiles_answer(struct nf_core *c, uint32_t slot);
 

@@ -199,22 +199,27 @@ static bool occupy(int number)
 	return got == number;
 }
 
-int nf_core_settle(struct nf_core *c)
+void nf_fanotify_occupy(struct nf_core *c)
 {
 	uint32_t slot;
-	int n = 0;
 
 	for (slot = 0; slot < c->journal.nslots; slot++) {
 		struct nf_slot *s = &c->slots[slot];
 
 		if (!nf_journal_taken(&c->journal, slot))
 			continue;
-		memset(s, 0, sizeof(*s));
 		s->fd = record(c, slot)->fd;
 		s->next = NF_NO_SLOT;
 		s->owns_fd = occupy(s->fd);
 		s->t_ns = nf_now_ns();
 	}
+}
+
+int nf_core_settle(struct nf_core *c)
+{
+	uint32_t slot;
+	int n = 0;
+
 	for (slot = 0; slot < c->journal.nslots; slot++) {
 		struct nf_slot *s = &c->slots[slot];
 		struct nf_object *o;

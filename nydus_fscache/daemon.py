@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 
 from nydus_fscache import api, log, privilege
+from nydus_fscache.client import daemon_argv
 from nydus_fscache.errors import DaemonError, FscacheError, MountpointError
 from nydus_fscache.handover import Handover
 from nydus_fscache.service import Service
@@ -54,6 +55,9 @@ def _run(root: Path) -> int:
     calls: socket.socket = api.listen(root / "api.sock", handover)
     end_calls = api.serve(service, calls)
     handover.ready()
+    threading.Thread(
+        target=handover.watch, args=(daemon_argv(root),), name="keeper", daemon=True
+    ).start()
     logging.getLogger("daemon").info(
         "%s in %s, pid %d", "successor" if socket_was_kept else "started", root, os.getpid()
     )

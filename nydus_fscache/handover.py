@@ -2,28 +2,37 @@
 
 Messages on a SOCK_SEQPACKET pair, text, one descriptor where stated:
 
-    service -> keeper   ``keep NAME`` +fd · ``drop NAME`` · ``ready`` · ``bye``
+    service -> keeper   ``keep NAME`` +fd · ``drop NAME`` · ``ready`` · ``upgrade ARGV`` · ``bye``
     keeper -> service   ``have NAME`` +fd, for all that is kept · ``end``
 
 A name is kept before what it stands for is used (the fill descriptor before the
 mark, the group before its first mark), so that a kill between two steps never
 leaves the kernel with something that no process of ours holds.
+
+The service watches the keeper, and starts another when it is gone: what was
+kept is open here too, and goes to the new one.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import fcntl
 import logging
+import mmap
 import os
 import socket
 import threading
+import time
 
+from nydus_fscache import keeper
 from nydus_fscache.errors import DaemonError
 
 log = logging.getLogger("handover")
 
 _MESSAGE = 512
+_RENEWAL_PATIENCE_S = 10.0
+_RENEWAL_PAUSE_S = 0.1
 
 
 class Handover:
@@ -32,11 +41,16 @@ class Handover:
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
         os.set_inheritable(fd, False)
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._held: dict[str, int] = {}
+        self._ending = False
+        self.keeper_pid = os.getppid()
         self.inherited: dict[str, int] = {}
         while (message := self._receive()) != "end":
             if not message:
                 raise DaemonError("the keeper died before it handed over", hint="start again")
+        self._make_way()
+        self._held.update(self.inherited)
 
     def _receive(self) -> str:
         message, ancillary, _, _ = self._socket.recvmsg(_MESSAGE, socket.CMSG_SPACE(4))
@@ -47,33 +61,110 @@ class Handover:
             self.inherited[name] = received
         return verb
 
-    def _send(self, text: str, fds: list[int]) -> None:
-        ancillary = (
-            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        )
-        with self._lock:
-            self._socket.sendmsg([text.encode()], ancillary)
+    def _make_way(self) -> None:
+        """Give up numbers that the kernel is still owed an answer for.
+
+        Answers are matched by number: if one of ours were closed before the old
+        event is answered, a new event could get its number, and the answer that is
+        meant for it would release the old reader.  The C core then occupies them.
+        """
+        journal = self.inherited.get("journal")
+        if journal is None:
+            return
+        with mmap.mmap(journal, 0, prot=mmap.PROT_READ) as memory:
+            owed = keeper.owed(memory)
+        for name, fd in self.inherited.items():
+            if fd in owed:
+                self.inherited[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(owed) + 1)
+                os.close(fd)
 
     def take(self, name: str) -> int | None:
         return self.inherited.pop(name, None)
 
     def keep(self, name: str, fd: int) -> None:
-        self._send(f"keep {name}", [fd])
+        """``fd`` stays open until ``drop``: a new keeper gets it too."""
+        with self._lock:
+            self._held[name] = fd
+            self._send(f"keep {name}", fd)
 
     def drop(self, name: str) -> None:
-        self._send(f"drop {name}", [])
+        """Before the descriptor is closed."""
+        with self._lock:
+            self._held.pop(name, None)
+            self._send(f"drop {name}")
 
     def ready(self) -> None:
         """All that a predecessor left is settled and served."""
-        self._send("ready", [])
+        with self._lock:
+            self._send("ready")
+
+    def upgrade(self, argv: list[str]) -> None:
+        """This process ends soon, and ``argv`` is the command of its successor."""
+        with self._lock:
+            self._ending = True
+            self._send("upgrade " + "\0".join(argv))
 
     def bye(self) -> None:
         """The coming exit is meant; nothing is held by the kernel any more."""
-        with contextlib.suppress(OSError):
-            self._send("bye", [])
+        with self._lock:
+            self._ending = True
+            self._send("bye")
 
-    def wait_for_loss(self) -> None:
-        """Return when the keeper is gone."""
-        with contextlib.suppress(OSError):
-            while self._socket.recv(_MESSAGE):
-                pass
+    def _send(self, text: str, fd: int | None = None) -> None:
+        """With the lock.  When the keeper is lost, returns once another holds everything."""
+        try:
+            _send_one(self._socket, text, fd)
+        except OSError:
+            lost = self._socket
+            renewed = self._lock.wait_for(lambda: self._socket is not lost, _RENEWAL_PATIENCE_S)
+            if not renewed:
+                raise DaemonError("the keeper is lost", hint="see the log") from None
+
+    # -- the keeper's end ----------------------------------------------------------------------
+
+    def watch(self, argv: list[str]) -> None:
+        """Start a new keeper by ``argv`` whenever it is gone; returns when this process ends."""
+        while True:
+            with contextlib.suppress(OSError):
+                while self._socket.recv(_MESSAGE):
+                    pass
+            if self._ending:
+                return
+            log.error("the keeper (%d) is gone: starting another", self.keeper_pid)
+            try:
+                self._renew(argv)
+                log.warning("keeper %d holds everything again", self.keeper_pid)
+            except OSError as e:
+                log.error("no new keeper: %s", e)
+            time.sleep(_RENEWAL_PAUSE_S)
+
+    def _renew(self, argv: list[str]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            os.set_inheritable(theirs.fileno(), True)
+            program, *options, script = argv[: argv.index(keeper.__file__) + 1]
+            service = argv[len(options) + 2 :]
+            pid = os.posix_spawn(
+                program,
+                [program, *options, script, "--adopt", str(os.getpid()), *service],
+                {**os.environ, "NYDUS_KEEPER_FD": str(theirs.fileno())},
+                setsid=True,
+            )
+        self_fd = os.pidfd_open(os.getpid())
+        try:
+            with self._lock:
+                _send_one(ours, "keep service", self_fd)
+                for name, fd in self._held.items():  # the group is among the first
+                    _send_one(ours, f"keep {name}", fd)
+                self._socket.close()
+                self._socket, self.keeper_pid = ours, pid
+                self._lock.notify_all()
+        finally:
+            os.close(self_fd)
+
+
+def _send_one(to: socket.socket, text: str, fd: int | None) -> None:
+    ancillary = []
+    if fd is not None:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+    to.sendmsg([text.encode()], ancillary)

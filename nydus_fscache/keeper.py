@@ -9,11 +9,15 @@ lets waiting readers through only when the last descriptor of the group closes
 (reference kernel-transports 2.10).
 
 When the service dies it is started again, with back-off.  When that has not
-helped for ``DENY_AFTER_S``, waiting and new readers get EIO from here, until a
-start succeeds.
+helped for ``NYDUS_FSCACHE_DENY_AFTER_S`` (30 s), waiting and new readers get EIO
+from here, until a start succeeds; and a request that several services died over
+gets EIO at that age.
 
-usage: keeper.py ARGV...      the command that starts the service; it finds its end of the
-                              socket in the environment variable NYDUS_KEEPER_FD
+usage: keeper.py ARGV...             start the service by this command; it finds its end of the
+                                     socket in the environment variable NYDUS_KEEPER_FD
+       keeper.py --adopt PID ARGV... the same for a service that runs already and lost its
+                                     keeper: its socket is NYDUS_KEEPER_FD, its pidfd comes as
+                                     ``keep service``
 """
 
 import _signal as signal  # type: ignore[import-not-found]
@@ -27,15 +31,22 @@ import time
 
 import mmap  # isort: skip
 
-DENY_AFTER_S = 30.0
+DENY_AFTER_S = float(os.environ.get("NYDUS_FSCACHE_DENY_AFTER_S") or 30)
 BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+QUICK_STARTS = 2  # failures that stay counted when a service became ready, and died soon after
 STABLE_S = 10.0  # a service that lived so long starts the back-off anew
+TAKE_OVER_S = 30.0  # a service that takes nothing from its socket for so long is stuck
+EXIT_PATIENCE_MS = 10_000  # from a service's end of the socket closing to its death
+SERVING = ("fanotify", "cachefiles")  # with one of these held, a reader may be waiting
 
-SOL_SOCKET, SCM_RIGHTS, MESSAGE = _socket.SOL_SOCKET, _socket.SCM_RIGHTS, 512
+SOL_SOCKET, SCM_RIGHTS, MESSAGE = _socket.SOL_SOCKET, _socket.SCM_RIGHTS, 4096
 FAN_DENY_EIO = 0x02 | errno.EIO << 24
 FD = struct.Struct("i").size
-JOURNAL_HEADER = struct.Struct("=QIIQQ")  # csrc/journal.h
-JOURNAL_MAGIC, JOURNAL_VERSION, EVENT_SIZE = 0x4C4E524A5346594E, 1, 48
+
+# csrc/journal.h: header, event record (fanotify_event_metadata and range), meta record
+JOURNAL = struct.Struct("=QIIQQ")
+JOURNAL_MAGIC, JOURNAL_VERSION = 0x4C4E524A5346594E, 1
+EVENT_SIZE, META = 48, struct.Struct("=QII")
 
 
 def say(text: str) -> None:
@@ -48,16 +59,19 @@ def say(text: str) -> None:
 class Keeper:
     def __init__(self, argv: list[str]) -> None:
         self.argv = argv
+        self.previous: list[str] | None = None  # the command of the version before an upgrade, until it is done
+        self.leaving = False  # the old version's service is about to exit
+        self.fell_back = ""  # how the new version's service ended, when the old one serves again
         self.kept: dict[str, int] = {}  # descriptors by name
         self.link: _socket.socket | None = None
         self.child = 0
+        self.adopted = False  # the child is another process's: no waitpid
         self.started = 0.0
         self.failures = 0
         self.down_since = 0.0
         self.next_start = 0.0
-        self.stopping = False
-        self.bye = False
-        self.served = False  # a service of ours was ready once
+        self.stop_asked = False
+        self.ready = self.ever_ready = self.bye = False
 
     # -- the service -----------------------------------------------------------------------
 
@@ -67,6 +81,7 @@ class Keeper:
         if self.child == 0:
             os.set_inheritable(theirs.fileno(), True)
             os.environ["NYDUS_KEEPER_FD"] = str(theirs.fileno())
+            os.environ["NYDUS_FELL_BACK"] = self.fell_back
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             try:
@@ -74,7 +89,9 @@ class Keeper:
             finally:
                 os._exit(127)
         theirs.close()
-        self.link, self.started, self.bye = ours, time.monotonic(), False
+        self.link, self.started = ours, time.monotonic()
+        self.adopted = self.ready = self.bye = False
+        ours.settimeout(TAKE_OVER_S)
         try:
             for name, fd in self.kept.items():
                 ours.sendmsg(
@@ -84,6 +101,15 @@ class Keeper:
             ours.send(b"end")
         except OSError as e:
             say(f"service {self.child} took nothing over: {e}")
+            os.kill(self.child, signal.SIGKILL)
+        ours.settimeout(None)
+
+    def adopt(self, pid: int, fd: int) -> None:
+        """Care for a service that runs already; what it holds comes as messages."""
+        os.set_inheritable(fd, False)
+        self.link = _socket.socket(fileno=fd)
+        self.child, self.adopted, self.started = pid, True, time.monotonic()
+        say(f"adopted service {pid}")
 
     def receive(self) -> bool:
         """One message of the service; False when its end is closed."""
@@ -104,7 +130,14 @@ class Keeper:
         elif verb == "drop":
             self.drop(name)
         elif verb == "ready":
-            self.served, self.failures, self.down_since = True, 0, 0.0
+            self.ready = self.ever_ready = True
+            self.failures = min(self.failures, QUICK_STARTS)
+            self.down_since, self.previous = 0.0, None
+            if self.stop_asked:
+                self.pass_stop_on()
+        elif verb == "upgrade":
+            self.previous, self.argv, self.fell_back = self.argv, name.split("\0"), ""
+            self.leaving = True
         elif verb == "bye":
             self.bye = True
         return True
@@ -114,6 +147,15 @@ class Keeper:
         if fd is not None:
             os.close(fd)
 
+    def pass_stop_on(self) -> None:
+        """To a service that can unmount; one that is only starting gets it when it is ready."""
+        self.stop_asked = not self.ready and self.serving()
+        if not self.stop_asked:
+            os.kill(self.child, signal.SIGTERM)
+
+    def serving(self) -> bool:
+        return any(name in self.kept for name in SERVING)
+
     def buried(self) -> int:
         """Wait for the dead service; returns its exit status as a shell shows it."""
         while self.receive():  # what it said before it died still counts
@@ -121,8 +163,17 @@ class Keeper:
         if self.link is not None:
             self.link.close()
             self.link = None
-        _, status = os.waitpid(self.child, 0)
-        self.child = 0
+        pid, self.child = self.child, 0
+        if self.adopted:
+            if "service" in self.kept:
+                gone = select.poll()
+                gone.register(self.kept["service"], select.POLLIN)
+                if not gone.poll(EXIT_PATIENCE_MS):
+                    signal.pidfd_send_signal(self.kept["service"], signal.SIGKILL)
+                    gone.poll(EXIT_PATIENCE_MS)
+                self.drop("service")
+            return 0 if self.bye else 255
+        _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
         return code if code >= 0 else 128 - code
 
@@ -139,7 +190,7 @@ class Keeper:
             return 0
         denied = 0
         if journal is not None:
-            denied += deny_journal(group, journal)
+            denied += deny_journal(group, journal, 0.0)
         while True:
             try:
                 events = os.read(group, 4096)
@@ -161,7 +212,8 @@ class Keeper:
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        self.start()
+        if not self.child:
+            self.start()
         while True:
             poll = select.poll()
             poll.register(wake_r, select.POLLIN)
@@ -169,16 +221,15 @@ class Keeper:
                 poll.register(self.link.fileno(), select.POLLIN)
             ready = dict(poll.poll(self.patience_ms()))
             if wake_r in ready:
-                self.stopping = bool(os.read(wake_r, 64)) or self.stopping
+                os.read(wake_r, 64)
+                self.stop_asked = True
                 if self.child:
-                    os.kill(self.child, signal.SIGTERM)
+                    self.pass_stop_on()
             if self.link is not None and self.link.fileno() in ready and not self.receive():
                 code = self.buried()
                 if self.over(code):
                     return code
             if not self.child:
-                if self.stopping:
-                    return 1
                 if time.monotonic() - self.down_since > DENY_AFTER_S and (count := self.deny()):
                     say(f"no service for {DENY_AFTER_S:.0f} s: {count} readers got EIO")
                 if time.monotonic() >= self.next_start:
@@ -191,16 +242,27 @@ class Keeper:
 
     def over(self, code: int) -> bool:
         """The service is gone with ``code``: is that the end, or when to start it again?"""
-        if (self.bye or self.stopping) and code == 0:
+        if self.bye and code == 0:
             return True
-        if not self.served and 1 <= code <= 9:
-            return True  # it never got so far as to serve anything, and said why
+        if not self.serving() and (self.stop_asked or (not self.ever_ready and 1 <= code <= 9)):
+            return True  # nobody waits, and it never got so far as to serve, and said why
         now = time.monotonic()
-        if now - self.started > STABLE_S:
-            self.failures, self.down_since = 0, 0.0
+        if self.ready and now - self.started > STABLE_S:
+            self.failures = 0
+        if self.previous and self.leaving:
+            self.leaving = False  # the old service, which asked for the new one
+            self.failures = 0
+        elif self.previous and not self.ready:
+            say(f"the new version's service exited with {code}: back to the one before")
+            self.argv, self.previous, self.fell_back = self.previous, None, str(code)
+            self.failures = 0
         self.down_since = self.down_since or now
         self.next_start = now + BACKOFF_S[min(self.failures, len(BACKOFF_S) - 1)]
         self.failures += 1
+        if {"fanotify", "journal"} <= self.kept.keys():
+            old = deny_journal(self.kept["fanotify"], self.kept["journal"], DENY_AFTER_S)
+            if old:
+                say(f"{old} requests got EIO: open for {DENY_AFTER_S:.0f} s, services died over them")
         say(f"service exited with {code}; start {self.failures} in {self.next_start - now:.1f} s")
         return False
 
@@ -213,33 +275,59 @@ def answer(group: int, fd: int) -> None:
         pass
 
 
-def deny_journal(group: int, journal: int) -> int:
-    """Layout: csrc/journal.h.  A slot is taken when the length of its event is not 0."""
+def deny_journal(group: int, journal: int, age_s: float) -> int:
+    """EIO for what is open in the journal since ``age_s`` or longer (0: everything)."""
     size = os.fstat(journal).st_size
     if not size:
         return 0
     denied = 0
+    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(age_s * 1e9)
     with mmap.mmap(journal, size) as memory:
-        for at in journal_slots(memory):
+        for at, meta in journal_slots(memory):
             (length,) = struct.unpack_from("=I", memory, at)
-            if length:
+            since, known, _ = META.unpack_from(memory, meta)
+            if length and (not age_s or (known and since < before)):
                 answer(group, struct.unpack_from("=i", memory, at + 16)[0])
+                memory[meta + 8 : meta + 12] = bytes(4)
                 memory[at : at + 4] = bytes(4)
                 denied += 1
     return denied
 
 
-def journal_slots(memory: mmap.mmap) -> range:
-    """Offsets of the event records; none when the journal is of a version that is not ours."""
-    if len(memory) < JOURNAL_HEADER.size:
-        return range(0)
-    magic, version, slots, events_off, _ = JOURNAL_HEADER.unpack_from(memory, 0)
-    end = events_off + slots * EVENT_SIZE
-    if (magic, version) != (JOURNAL_MAGIC, JOURNAL_VERSION) or end > len(memory):
-        say(f"journal of version {version} cannot be read")
-        return range(0)
-    return range(events_off, end, EVENT_SIZE)
+def journal_slots(memory: mmap.mmap) -> list[tuple[int, int]]:
+    """(event record, meta record) offsets of all slots; none when the layout is not ours.
+
+    The journal was written by another process, maybe of another version:
+    nothing in it is believed that does not fit the memory.
+    """
+    if len(memory) < JOURNAL.size:
+        return []
+    magic, version, nslots, events, meta = JOURNAL.unpack_from(memory, 0)
+    if (magic, version) != (JOURNAL_MAGIC, JOURNAL_VERSION):
+        return []
+    ends = (events + nslots * EVENT_SIZE, meta + nslots * META.size)
+    if events < JOURNAL.size or meta < ends[0] or max(ends) > len(memory):
+        return []
+    return [(events + i * EVENT_SIZE, meta + i * META.size) for i in range(nslots)]
+
+
+def owed(memory: mmap.mmap) -> set[int]:
+    """The descriptor numbers of events that are not answered."""
+    return {
+        struct.unpack_from("=i", memory, at + 16)[0]
+        for at, _ in journal_slots(memory)
+        if struct.unpack_from("=I", memory, at)[0]
+    }
+
+
+def main(words: list[str]) -> int:
+    if words[:1] != ["--adopt"]:
+        return Keeper(words).run()
+    keeper = Keeper(words[2:])
+    keeper.ever_ready = keeper.ready = True
+    keeper.adopt(int(words[1]), int(os.environ.pop("NYDUS_KEEPER_FD")))
+    return keeper.run()
 
 
 if __name__ == "__main__":
-    sys.exit(Keeper(sys.argv[1:]).run())
+    sys.exit(main(sys.argv[1:]))

@@ -28,7 +28,7 @@ KEPT = (
     CAP_SYSLOG,  # why EROFS refused an image, from the kernel's log
 )
 
-_PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 38, 24
+_PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 38, 23, 24
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITIES = 64  # of the interface; the kernel has fewer and says EINVAL
 
@@ -78,8 +78,8 @@ def _checked(result: int, what: str) -> None:
 
 def _drop_capabilities(capset: int) -> None:
     for capability in range(_CAPABILITIES):
-        if capability in KEPT:
-            continue
+        if capability in KEPT or _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) == 0:
+            continue  # a keeper that a service started has given it up already
         if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             if ctypes.get_errno() == errno.EINVAL:
                 break  # the kernel has no more of them

@@ -79,11 +79,12 @@ class Service:
     def __init__(self, root: Path, handover: Handover) -> None:
         self.started_at = time.time()
         self._handover = handover
+        # before anything else is opened: it occupies the numbers of events that wait
+        self.core = Core(self._journal())
         self.store = Store(root, handover.take("lock"))
         handover.keep("lock", self.store.lock)  # free only when the keeper has ended too
         self._state_path = root / "state.json"
         self._state = state.load(self._state_path)
-        self.core = Core(self._journal())
         self._fetcher = Fetcher(self.core)
         self.objects = Objects(
             self.store, self.core, self._fetcher, handover, self._state.numbers
@@ -117,7 +118,6 @@ class Service:
             self._handover.keep("journal", fd)
         else:
             memory = mmap.mmap(fd, 0)
-        os.close(fd)
         return memory
 
     # -- start and end -----------------------------------------------------------------------
@@ -483,7 +483,7 @@ class Service:
             "version": nydus_fscache.__version__,
             "root": str(self.store.root),
             "pid": os.getpid(),
-            "keeper_pid": os.getppid(),
+            "keeper_pid": self._handover.keeper_pid,
             **status_document(served, self.objects, self.core, self.started_at),
         }
 
