@@ -59,7 +59,7 @@ def say(text: str) -> None:
 class Keeper:
     def __init__(self, argv: list[str]) -> None:
         self.argv = argv
-        self.previous: list[str] | None = None  # the command of the version before an upgrade, until it is done
+        self.previous: list[str] | None = None  # of the version before, until an upgrade is done
         self.leaving = False  # the old version's service is about to exit
         self.fell_back = ""  # how the new version's service ended, when the old one serves again
         self.kept: dict[str, int] = {}  # descriptors by name
@@ -262,7 +262,7 @@ class Keeper:
         if {"fanotify", "journal"} <= self.kept.keys():
             old = deny_journal(self.kept["fanotify"], self.kept["journal"], DENY_AFTER_S)
             if old:
-                say(f"{old} requests got EIO: open for {DENY_AFTER_S:.0f} s, services died over them")
+                say(f"{old} requests got EIO: older than {DENY_AFTER_S:.0f} s, services died over")
         say(f"service exited with {code}; start {self.failures} in {self.next_start - now:.1f} s")
         return False
 

@@ -30,7 +30,7 @@ KEPT = (
 
 _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 38, 23, 24
 _CAPABILITY_VERSION_3 = 0x20080522
-_CAPABILITIES = 64  # of the interface; the kernel has fewer and says EINVAL
+_CAPABILITIES = 64  # of the interface; the kernel has fewer
 
 # linux/seccomp.h, linux/filter.h, linux/audit.h
 _SECCOMP_SET_MODE_FILTER = 1
@@ -78,12 +78,12 @@ def _checked(result: int, what: str) -> None:
 
 def _drop_capabilities(capset: int) -> None:
     for capability in range(_CAPABILITIES):
-        if capability in KEPT or _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) == 0:
-            continue  # a keeper that a service started has given it up already
-        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
-            if ctypes.get_errno() == errno.EINVAL:
-                break  # the kernel has no more of them
-            _checked(-1, "prctl(PR_CAPBSET_DROP)")
+        held = _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0)
+        if held < 0:
+            break  # the kernel has no more of them
+        # none to drop: a keeper that a service started has given it up already
+        if held and capability not in KEPT:
+            _checked(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "prctl(PR_CAPBSET_DROP)")
     mask = sum(1 << c for c in KEPT)
     low, high = mask & 0xFFFFFFFF, mask >> 32
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)

@@ -1,0 +1,29 @@
+"""The rig that runs the daemon is shared with tests/daemon; how often to kill is an option."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "daemon"))
+
+from rig import Rig
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    try:
+        yield rig
+    finally:
+        rig.clean()
+
+
+@pytest.fixture(scope="session")
+def rounds() -> int:
+    """How many kills a test does; NYDUS_TEST_KILLS=200 for the long run."""
+    return int(os.environ.get("NYDUS_TEST_KILLS", "30"))
