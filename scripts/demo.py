@@ -1,13 +1,15 @@
 """What ``scripts/run`` shows: one image, mounted lazily, one program, one table.
 
-Everything lives in one temporary directory; however this ends, short of SIGKILL,
-the program, the daemon, the server and the directory are gone afterwards.
+Everything lives in one temporary directory; however this ends, the program, the
+daemon, the server and the directory are gone afterwards.  Only after SIGKILL it is
+the next run that ends the daemon and removes the directory.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -30,6 +32,7 @@ from nydus_fscache.errors import CacheDirError, DaemonError, FscacheError, Kerne
 from nydus_fscache.probe import cache_dir, examine
 
 CLI = [sys.executable, "-m", "nydus_fscache"]
+PREFIX = "nydus-fscache-run-"
 PATIENCE_S = 120.0
 EXIT_SIGNAL = 128
 
@@ -86,6 +89,41 @@ class Signals:
         return line.rstrip()
 
 
+def lock(directory: Path) -> int:
+    """A descriptor that says, while it is open, that ``directory`` is in use."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        directory.stat()  # it may be gone since it was opened
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise PermissionError(f"{directory} is somebody else's")
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def new_directory(parent: Path) -> tuple[Path, int]:
+    """A directory and its lock; another run may sweep it away before it is locked."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            return path, lock(path)
+
+
+def sweep(parent: Path) -> None:
+    """Undo what runs that were killed could not undo."""
+    for path in parent.glob(f"{PREFIX}*"):
+        try:
+            stale = lock(path)
+        except OSError:  # in use, just gone, or not ours
+            continue
+        say(f"{path} was left by a run that was killed: cleaning up")
+        end_daemon(path / "root")
+        shutil.rmtree(path)
+        os.close(stale)
+
+
 @contextlib.contextmanager
 def work_directory() -> Iterator[Path]:
     """Where cache files can live: below the checkout, else below /var/tmp."""
@@ -96,21 +134,26 @@ def work_directory() -> Iterator[Path]:
             reasons.append(finding.detail)
             continue
         parent.mkdir(exist_ok=True)
-        path = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
+        sweep(parent)
+        path, mine = new_directory(parent)
         try:
             yield path
         finally:
             shutil.rmtree(path)
+            os.close(mine)
         return
     raise CacheDirError("; ".join(reasons), hint="clone the project onto ext4, xfs or btrfs")
 
 
 @contextlib.contextmanager
 def process(words: list[Any], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """In a session of its own, so that Ctrl-C is ours alone; ended with all its children."""
+    """In a session of its own, so that Ctrl-C is ours alone; ended with all its children.
+
+    The kernel ends it when we are killed."""
     child = subprocess.Popen(
-        [str(word) for word in words], text=True, start_new_session=True, **options
-    )
+        ["setpriv", "--pdeathsig", "KILL", *map(str, words)],
+        text=True, start_new_session=True, **options,
+    )  # fmt: skip
     try:
         yield child
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -23,8 +24,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: nothing can
 
 def left_behind(checkout: Path) -> list[str]:
     """Mounts, processes and directories of runs of this checkout."""
-    work = str(checkout / "build" / "run-")
-    found = [str(path) for path in (checkout / "build").glob("run-*")]
+    work = str(checkout / "build" / "nydus-fscache-run-")
+    found = [str(path) for path in (checkout / "build").glob("nydus-fscache-run-*")]
     found += [m for m in Path("/proc/mounts").read_text().splitlines() if work in m]
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -106,11 +107,8 @@ def test_alone_it_builds_an_image_and_says_so(clone: Path) -> None:
     check_numbers(rows)
 
 
-@pytest.mark.parametrize(
-    ("moment", "number"), [("mounting", signal.SIGINT), ("starting", signal.SIGTERM)]
-)
-@pytest.mark.usefixtures("nothing_stays")
-def test_interrupted_it_cleans_up(clone: Path, moment: str, number: signal.Signals) -> None:
+@contextlib.contextmanager
+def running_until(clone: Path, moment: str) -> Iterator[subprocess.Popen[str]]:
     words = [str(clone / "scripts" / "run"), "--latency-ms", "100"]
     pipe = subprocess.PIPE
     with subprocess.Popen(words, stderr=pipe, stdout=pipe, text=True) as child:
@@ -120,14 +118,33 @@ def test_interrupted_it_cleans_up(clone: Path, moment: str, number: signal.Signa
             while moment not in (line := child.stderr.readline()):
                 assert line, "it ended before"
                 assert time.monotonic() < deadline
-            child.send_signal(number)
-            assert select.select([child.stdout], [], [], PATIENCE_S)[0]
-            assert child.stdout is not None
-            assert child.stdout.read() == ""
-            assert "cleaned up" in child.stderr.read()
-            assert child.wait(PATIENCE_S) == 128 + number
+            yield child
         finally:
             child.kill()
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"), [("mounting", signal.SIGINT), ("starting", signal.SIGTERM)]
+)
+@pytest.mark.usefixtures("nothing_stays")
+def test_interrupted_it_cleans_up(clone: Path, moment: str, number: signal.Signals) -> None:
+    with running_until(clone, moment) as child:
+        child.send_signal(number)
+        assert select.select([child.stdout], [], [], PATIENCE_S)[0]
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert child.stdout.read() == ""
+        assert "cleaned up" in child.stderr.read()
+        assert child.wait(PATIENCE_S) == 128 + number
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_killed_it_is_cleaned_up_by_the_next_run(clone: Path) -> None:
+    with running_until(clone, "starting") as child:
+        child.kill()
+    done = run(clone)
+    assert "was left by a run that was killed" in done.stderr
+    check_numbers(table(done))
 
 
 @pytest.mark.usefixtures("nothing_stays")
