@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from nydus_fscache import errors
 from nydus_fscache.errors import DaemonError, FscacheError
 
 START_PATIENCE_S = 20.0
@@ -136,7 +135,7 @@ def daemon_argv(root: Path) -> list[str]:
 
 
 def _as_exception(error: dict[str, Any]) -> FscacheError:
-    kind = getattr(errors, str(error.get("kind")), FscacheError)
-    if not (isinstance(kind, type) and issubclass(kind, FscacheError)):
-        kind = FscacheError
+    """The class goes by the exit code: the error may be of a module that is not loaded here."""
+    kinds = {kind.exit_code: kind for kind in FscacheError.__subclasses__()}
+    kind = kinds.get(int(error.get("exit_code", 0)), FscacheError)
     return kind(str(error.get("message")), hint=error.get("hint"))

@@ -35,7 +35,7 @@ def main() -> int:
         return _run(args.root)
     except FscacheError as e:
         logging.getLogger("daemon").error("%s (%s)", e, e.hint)
-        document = {"kind": type(e).__name__, "message": str(e), "hint": e.hint}
+        document = {"message": str(e), "hint": e.hint, "exit_code": e.exit_code}
         with contextlib.suppress(OSError):
             (args.root / "start-error.json").write_text(json.dumps({"error": document}))
         return e.exit_code

@@ -58,7 +58,7 @@ def _as_text(document: dict[str, Any]) -> str:
                 size(b["fetched"]),
                 str(b["requests"]),
                 str(b["errors"]),
-                b["verified_by"],
+                "unverified" if b["verified_by"] == "none" else b["verified_by"],
             ]
             for b in document["blobs"]
         ]

@@ -24,12 +24,26 @@ def mounts_below(directory: Path) -> list[str]:
     return [p for p in points if p == str(directory) or p.startswith(f"{directory}/")]
 
 
+def read_errno(path: Path) -> int:
+    """What reading the whole file ends with; 0 when it can be read."""
+    try:
+        path.read_bytes()
+    except OSError as e:
+        return e.errno or -1
+    return 0
+
+
+def regular_files(root: Path) -> list[Path]:
+    return sorted(p for p in root.rglob("*") if p.is_file() and not p.is_symlink())
+
+
 @dataclass
 class Rig:
     """A root of its own below ``base``; every command runs against it."""
 
     base: Path
     environment: dict[str, str] = field(default_factory=dict)
+    prefix: list[str] = field(default_factory=list)  # words before our command line
 
     def __post_init__(self) -> None:
         self.root = self.base / "root"
@@ -37,7 +51,7 @@ class Rig:
     def run(self, *args: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         words = [str(a) for a in args]
         done = subprocess.run(
-            [*CLI, words[0], "--root", str(self.root), *words[1:]],
+            [*self.prefix, *CLI, words[0], "--root", str(self.root), *words[1:]],
             capture_output=True,
             text=True,
             timeout=COMMAND_S,
@@ -67,6 +81,20 @@ class Rig:
 
     def requests(self) -> int:
         return sum(blob["requests"] for blob in self.status()["blobs"])
+
+    def leftovers(self) -> list[str]:
+        """What should not be there once the daemon has ended."""
+        kept = {"lock", "state.json", "daemon.log", "cache", "cachefiles", "images", "run"}
+        found = [p.name for p in self.root.iterdir() if p.name not in kept]
+        found += [str(p) for p in self.root.rglob(".*")]
+        return found + mounts_below(self.base) + [f"pid {pid}" for pid in self.processes()]
+
+    def wait_for_end(self) -> None:
+        deadline = time.monotonic() + COMMAND_S
+        while self.processes():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the daemon does not end\n{self.log()}")
+            time.sleep(0.02)
 
     def log(self) -> str:
         path = self.root / "daemon.log"
