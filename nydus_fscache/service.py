@@ -136,6 +136,9 @@ class Service:
                 continue
             served.mounted = bool(binding.mountpoint)
             self._served.append(served)
+        if "cachefiles" in self._handover.inherited:
+            # no image is left, but an OPEN may be: its mount waits, unkillable, for a "no"
+            self._transport("cachefiles")
         settled = self.core.settle()
         self.core.start()
         for transport in self._transports.values():

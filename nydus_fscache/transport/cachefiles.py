@@ -32,6 +32,7 @@ from nydus_fscache.errors import KernelRefused
 from nydus_fscache.handover import Handover
 from nydus_fscache.image import Image
 from nydus_fscache.transport.base import Bound
+from nydus_fscache.transport.fsid_mount import mount_apart
 
 log = logging.getLogger("cachefiles")
 
@@ -73,6 +74,7 @@ class CachefilesTransport:
         self._core = core
         self._objects = objects
         self._lock = threading.RLock()
+        self._directory = store.cachefiles
         self._domains: dict[str, _Domain] = {}
         self._bootstraps: dict[tuple[str, str], _Bootstrap] = {}
         inherited = handover.take("cachefiles")
@@ -93,8 +95,12 @@ class CachefilesTransport:
 
     def bind(self, image: Image, fsid: str, domain: str) -> BoundNames:
         with self._lock:
+            entry = self._domains.get(domain or fsid) or _Domain()
+            _check_shared(entry, image, fsid, domain)
+            if (domain or fsid, fsid) not in self._bootstraps:
+                _drop_other_bootstrap(self._directory, domain or fsid, fsid, image.path)
             names = BoundNames([])
-            entry = self._domains.setdefault(domain or fsid, _Domain())
+            self._domains[domain or fsid] = entry
             entry.images[fsid] = image
             entry.bound[fsid] = names
             return names
@@ -102,7 +108,7 @@ class CachefilesTransport:
     def mount(
         self, image: Image, bound: Bound, target: Path, fsid: str, domain: str
     ) -> None:
-        kernel.mount_erofs_fsid(target, fsid, domain)
+        mount_apart(target, fsid, domain)
 
     def in_use(self, image: Image, fsid: str, domain: str) -> bool:
         with self._lock:
@@ -230,6 +236,49 @@ def _when_backed(call: Callable[[], _T]) -> _T:
             if e.errno != errno.ENOBUFS or time.monotonic() > deadline:
                 raise
         time.sleep(_RETRY_S)
+
+
+def _check_shared(entry: _Domain, image: Image, fsid: str, domain: str) -> None:
+    """The kernel knows a blob of a domain by its id alone, and has one file for it."""
+    known = {b.info.blob_id: b.identity for i in entry.images.values() for b in i.blobs}
+    if fsid in entry.images:
+        raise KernelRefused(f"{fsid} is bound already", hint="unbind it, or take another fsid")
+    for blob in image.blobs:
+        if known.get(blob.info.blob_id, blob.identity) != blob.identity:
+            raise KernelRefused(
+                f"another image of domain {domain or fsid} describes blob {blob.info.blob_id} "
+                "differently",
+                hint="bind it in a domain of its own",
+            )
+
+
+def _drop_other_bootstrap(directory: Path, domain: str, fsid: str, bootstrap: Path) -> None:
+    """The fsid may have named another image: what the kernel has cached it would not ask for."""
+    volume = directory / "cache" / f"Ierofs,{domain}"
+    if not volume.is_dir():
+        return
+    for bucket in volume.iterdir():
+        cached = bucket / f"D{fsid}"
+        if cached.is_file() and not _is_part_of(cached, bootstrap):
+            log.info("%s in domain %s is another image now", fsid, domain)
+            cached.unlink(missing_ok=True)
+
+
+def _is_part_of(sparse: Path, whole: Path) -> bool:
+    """Do all data of a sparse file stand in the other at the same place?"""
+    with sparse.open("rb") as f, whole.open("rb") as g:
+        size, at = whole.stat().st_size, 0
+        while True:
+            try:
+                at = os.lseek(f.fileno(), at, os.SEEK_DATA)
+            except OSError:  # ENXIO: no more
+                return True
+            end = min(os.lseek(f.fileno(), at, os.SEEK_HOLE), size)
+            if at >= size:
+                return False
+            if os.pread(f.fileno(), end - at, at) != os.pread(g.fileno(), end - at, at):
+                return False
+            at = os.lseek(f.fileno(), at, os.SEEK_HOLE)
 
 
 def _drop_unsynced(directory: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -184,6 +185,25 @@ def unknown_fsid() -> str:
     return f"{time.monotonic() - started:.1f} s"
 
 
+def same_fsid_for_another_image() -> str:
+    """What is cached of the first image's bootstrap must not be shown for the second."""
+    at = rig.mountpoint("again")
+    for name in ("one-lz4", "one-batch", "one-batch"):
+        rig.run("bind", *blob_dir(name), "--fsid", "again")
+        done = rig.run("bind", *blob_dir("one-prefetch"), "--fsid", "again", check=False)
+        assert done.returncode != 0
+        assert mount_by_hand("again", "", at).returncode == 0
+        names = {"/" + str(p.relative_to(at)) for p in at.rglob("*")} | {"/"}
+        lines = (IMAGES / name / "expected.jsonl").read_text().splitlines()
+        assert names == {json.loads(line)["path"] for line in lines}, name
+        subprocess.run(["umount", str(at)], check=True, timeout=30)
+        deadline = time.monotonic() + 20
+        while rig.run("unbind", "--fsid", "again", check=False).returncode:
+            assert time.monotonic() < deadline, "still in use"
+            time.sleep(0.1)
+    return ""
+
+
 def leaves_nothing() -> str:
     stop()
     os.close(os.open("/dev/cachefiles", os.O_RDWR))
@@ -202,6 +222,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "program": program,
     "corrupted chunk": corrupted_chunk,
     "unknown fsid": unknown_fsid,
+    "the same fsid for another image": same_fsid_for_another_image,
     "leaves nothing": leaves_nothing,
 }
 
