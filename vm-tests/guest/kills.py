@@ -19,6 +19,8 @@ KILLS = 20
 READERS = 8
 PATIENCE_S = 60.0  # for one start of the service
 LONGEST_LIFE_S = 0.5  # of a service that readers use
+KILLING_S = 200.0  # a machine too busy for KILLS in this time gets fewer, and the report says so
+AT_LEAST = 3
 TOTAL_S = 400.0
 NAMES = ("one-lz4", "chunk-dict", "estargz-ref", "one-encrypted", "one-none-64k")
 SHARE = 3  # a reader reads every third file, by chance: hashing is slow here
@@ -103,14 +105,15 @@ def killed_under_readers() -> str:
     chance = random.Random(SEED)
     kills, rounds, longest = 0, 0, 0.0
     end = time.monotonic() + TOTAL_S
-    while kills < KILLS:
+    last = time.monotonic() + KILLING_S
+    while kills < KILLS and time.monotonic() < last:
         points = mount_all(rounds)
         files = [f for name, at in zip(NAMES, points, strict=True) for f in wanted(name, at)]
         readers = [start_reader(files, rounds * READERS + i) for i in range(READERS)]
         alive = {pid for pid, _ in readers}
         while alive:
             assert time.monotonic() < end, f"{len(alive)} readers hang after {kills} kills"
-            if kills < KILLS:
+            if kills < KILLS and time.monotonic() < last:
                 pid = service_pid()
                 time.sleep(chance.uniform(0.0, LONGEST_LIFE_S))
                 os.kill(pid, signal.SIGKILL)
@@ -131,7 +134,8 @@ def killed_under_readers() -> str:
         for at in points:
             kernel.umount(at)
         rounds += 1
-    return f"{kills} kills, {rounds} cold rounds, longest pause {longest:.2f} s"
+    assert kills >= AT_LEAST, f"{kills} kills only"
+    return f"{kills} of {KILLS} kills, {rounds} cold rounds, longest pause {longest:.2f} s"
 
 
 def killed_while_it_mounts() -> str:
