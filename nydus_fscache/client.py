@@ -109,7 +109,9 @@ class Client:
     def _start_error(self) -> FscacheError:
         path = self.root / "start-error.json"
         try:
-            return _as_exception(json.loads(path.read_text())["error"])
+            error = json.loads(path.read_text())["error"]
+            path.unlink()
+            return _as_exception(error)
         except (OSError, ValueError, KeyError):
             return DaemonError("the daemon did not start", hint=f"see {self.root / 'daemon.log'}")
 

@@ -226,3 +226,13 @@ def test_flipped_bits(rig: Rig, golden: Path) -> None:
     assert [m["mountpoint"] for m in rig.status()["mounts"] if m["mounted"]] == [
         str(rig.base / "m")
     ]
+
+
+def test_state_of_another_version(rig: Rig, golden: Path) -> None:
+    """The daemon cannot start; its reason reaches the user, and the file that carried it goes."""
+    image = golden / "images" / "one-lz4"
+    rig.root.mkdir(mode=0o700)
+    (rig.root / "state.json").write_text('{"version": 999}')
+    words = (image / "image.boot", rig.mountpoint(), "--blob-dir", image / "blobs")
+    _refused(rig, CACHE, "version 999", "mount", *words)
+    assert rig.leftovers() == []
