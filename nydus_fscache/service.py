@@ -125,12 +125,16 @@ class Service:
     def _take_over(self) -> None:
         """Bind again what the state names and the kernel still has; settle what is open."""
         mounted = {m.mountpoint for m in kernel.mounts("erofs")}
+        group_was_lost = "fanotify" not in self._handover.inherited
         for binding in self._state.bindings:
             if binding.mountpoint and binding.mountpoint not in mounted:
                 log.info("%s is not mounted any more", binding.mountpoint)
                 continue
             try:
-                served = self._bind(binding)
+                if binding.mountpoint and binding.transport == "fanotify" and group_was_lost:
+                    served = self._mount_again(binding)
+                else:
+                    served = self._bind(binding)
             except FscacheError as e:
                 log.error("%s cannot be served again: %s", binding.source, e)
                 continue
@@ -146,6 +150,28 @@ class Service:
         if self._served:
             log.info("took over %d images, %d requests", len(self._served), settled)
         self._save()
+
+    def _mount_again(self, binding: Binding) -> Served:
+        """Service and keeper died together: the kernel let readers see holes as zeros since.
+
+        Its cached pages may be wrong and its files raise no events any more, so that
+        mount is of no use; a new one takes its place.
+        """
+        target = Path(binding.mountpoint)
+        log.error(
+            "%s: keeper and service were lost together; reads since then may have shown zeros; "
+            "mounting it again", target,
+        )  # fmt: skip
+        try:
+            kernel.umount(target)
+        except MountpointError:
+            kernel.umount(target, lazy=True)
+            log.error("%s was in use: restart the programs that have files of it open", target)
+        served = self._bind(binding)
+        self._transport(binding.transport).mount(
+            served.image, served.bound, target, binding.fsid, binding.domain
+        )
+        return served
 
     def stop(self) -> dict[str, Any]:
         """Unmount everything and end; raises ``MountpointError`` when a mount is busy."""
