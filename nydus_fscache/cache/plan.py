@@ -109,7 +109,7 @@ class Pace:
 
     def piece(self) -> int:
         """Bytes of prefetch in one request: a miss of its last unit waits for all of it."""
-        return max(MIB // 4, min(PREFETCH_REQUEST, self.in_flight() // 4))
+        return max(MIB // 4, min(PREFETCH_REQUEST, self.in_flight() // 2))
 
 
 class Transfer:
