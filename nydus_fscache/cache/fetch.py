@@ -110,7 +110,6 @@ class _Lane:
         self._ready = threading.Condition()
         self._background = 0
         self._prefetching = 0  # stored bytes of prefetch in flight
-        self._demanding = 0  # demand jobs that run
         self._idle = 0
         self._stopping = False
         self._threads: set[threading.Thread] = set()
@@ -153,7 +152,6 @@ class _Lane:
         with self._ready:
             while not self._stopping:
                 if demand:
-                    self._demanding += 1
                     return demand.popleft()
                 if self._background < BACKGROUND_WORKERS:
                     if ahead:
@@ -172,17 +170,13 @@ class _Lane:
             return None
 
     def _may_prefetch(self, job: Job) -> bool:
-        """Beside demand only half of what the link takes."""
+        """No more in flight than keeps the link busy: a miss waits behind that much."""
         limit = self.pace.in_flight()
-        if self._demanding:
-            limit //= 2
         return not self._prefetching or self._prefetching + job.size <= limit
 
     def _done(self, job: Job) -> None:
         with self._ready:
-            if job.priority is Priority.DEMAND:
-                self._demanding -= 1
-            else:
+            if job.priority is not Priority.DEMAND:
                 self._background -= 1
             if job.priority is Priority.PREFETCH:
                 self._prefetching -= job.size

@@ -64,7 +64,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.latency_s = 0.02
-        self.rate = 20.0 * MIB
+        self.rate = 50.0 * MIB
         self._lock = threading.Lock()
         self._active = 0  # transfers whose body is arriving
         self._busy_s = 0.0
