@@ -2,7 +2,7 @@
 
 Messages on a SOCK_SEQPACKET pair, text, one descriptor where stated:
 
-    service -> keeper   ``keep NAME`` +fd · ``drop NAME`` · ``ready`` · ``upgrade ARGV`` · ``bye``
+    service -> keeper   ``keep NAME`` +fd · ``drop NAME`` · ``ready`` · ``bye``
     keeper -> service   ``have NAME`` +fd, for all that is kept · ``end``
 
 A name is kept before what it stands for is used (the fill descriptor before the
@@ -97,12 +97,6 @@ class Handover:
         """All that a predecessor left is settled and served."""
         with self._lock:
             self._send("ready")
-
-    def upgrade(self, argv: list[str]) -> None:
-        """This process ends soon, and ``argv`` is the command of its successor."""
-        with self._lock:
-            self._ending = True
-            self._send("upgrade " + "\0".join(argv))
 
     def bye(self) -> None:
         """The coming exit is meant; nothing is held by the kernel any more."""

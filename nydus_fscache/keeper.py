@@ -59,9 +59,6 @@ def say(text: str) -> None:
 class Keeper:
     def __init__(self, argv: list[str]) -> None:
         self.argv = argv
-        self.previous: list[str] | None = None  # of the version before, until an upgrade is done
-        self.leaving = False  # the old version's service is about to exit
-        self.fell_back = ""  # how the new version's service ended, when the old one serves again
         self.kept: dict[str, int] = {}  # descriptors by name
         self.link: _socket.socket | None = None
         self.child = 0
@@ -81,7 +78,6 @@ class Keeper:
         if self.child == 0:
             os.set_inheritable(theirs.fileno(), True)
             os.environ["NYDUS_KEEPER_FD"] = str(theirs.fileno())
-            os.environ["NYDUS_FELL_BACK"] = self.fell_back
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             try:
@@ -132,12 +128,9 @@ class Keeper:
         elif verb == "ready":
             self.ready = self.ever_ready = True
             self.failures = min(self.failures, QUICK_STARTS)
-            self.down_since, self.previous = 0.0, None
+            self.down_since = 0.0
             if self.stop_asked:
                 self.pass_stop_on()
-        elif verb == "upgrade":
-            self.previous, self.argv, self.fell_back = self.argv, name.split("\0"), ""
-            self.leaving = True
         elif verb == "bye":
             self.bye = True
         return True
@@ -248,13 +241,6 @@ class Keeper:
             return True  # nobody waits, and it never got so far as to serve, and said why
         now = time.monotonic()
         if self.ready and now - self.started > STABLE_S:
-            self.failures = 0
-        if self.previous and self.leaving:
-            self.leaving = False  # the old service, which asked for the new one
-            self.failures = 0
-        elif self.previous and not self.ready:
-            say(f"the new version's service exited with {code}: back to the one before")
-            self.argv, self.previous, self.fell_back = self.previous, None, str(code)
             self.failures = 0
         self.down_since = self.down_since or now
         self.next_start = now + BACKOFF_S[min(self.failures, len(BACKOFF_S) - 1)]
