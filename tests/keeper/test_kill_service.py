@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -11,9 +12,11 @@ import time
 from pathlib import Path
 
 from load import Load
+from rangeserver import RangeServer
 from rig import Rig
 
 PATIENCE_S = 60
+LATENCY_MS, MBPS = 15, 1.5  # so slow that the tree is cold, and readers wait, at every kill
 
 
 def service(rig: Rig) -> tuple[int, int]:
@@ -35,14 +38,14 @@ def successor(rig: Rig, old: int) -> int:
     raise AssertionError(f"no successor of {old}\n{rig.log()}")
 
 
-def cold_rounds(rig: Rig, golden: Path, kills: int) -> tuple[int, int, float]:
+def cold_rounds(rig: Rig, image: Path, backend: Path, kills: int) -> tuple[int, int, float]:
     """Kill ``kills`` times over cold trees; (kills, reads, longest pause)."""
-    image = golden / "images" / "layers-zstd"
     dice = random.Random(4)
     done = reads = 0
     longest = 0.0
     while done < kills:
-        mount = rig.mount(image / "image.boot", image / "blobs")
+        mount = rig.mountpoint()
+        rig.run("mount", image / "image.boot", mount, "--backend", backend, "--prefetch", "none")
         pid, _ = service(rig)
         with Load(mount, image / "expected.jsonl") as load:
             for _ in range(5):
@@ -69,9 +72,14 @@ def cold_rounds(rig: Rig, golden: Path, kills: int) -> tuple[int, int, float]:
 
 
 def test_service_killed_under_readers(rig: Rig, golden: Path, rounds: int) -> None:
-    kills, reads, longest = cold_rounds(rig, golden, rounds)
+    image, backend = golden / "images" / "layers-zstd", rig.base / "backend.json"
+    with RangeServer(image / "blobs", latency_ms=LATENCY_MS, mbps=MBPS, keep_seen=False) as server:
+        table = {"addr": server.url, "path": "/blobs"}
+        backend.write_text(json.dumps({"type": "http-proxy", "http-proxy": table}))
+        kills, reads, longest = cold_rounds(rig, image, backend, rounds)
     log = (rig.root / "daemon.log").read_text()
     settled = sum(int(n) for n in re.findall(r"took over \d+ images, (\d+) requests", log))
+    assert settled >= kills // 5, "hardly a kill met a reader that waited"
     print(
         f"{kills} kills of the service, {settled} requests settled, {reads} files read, "
         f"longest pause {longest:.2f} s"
