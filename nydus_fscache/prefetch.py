@@ -108,6 +108,13 @@ class Run:
     kind: str
     wanted: list[Wanted]
     started: float = field(default_factory=time.monotonic)
+    errors_before: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.errors_before = self._errors()
+
+    def _errors(self) -> int:
+        return sum(obj.counters.errors for obj in {obj for obj, _ in self.wanted})
 
     def progress(self) -> dict[str, Any]:
         total = done = left = 0
@@ -118,7 +125,6 @@ class Run:
                 done += end - off
             else:
                 left += 1
-        errors = sum(obj.counters.errors for obj in {obj for obj, _ in self.wanted})
         return {
             "id": self.number,
             "image": self.image,
@@ -126,7 +132,7 @@ class Run:
             "bytes": total,
             "done": done,
             "units_left": left,
-            "errors": errors,
+            "errors": self._errors() - self.errors_before,
         }
 
     def submit(self, fetcher: Fetcher) -> None:

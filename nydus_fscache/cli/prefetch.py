@@ -88,20 +88,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _wait(client: Any, number: int) -> dict[str, Any]:
     """Follow a run to its end; ``BackendError`` when it stands still after errors."""
-    first: dict[str, Any] | None = None
     last, still = -1, 0
     while True:
         runs = client.call("GET", "/v1/prefetches")["prefetches"]
         found: dict[str, Any] | None = next((r for r in runs if r["id"] == number), None)
         if found is None:
             raise MountpointError("the image was unmounted", hint="mount it again")
-        first = first or found
         _draw(found)
         if not found["units_left"]:
             break
         still = still + 1 if found["done"] == last else 0
         last = found["done"]
-        if found["errors"] > first["errors"] and still > _STALLED_POLLS:
+        if found["errors"] and still > _STALLED_POLLS:
             raise BackendError(
                 f"{found['units_left']} units did not come", hint="see nydus-fscache status"
             )
