@@ -127,18 +127,19 @@ class Service:
         mounted = {m.mountpoint for m in kernel.mounts("erofs")}
         group_was_lost = "fanotify" not in self._handover.inherited
         for binding in self._state.bindings:
-            if binding.mountpoint and binding.mountpoint not in mounted:
+            is_mounted = binding.mountpoint in mounted
+            if binding.mountpoint and not is_mounted and not self._outlived_umount(binding):
                 log.info("%s is not mounted any more", binding.mountpoint)
                 continue
             try:
-                if binding.mountpoint and binding.transport == "fanotify" and group_was_lost:
+                if is_mounted and binding.transport == "fanotify" and group_was_lost:
                     served = self._mount_again(binding)
                 else:
                     served = self._bind(binding)
             except FscacheError as e:
                 log.error("%s cannot be served again: %s", binding.source, e)
                 continue
-            served.mounted = bool(binding.mountpoint)
+            served.mounted = is_mounted
             self._served.append(served)
         if "cachefiles" in self._handover.inherited:
             # no image is left, but an OPEN may be: its mount waits, unkillable, for a "no"
@@ -150,6 +151,12 @@ class Service:
         if self._served:
             log.info("took over %d images, %d requests", len(self._served), settled)
         self._save()
+
+    def _outlived_umount(self, binding: Binding) -> bool:
+        """Is the superblock still there without its mount (overlay, lazy umount)?"""
+        return binding.transport == "fanotify" and not kernel.try_write_lease(
+            self.store.images / f"{binding.digest}.boot"
+        )
 
     def _mount_again(self, binding: Binding) -> Served:
         """Service and keeper died together: the kernel let readers see holes as zeros since.

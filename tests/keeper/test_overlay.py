@@ -1,0 +1,37 @@
+"""A mount that was unmounted under an overlay is still read through it, by a successor too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from rig import Rig
+from test_kill_service import service, successor
+
+
+def test_an_overlay_outlives_umount_and_service(rig: Rig, golden: Path) -> None:
+    image = golden / "images" / "one-lz4"
+    entries = map(json.loads, (image / "expected.jsonl").read_text().splitlines())
+    wanted = {e["path"]: e["sha256"] for e in entries if e["type"] == "reg" and e["nlink"] == 1}
+    mount = rig.mount(image / "image.boot", image / "blobs")
+    overlay = rig.mountpoint("overlay")
+    (rig.base / "empty").mkdir()
+    lower = f"lowerdir={mount}:{rig.base / 'empty'}"
+    subprocess.run(["mount", "-t", "overlay", "none", "-o", lower, str(overlay)], check=True)
+    rig.run("umount", mount)
+    pid, _ = service(rig)
+    os.kill(pid, signal.SIGKILL)
+    successor(rig, pid)
+    shown = {p for p in wanted if (overlay / p.lstrip("/")).is_file()}  # whiteouts hide the rest
+    assert len(shown) > 3
+    for path in shown:
+        data = (overlay / path.lstrip("/")).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == wanted[path], path
+    assert rig.run("stop", check=False).returncode == 6, "the overlay holds it"
+    subprocess.run(["umount", str(overlay)], check=True)
+    rig.run("stop")
+    assert rig.processes() == []
