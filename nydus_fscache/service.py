@@ -141,9 +141,10 @@ class Service:
                 continue
             served.mounted = is_mounted
             self._served.append(served)
-        if "cachefiles" in self._handover.inherited:
-            # no image is left, but an OPEN may be: its mount waits, unkillable, for a "no"
-            self._transport("cachefiles")
+        for name in TRANSPORTS:
+            # no image is left, but a reader or a mount may be: it waits, unkillable, for a "no"
+            if name in self._handover.inherited:
+                self._transport(name)
         settled = self.core.settle()
         self.core.start()
         for transport in self._transports.values():

@@ -35,3 +35,25 @@ def test_an_overlay_outlives_umount_and_service(rig: Rig, golden: Path) -> None:
     subprocess.run(["umount", str(overlay)], check=True)
     rig.run("stop")
     assert rig.processes() == []
+
+
+def test_what_cannot_be_served_again_is_an_error_and_no_wait(rig: Rig, golden: Path) -> None:
+    """The successor finds no state: the mount's readers get EIO, promptly, and then it ends."""
+    image = golden / "images" / "one-lz4"
+    mount = rig.mount(image / "image.boot", image / "blobs")
+    pid, _ = service(rig)
+    (rig.root / "state.json").unlink()
+    os.kill(pid, signal.SIGKILL)
+    successor(rig, pid)
+    rig.status()
+    read = subprocess.run(
+        ["cat", *(p for p in sorted(mount.rglob("*")) if p.is_file() and not p.is_symlink())],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert read.returncode == 1
+    assert b"Input/output error" in read.stderr
+    subprocess.run(["umount", str(mount)], check=True)
+    rig.run("stop")
+    assert rig.processes() == []
