@@ -20,17 +20,21 @@ def test_there_are_targets_with_corpora() -> None:
         assert any((ROOT / "tests" / "corpus" / target).iterdir())
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_target(target: str) -> None:
-    if not shutil.which("clang"):
-        pytest.skip("clang is not installed: THE C DECODERS ARE NOT FUZZED (apt-get install clang)")
-    run = subprocess.run(
+def fuzz(target: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [ROOT / "scripts" / "fuzz", "--runs", str(RUNS), target],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_target(target: str) -> None:
+    if not shutil.which("clang"):
+        pytest.skip("clang is not installed: THE C DECODERS ARE NOT FUZZED (apt-get install clang)")
+    run = fuzz(target)
     assert run.returncode == 0, run.stderr
     said = re.search(rf"{target}: (\d+) executions, ok", run.stdout)
     assert said, run.stdout
@@ -39,13 +43,7 @@ def test_target(target: str) -> None:
 
 @pytest.mark.parametrize("target", ["bootstrap", "toc", "layer", "manifest", "tar"])
 def test_parser_in_python(target: str) -> None:
-    run = subprocess.run(
-        [ROOT / "scripts" / "fuzz", "--runs", str(RUNS), target],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    run = fuzz(target)
     assert run.returncode == 0, run.stdout + run.stderr
     said = re.fullmatch(rf"{target}: (\d+) executions, ok \((\d+) accepted\)", run.stdout.strip())
     assert said, run.stdout
