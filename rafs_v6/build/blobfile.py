@@ -1,19 +1,24 @@
 """The file of a native blob: chunk data, CCT, digests, bootstrap, TOC (sheet 2.2, 2.8, 2.9).
 
-The file has a temporary name until ``publish``; on any error nothing is left.
+On any error nothing is left under a file's final name.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import stat
 import struct
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 from rafs_v6._codec import ffi, lib
+from rafs_v6.build.errors import BuildError
 from rafs_v6.erofs import (
     CCT_HEADER_SIZE,
     CCT_MAGIC,
@@ -27,6 +32,7 @@ from rafs_v6.erofs import (
 TAR_HEADER = 512
 _OCTAL_MAX = 8 << 30
 _LEVEL = 3
+READER_WAIT_S = 60  # for someone to open a pipe that the blob goes to
 
 
 def tar_header(name: bytes, size: int) -> bytes:
@@ -96,17 +102,33 @@ def toc_flag(compressor: Compressor) -> int:
 
 
 class BlobFile:
-    """Appends to a temporary file in ``directory`` and hashes what counts for the blob id."""
+    """Appends to a file that will be ``target``, and hashes what counts for the blob id.
 
-    def __init__(self, directory: Path) -> None:
-        fd, name = tempfile.mkstemp(prefix=".nydus-image-", dir=directory)
-        self._file = os.fdopen(fd, "wb")
-        self._name: Path | None = Path(name)
+    A regular file has a temporary name beside ``target`` until ``publish``.  A
+    pipe or a device, which nydus-snapshotter names as ``--blob``, is written
+    to as it is: its reader sees every byte at once, and the end of the file
+    also when the build fails.
+    """
+
+    def __init__(self, target: Path) -> None:
         self._hash = hashlib.sha256()
         self.size = 0
+        self._target = target
+        self._name: Path | None = None
+        if _is_stream(target):
+            self._file = os.fdopen(_open_stream(target), "wb")
+            return
+        if not target.parent.is_dir():
+            raise BuildError(f"{target.parent} is no directory: make it first")
+        fd, name = tempfile.mkstemp(prefix=".nydus-image-", dir=target.parent)
+        self._file = os.fdopen(fd, "wb")
+        self._name = Path(name)
 
     def write(self, data: bytes | memoryview, *, hashed: bool = True) -> None:
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except BrokenPipeError as error:
+            raise self._reader_gone() from error
         self.size += len(data)
         if hashed:
             self._hash.update(data)
@@ -121,7 +143,13 @@ class BlobFile:
         return self._hash.copy().digest()
 
     def publish(self, path: Path) -> None:
-        assert self._name is not None
+        """Make it ``path``, which lies in the directory of the target."""
+        if self._name is None:
+            try:
+                self._file.close()
+            except BrokenPipeError as error:
+                raise self._reader_gone() from error
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         os.fchmod(self._file.fileno(), 0o644)
@@ -130,15 +158,53 @@ class BlobFile:
         self._name = None
 
     def discard(self) -> None:
-        """Remove the temporary file, unless it was published."""
+        """Remove the temporary file, unless it was published; end a stream."""
         if self._name is not None:
             name, self._name = self._name, None
             name.unlink(missing_ok=True)
+        # What is still buffered has no reader, or no room; that error was reported.
+        with contextlib.suppress(OSError):
             self._file.close()
+
+    def _reader_gone(self) -> BuildError:
+        return BuildError(f"{self._target}: who read from this pipe has gone away")
+
+
+def _is_stream(path: Path) -> bool:
+    # /dev/stdout may be a regular file, whose place a rename would take in /dev.
+    if path.is_relative_to("/dev"):
+        return True
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return False
+    if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        raise BuildError(f"{path} is neither a file nor a pipe: choose another name")
+    return True
+
+
+def _open_stream(path: Path) -> int:
+    deadline = time.monotonic() + READER_WAIT_S
+    while True:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > deadline:
+                raise BuildError(
+                    f"{path}: nobody has read from this pipe for {READER_WAIT_S} s"
+                ) from error
+            time.sleep(0.02)
+        else:
+            os.set_blocking(fd, True)
+            return fd
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    out = BlobFile(path.parent)
+    out = BlobFile(path)
     try:
         out.write(data, hashed=False)
         out.publish(path)

@@ -85,13 +85,11 @@ def create(root: Node, options: CreateOptions) -> list[str]:
     where = options.blob.parent if options.blob else options.blob_dir
     if where is None:
         raise BuildError("no place for the blob: give --blob or --blob-dir")
-    if not where.is_dir():
-        raise BuildError(f"{where} is no directory: make it first, for the blob")
     defaults = Defaults(
         options.chunks.chunk_size, options.chunks.compressor, options.chunks.digester,
         explicit_uid_gid=not options.repeatable,
     )  # fmt: skip
-    out = BlobFile(where)
+    out = BlobFile(options.blob or where / _OWN)
     try:
         first = prefetch_nodes(root, options.prefetch)
         stored = store_chunks(root, _OWN, options.chunks, out.write, first)

@@ -20,12 +20,15 @@ _TYPES = {
 }
 
 
+_BUFFER = 1 << 20
+
+
 def unpack(image: Image, out: IO[bytes]) -> list[bytes]:
     """Write ``image`` to ``out`` as a PAX tar; the paths that no tar can hold (sockets)."""
     first: dict[int, str] = {}
     left_out: list[bytes] = []
     with tarfile.open(
-        fileobj=out, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8",
+        fileobj=out, mode="w|", bufsize=_BUFFER, format=tarfile.PAX_FORMAT, encoding="utf-8",
         errors="surrogateescape",
     ) as tar:  # fmt: skip
         for path, inode in image.walk():

@@ -66,8 +66,9 @@ def run(args: argparse.Namespace) -> None:
     else:
         blobs = create_from_directory(source, options)
     report(
-        args.output_json, bootstrap=args.bootstrap, blobs=blobs, compressor=args.compressor
-    )
+        args.output_json, bootstrap=args.bootstrap, blobs=blobs, compressor=args.compressor,
+        data=args.blob,
+    )  # fmt: skip
 
 
 def _chunk_size(text: str) -> int:

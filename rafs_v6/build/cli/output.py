@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -36,12 +37,17 @@ def read_prefetch(args: argparse.Namespace) -> list[bytes]:
 
 
 def report(
-    target: Path | None, *, bootstrap: Path | None, blobs: Sequence[str], compressor: str
-) -> None:
-    """Print what was made; write the JSON when asked to."""
-    print(f"bootstrap: {bootstrap or '(inside the blob)'}")
+    target: Path | None, *, bootstrap: Path | None, blobs: Sequence[str], compressor: str,
+    data: Path | None = None,
+) -> None:  # fmt: skip
+    """Print what was made; write the JSON when asked to.
+
+    ``data``: where the blob went.  When that is standard output, this goes to standard error.
+    """
+    out = sys.stderr if data is not None and _is_stdout(data) else sys.stdout
+    print(f"bootstrap: {bootstrap or '(inside the blob)'}", file=out)
     for blob in blobs:
-        print(f"blob: {blob}")
+        print(f"blob: {blob}", file=out)
     if target is None:
         return
     try:
@@ -59,3 +65,10 @@ def report(
         "compressor": compressor,
     }
     write_atomically(target, json.dumps(document, indent=2).encode() + b"\n")
+
+
+def _is_stdout(path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(1))
+    except OSError:
+        return False

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     path = args.source or args.bootstrap
     if path is None:
         raise BuildError("which bootstrap? give its path")
-    out = BlobFile(args.output.parent)
+    out = BlobFile(args.output)
     try:
         left_out = unpack(_open(path, args.blob_dir, args.blob), out.raw)
         out.publish(args.output)
