@@ -1,0 +1,93 @@
+"""Files cut into pieces that share an arena: read and digested in C, an arena at a time.
+
+Memory is one arena of ``_ARENA`` bytes whatever the tree's size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from rafs_v6._build import ffi, lib
+from rafs_v6.build.errors import BuildError
+from rafs_v6.build.tree import Node
+from rafs_v6.erofs import Digester
+
+_ARENA = 16 << 20
+_PIECES = 512  # also bounds the descriptors that are open at once
+
+
+class Pieces:
+    """``add`` files, then ``flush``; ``ready`` is called for every arena that is full.
+
+    ``array``: ``struct rafs_piece[]``, of which ``users`` has one (node, offset in
+    the file, path) each; ``arena``: their data.
+    """
+
+    def __init__(
+        self, chunk_size: int, digester: Digester, threads: int, ready: Callable[[], None]
+    ) -> None:
+        self.arena_len = max(_ARENA, chunk_size)
+        self.array: Any = ffi.new("struct rafs_piece[]", _PIECES)
+        self.users: list[tuple[Node, int, bytes]] = []
+        self._buffer = bytearray(self.arena_len)
+        self.arena: Any = ffi.from_buffer("uint8_t[]", self._buffer)
+        self._chunk_size, self._digester, self._threads = chunk_size, digester, threads
+        self._ready = ready
+        self._fds: list[int] = []
+        self._used = 0
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def add(self, node: Node, path: bytes) -> None:
+        extent = node.extent
+        assert extent is not None
+        fd = extent.fd
+        for at in range(0, node.size, self._chunk_size):
+            length = min(self._chunk_size, node.size - at)
+            if self._used + length > self.arena_len or len(self.users) == _PIECES:
+                self.flush()
+                if extent.fd < 0:
+                    fd = -1
+            if fd < 0:
+                fd = os.open(extent.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                self._fds.append(fd)
+            piece = self.array[len(self.users)]
+            piece.fd, piece.len = fd, length
+            piece.off, piece.at = extent.off + at, self._used
+            self._used += length
+            self.users.append((node, at, path))
+
+    def flush(self) -> None:
+        try:
+            if self.users:
+                rc = lib.rafs_build_read(
+                    self.array, len(self), self.arena, self.arena_len, self._digester,
+                    self._threads,
+                )  # fmt: skip
+                if rc:
+                    self.fail()
+                self._ready()
+        finally:
+            self._close_files()
+            self.users.clear()
+            self._used = 0
+
+    def fail(self) -> None:
+        """Raise for the piece that a C call gave an error."""
+        for i, (_, _, path) in enumerate(self.users):
+            error = -self.array[i].error
+            if error:
+                raise BuildError(f"{os.fsdecode(path)}: {os.strerror(error)} while it was read")
+
+    def _close_files(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+
+    def close(self) -> None:
+        """Give the arena back; ``ready`` mostly refers to us, and that cycle would keep it."""
+        self._close_files()
+        del self._ready, self._buffer, self.arena
