@@ -122,6 +122,8 @@ int nf_fill(struct nf_core *c, uint32_t id, struct rafs_decoder *d, const struct
 	    uint64_t stored_len, int *error, uint32_t *bad_chunk);
 /* The same with plain flat bytes (bootstrap over cachefiles; copies from other blobs). */
 int nf_fill_flat(struct nf_core *c, uint32_t id, uint64_t off, const uint8_t *data, uint64_t len);
+/* Pages of [off, off+len) are in the file already, and right: mark them, answer who waits. */
+int nf_filled(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len);
 
 /* Answer what waits for any of [off, off+len) and is not satisfied: err is a positive errno. */
 int nf_fail(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len, int err);

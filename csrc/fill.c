@@ -265,3 +265,20 @@ int nf_fill_flat(struct nf_core *c, uint32_t id, uint64_t off, const uint8_t *da
 	nf_put(o);
 	return rc;
 }
+
+int nf_filled(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len)
+{
+	struct nf_object *o = nf_get_id(c, id);
+	int rc = 0;
+
+	if (!o)
+		return -ENOENT;
+	if (off % NF_PAGE || off >= o->size || len > o->size - off) {
+		rc = -EINVAL;
+	} else {
+		nf_set_present(o, off, len);
+		nf_answer_satisfied(c, o);
+	}
+	nf_put(o);
+	return rc;
+}

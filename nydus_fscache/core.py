@@ -242,6 +242,10 @@ class Core:
         with ffi.from_buffer("uint8_t[]", data) as plain:
             _checked(lib.nf_fill_flat(self._core, oid, off, plain, len(data)))
 
+    def filled(self, oid: int, off: int, length: int) -> None:
+        """Pages of flat bytes [off, off + length) are in the file already, and verified."""
+        _checked(lib.nf_filled(self._core, oid, off, length))
+
     def fail(self, oid: int, off: int, length: int, error: int) -> None:
         """Who waits for any of [off, off + length) and is not satisfied gets ``error``."""
         lib.nf_fail(self._core, oid, off, length, error)

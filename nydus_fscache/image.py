@@ -18,8 +18,8 @@ from typing import Any
 import nydus_fscache
 import rafs_v6
 from nydus_fscache.backend.base import Backend
+from nydus_fscache.cache.blobfiles import checked_blob_id
 from nydus_fscache.cache.meta import MetaReader
-from nydus_fscache.cache.store import checked_blob_id
 from nydus_fscache.errors import BackendError, BadImage, KernelRefused
 
 _PARALLEL_LOADS = 8
@@ -66,6 +66,9 @@ def load_image(
     the image but the kernel would not.
     """
     try:
+        with path.open("rb") as f:
+            if hashlib.file_digest(f, "sha256").hexdigest() != digest:
+                raise BadImage(f"{path} was changed", hint="remove it, and mount the image again")
         bootstrap = rafs_v6.Bootstrap.from_file(path)
         checked = path.with_suffix(f".checked-{nydus_fscache.__version__}")
         if not checked.exists():

@@ -428,11 +428,12 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def raise_nofile_limit() -> int:
-    """Soft limit up to the hard one: an unanswered event holds a descriptor.
+def raise_nofile_limit(pid: int = 0) -> int:
+    """Soft limit of a process (0: this one) up to its hard one.
 
-    At the limit the kernel denies the accesses that it could not hand out.
+    An unanswered event holds a descriptor, and at the limit the kernel denies the
+    accesses that it could not hand out; the keeper holds two for every blob.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
     return hard

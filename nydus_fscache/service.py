@@ -86,12 +86,10 @@ class Service:
         self._state_path = root / "state.json"
         self._state = state.load(self._state_path)
         self._fetcher = Fetcher(self.core)
-        self.objects = Objects(
-            self.store, self.core, self._fetcher, handover, self._state.numbers
-        )
+        self.objects = Objects(self.store, self.core, self._fetcher, handover, self._state.numbers)
         limit = os.environ.get("NYDUS_FSCACHE_CACHE_LIMIT")  # serve --cache-limit
         self._evictor = Evictor(
-            self.store.cache,
+            self.store.blobs.directory,
             self.objects.names,
             self.objects.evict,
             int(limit) if limit else self._state.cache_limit,
@@ -103,7 +101,8 @@ class Service:
         self._served: list[Served] = []
         self._lock = threading.RLock()
         self._stopped = threading.Event()
-        kernel.raise_nofile_limit()
+        for pid in (0, handover.keeper_pid):
+            kernel.raise_nofile_limit(pid)
         self._take_over()
         for work in (self._dispatch, self._keep_house):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nydus_fscache.cache.presence import open_state_file
 from nydus_fscache.errors import CacheDirError
+from nydus_fscache.files import replace_file
 
 VERSION = 1
 
@@ -40,13 +39,7 @@ class State:
 
     def save(self, path: Path) -> None:
         document = {"version": VERSION, **dataclasses.asdict(self)}
-        temporary = path.with_name(f".{path.name}.new")
-        with os.fdopen(open_state_file(temporary), "w") as f:
-            f.truncate(0)
-            json.dump(document, f, indent=1)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.rename(path)
+        replace_file(path, json.dumps(document, indent=1).encode())
 
 
 def load(path: Path) -> State:

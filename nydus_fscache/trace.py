@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from nydus_fscache.cache.object import CacheObject
-from nydus_fscache.cache.presence import open_state_file
 from nydus_fscache.core import Core, TraceEntry
+from nydus_fscache.files import replace_file
 
 log = logging.getLogger("trace")
 
@@ -91,13 +90,8 @@ class _Recording:
 
     def save(self) -> None:
         rows = [[a.blob, a.unit, a.t_ms, a.chunk, a.count] for a in self.accesses]
-        temporary = self.path.with_name(f".{self.path.name}.new")
-        with os.fdopen(open_state_file(temporary), "w") as f:
-            f.truncate(0)
-            json.dump({"version": VERSION, "accesses": rows}, f)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.rename(self.path)
+        content = json.dumps({"version": VERSION, "accesses": rows})
+        replace_file(self.path, content.encode())
         self.changed = False
 
 

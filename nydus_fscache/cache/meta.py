@@ -2,24 +2,27 @@
 
 A successor must be able to serve readers while the backend is away, and a
 second mount should not ask the network for what the first one read.  The bytes
-are kept as stored; whoever reads them validates them again.
+are kept as stored with their sha256 behind them, so that damage is noticed; whoever
+reads them validates them again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
-import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from nydus_fscache.backend.base import Backend
-from nydus_fscache.cache.presence import open_state_file
+from nydus_fscache.files import replace_file
 
 log = logging.getLogger("meta")
 
 META_DEADLINE_S = 30.0
+_SUM = 32  # bytes of a sha256
 
 
 class MetaReader:
@@ -35,30 +38,32 @@ class MetaReader:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def read_at(self, blob_id: str, off: int, length: int) -> bytes:
-        path = self._directory / f"{blob_id}.{off}.{length}"
-        with contextlib.suppress(OSError):
-            data = path.read_bytes()
-            if len(data) == length:
-                return data
-        self.asked_backend = True
-        data = self._backend.read(
-            blob_id, off, length, deadline=time.monotonic() + META_DEADLINE_S
+        return self._cached(
+            f"{blob_id}.{off}.{length}",
+            lambda: self._backend.read(
+                blob_id, off, length, deadline=time.monotonic() + META_DEADLINE_S
+            ),
         )
-        self._write(path, data)
-        return data
 
     def size(self, blob_id: str) -> int:
-        path = self._directory / f"{blob_id}.size"
-        with contextlib.suppress(OSError, ValueError):
-            return int(path.read_text())
-        self.asked_backend = True
-        size = self._backend.size(blob_id, deadline=time.monotonic() + META_DEADLINE_S)
-        self._write(path, str(size).encode())
-        return size
+        def ask() -> bytes:
+            deadline = time.monotonic() + META_DEADLINE_S
+            return str(self._backend.size(blob_id, deadline=deadline)).encode()
 
-    def _write(self, path: Path, data: bytes) -> None:
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        with os.fdopen(open_state_file(temporary), "wb") as f:
-            f.write(data)
-        temporary.rename(path)
+        return int(self._cached(f"{blob_id}.size", ask))
+
+    def _cached(self, name: str, ask: Callable[[], bytes]) -> bytes:
+        path = self._directory / name
+        with contextlib.suppress(OSError):
+            stored = path.read_bytes()
+            if hashlib.sha256(stored[:-_SUM]).digest() == stored[-_SUM:]:
+                return stored[:-_SUM]
+            log.warning("%s is damaged: read again", path)
+        self.asked_backend = True
+        data = ask()
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            replace_file(path, data + hashlib.sha256(data).digest(), durable=False)
+        except OSError as e:  # the next mount asks again
+            log.warning("%s is not kept: %s", path, e)
+        return data

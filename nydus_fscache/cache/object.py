@@ -20,7 +20,7 @@ from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.fetch import Fetcher, Job, Priority
 from nydus_fscache.cache.plan import FIRST_WINDOW, PREFETCH_REQUEST, Extent, Planner
 from nydus_fscache.cache.presence import PAGE, ChunkMapFile, PageMap
-from nydus_fscache.cache.reuse import Copies
+from nydus_fscache.cache.reuse import Copies, holds_chunk
 from nydus_fscache.core import Core
 from nydus_fscache.errors import BackendError
 
@@ -59,13 +59,28 @@ class Source:
 @dataclass(slots=True)
 class Counters:
     """What ``status`` shows of a blob.  ``fetched``: stored bytes received; ``reused``: those
-    that were not, because another blob here had the same chunks."""
+    that were not, because another blob here had the same chunks; ``recovered``: because they
+    lay in the cache file already, with no record that could be believed."""
 
     fetched: int = 0
     reused: int = 0
+    recovered: int = 0
     requests: int = 0
     errors: int = 0
     last_error: str = ""
+
+
+class _Cover:
+    """Does one of the ascending ``ranges`` hold [off, end)?  For ascending questions."""
+
+    def __init__(self, ranges: list[tuple[int, int]]) -> None:
+        self._ranges = ranges
+        self._at = 0
+
+    def __call__(self, off: int, end: int) -> bool:
+        while self._at < len(self._ranges) and self._ranges[self._at][1] < end:
+            self._at += 1
+        return self._at < len(self._ranges) and self._ranges[self._at][0] <= off
 
 
 class CacheObject:
@@ -96,8 +111,10 @@ class CacheObject:
         self._fetcher = fetcher
         self._record = record
         self._changed = threading.Condition(threading.Lock())
+        self._persisting = threading.Lock()
         self._states = bytearray(chunks.nunits)
-        self._dirty: set[int] = set()
+        self._dirty: set[int] = set()  # present, not recorded yet
+        self._candidates: set[int] = set()  # maybe on disk; to be verified before they are fetched
         units = chunks.blob.units
         self._coff = [units[i].coff for i in range(chunks.nunits)]
         self._clen = [units[i].clen for i in range(chunks.nunits)]
@@ -108,25 +125,36 @@ class CacheObject:
 
     # -- what is there ---------------------------------------------------------------------
 
-    def load_presence(self, *, trust_pages: bool) -> None:
-        """Take over what an earlier run left.
-
-        ``trust_pages``: the page map was written during this boot.  Otherwise only
-        what the chunk map recorded after a sync counts.
-        """
-        if not trust_pages:
-            self.pages.clear()
+    def trust_pages(self) -> None:
+        """The page map is a predecessor's: what it says is true."""
         for unit in range(self.chunks.nunits):
-            first, end = self._pages_of(unit)
-            chunk = self.chunks.blob.units[unit]
-            recorded = self._record is not None and self._record.has(chunk.first, chunk.count)
-            if recorded and not trust_pages:
-                self.pages.set(first, end)
-            if self.pages.all_set(first, end):
-                self._states[unit] = _PRESENT
-                self._missing -= 1
-                if self._record is not None and not recorded:
+            if self.pages.all_set(*self._pages_of(unit)):
+                self._found(unit)
+                if not self._is_recorded(unit):
                     self._dirty.add(unit)
+
+    def load_presence(self, extents: list[tuple[int, int]]) -> None:
+        """Take over what an earlier run left; the page map is empty, ``extents`` are no holes.
+
+        Only what was recorded after a sync counts as present.  Other data that are there,
+        and holes that were recorded, become candidates.
+        """
+        is_data = _Cover(extents)
+        for unit in range(self.chunks.nunits):
+            recorded, written = self._is_recorded(unit), is_data(*self.chunks.unit_range(unit))
+            if recorded and written:
+                self.pages.set(*self._pages_of(unit))
+                self._found(unit)
+            elif recorded or written:
+                self._candidates.add(unit)
+
+    def _is_recorded(self, unit: int) -> bool:
+        chunk = self.chunks.blob.units[unit]
+        return self._record is not None and self._record.has(chunk.first, chunk.count)
+
+    def _found(self, unit: int) -> None:
+        self._states[unit] = _PRESENT
+        self._missing -= 1
 
     def found_on_disk(self, extents: list[tuple[int, int]]) -> None:
         """cachefiles: flat [off, end) that the kernel has; it will not ask for these."""
@@ -135,8 +163,7 @@ class CacheObject:
                 for unit in self.chunks.units_of(off, end - off):
                     low, high = self.chunks.unit_range(unit)
                     if off <= low and high <= end and self._states[unit] == _MISSING:
-                        self._states[unit] = _PRESENT
-                        self._missing -= 1
+                        self._found(unit)
 
     def _pages_of(self, unit: int) -> tuple[int, int]:
         off, end = self.chunks.unit_range(unit)
@@ -265,22 +292,42 @@ class CacheObject:
             return first, extents
 
     def reuse(self, extent: Extent) -> list[Extent]:
-        """Fill what of a claimed extent other blobs here have; what is left to fetch."""
-        if self.copies is None:
+        """Take what of a claimed extent this node has already; what is left to fetch."""
+        left = [u for u in range(extent.unit, extent.end) if not self._recover(u)]
+        if self.copies is not None:
+            left = self._copy(self.copies, left)
+        if len(left) == extent.end - extent.unit:
             return [extent]
+        return self._planner.merge(left)
+
+    def _recover(self, unit: int) -> bool:
+        """Is a candidate right?  Then it counts as present from now on."""
+        if unit not in self._candidates:
+            return False
+        self._candidates.discard(unit)
+        record = self.chunks.blob.units[unit]
+        for chunk in range(record.first, record.first + record.count):
+            if not holds_chunk(self.fill_fd, self.chunks.blob, chunk):
+                return False
+        off, end = self.chunks.unit_range(unit)
+        self.core.filled(self.oid, off, end - off)
+        self.counters.recovered += self._clen[unit]
+        self.arrived(unit, unit + 1)
+        return True
+
+    def _copy(self, copies: Copies, wanted: list[int]) -> list[int]:
+        """Fill from other blobs what they have; what they have not."""
         units, left = self.chunks.blob.units, []
-        for unit in range(extent.unit, extent.end):
+        for unit in wanted:
             record = units[unit]
-            data = self.copies.find(self, record.first) if record.count == 1 else None
+            data = copies.find(self, record.first) if record.count == 1 else None
             if data is None:
                 left.append(unit)
                 continue
             self.core.fill_flat(self.oid, self.chunks.blob.chunks[record.first].uoff, data)
             self.counters.reused += self._clen[unit]
             self.arrived(unit, unit + 1)
-        if len(left) == extent.end - extent.unit:
-            return [extent]
-        return self._planner.merge(left)
+        return left
 
     def stored(self, unit: int) -> tuple[int, int]:
         """Stored bytes [off, end) of a unit."""
@@ -291,8 +338,7 @@ class CacheObject:
         with self._changed:
             for unit in range(first, end):
                 if self._states[unit] != _PRESENT:
-                    self._states[unit] = _PRESENT
-                    self._missing -= 1
+                    self._found(unit)
                     self._dirty.add(unit)
             complete = self._missing == 0
             self._changed.notify_all()
@@ -316,19 +362,33 @@ class CacheObject:
     # -- on disk -----------------------------------------------------------------------------
 
     def persist(self) -> None:
-        """Sync the data, then record them; what is not recorded is fetched again after a crash."""
-        with self._changed:
-            dirty, self._dirty = self._dirty, set()
-        if not dirty or self._record is None:
-            return
-        units = self.chunks.blob.units
-        try:
-            os.fdatasync(self.fill_fd)
-            self._record.record((units[u].first, units[u].count) for u in sorted(dirty))
-        except OSError:
+        """Sync the data, then record them; what is not recorded is fetched again after a crash.
+
+        After an ``OSError`` of the record the next call tries again.
+        """
+        with self._persisting:  # the descriptors are open until ``close`` has had it
             with self._changed:
-                self._dirty |= dirty
-            raise
+                dirty, self._dirty = self._dirty, set()
+            if not dirty or self._record is None:
+                return
+            try:
+                os.fdatasync(self.fill_fd)
+            except OSError:
+                # the kernel says so once and takes the pages for written from then on
+                self._end_record()
+                raise
+            units = self.chunks.blob.units
+            try:
+                self._record.record((units[u].first, units[u].count) for u in sorted(dirty))
+            except OSError:
+                with self._changed:
+                    self._dirty |= dirty
+                raise
+
+    def _end_record(self) -> None:
+        if self._record is not None:
+            self._record.close()
+            self._record = None
 
     def close(self, *, deadline: float) -> None:
         """Wait for its jobs, record what is there, and leave the C core."""
@@ -341,6 +401,6 @@ class CacheObject:
             self.persist()
         except OSError as e:  # a full disk: these units are fetched again the next time
             log.error("blob %s: presence is not recorded: %s", self.name, e)
-        if self._record is not None:
-            self._record.close()
+        with self._persisting:
+            self._end_record()
         self.pages.close()

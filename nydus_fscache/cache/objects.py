@@ -6,31 +6,38 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from nydus_fscache.backend.base import Backend
+from nydus_fscache.cache.blobfiles import claim_name
 from nydus_fscache.cache.evict import touch
 from nydus_fscache.cache.fetch import Fetcher
 from nydus_fscache.cache.object import CacheObject, Source
-from nydus_fscache.cache.presence import PageMap
+from nydus_fscache.cache.presence import PageMap, shared_map
 from nydus_fscache.cache.reuse import Copies
 from nydus_fscache.cache.store import Store
 from nydus_fscache.core import Core
 from nydus_fscache.errors import CacheDirError, DaemonError
+from nydus_fscache.files import data_extents
 from nydus_fscache.handover import Handover
 from nydus_fscache.image import ImageBlob
 
 log = logging.getLogger("objects")
 
 CLOSE_PATIENCE_S = 30.0
+LEAVE_PATIENCE_S = 2 * CLOSE_PATIENCE_S
+MAX_EXTENTS = 65536  # of a cache file, that are looked at when it is opened
 
 
 @dataclass(slots=True)
 class _Use:
-    object: CacheObject
+    """Descriptors: -1 over cachefiles, where the kernel's is closed by the C core."""
+
     identity: str
-    fill_fd: int  # -1: the kernel's, closed by the C core
+    object: CacheObject = field(init=False)
+    fill_fd: int = -1
+    pages_fd: int = -1
     images: int = 1
 
 
@@ -51,6 +58,8 @@ class Objects:
         self._fetcher = fetcher
         self._handover = handover
         self._lock = threading.RLock()
+        self._left = threading.Condition(self._lock)
+        self._leaving: set[str] = set()  # names that are being closed
         self._uses: dict[str, _Use] = {}
         self._by_oid: dict[int, CacheObject] = {}
         self._numbers = dict(numbers)
@@ -76,47 +85,89 @@ class Objects:
     def open_file(self, blob: ImageBlob, backend: Backend) -> CacheObject:
         """The object of a blob over a cache file of ours; shared when it is open already.
 
-        A new one's fill descriptor is with the keeper when this returns, before
-        anybody marks the file.
+        A new one's fill descriptor and page map are with the keeper when this returns,
+        before anybody marks the file.
         """
+        info, identity = blob.info, blob.identity
         with self._lock:
-            in_use = {name: use.identity for name, use in self._uses.items()}
-            name = self._store.claim_name(blob.info.blob_id, blob.identity, in_use)
-            source = Source(backend, blob.info.blob_id)
+            name = self._claim(info.blob_id, identity)
+            source = Source(backend, info.blob_id)
             if use := self._uses.get(name):
                 use.images += 1
                 use.object.source = source  # the newest image's credentials are the best
                 return use.object
             oid = self._numbers.pop(name, 0) or self.next_number()
-            fd = self._fill_descriptor(name, oid, blob.chunks.flat_size)
-            pages, were_there = self._store.open_pages(name, blob.chunks.flat_size)
-            record = self._store.open_chunk_map(name, blob.chunks.nchunks)
-            if blob.chunks.cct:
-                self._store.keep_blob_meta(name, blob.chunks.cct, blob.chunks.header)
-            obj = CacheObject(
-                oid, name, blob.chunks, source, self._core, self._fetcher, pages, record, fd
-            )
-            obj.load_presence(trust_pages=were_there)
-            status = os.fstat(fd)
-            self._core.add_object(
-                oid, status.st_dev, status.st_ino, fd, blob.chunks.flat_size, pages.memory
-            )
-            self._uses[name] = _Use(obj, blob.identity, fd)
-            touch(self._store.cache, name)
+            use = _Use(identity=identity)
+            try:
+                obj = use.object = self._open(use, oid, name, blob, source)
+            except BaseException:
+                self._give_up(oid, use)
+                raise
+            self._uses[name] = use
+            touch(self._store.blobs.directory, name)
             obj.copies = self._copies
             self._copies.add(obj)
             self._by_oid[oid] = obj
             return obj
 
-    def _fill_descriptor(self, name: str, oid: int, size: int) -> int:
-        fd = self._handover.take(f"fill.{oid}")
-        if fd is not None:
-            if os.fstat(fd).st_size != size:
-                raise DaemonError(f"cache file of {name} changed its size", hint="stop and start")
-            return fd
-        fd = self._store.open_data(name, size)
-        self._handover.keep(f"fill.{oid}", fd)
-        return fd
+    def _open(self, use: _Use, oid: int, name: str, blob: ImageBlob, source: Source) -> CacheObject:
+        """``use`` gets the descriptors, as soon as there are any."""
+        files, size = self._store.blobs, blob.chunks.flat_size
+        use.fill_fd = self._handover.take(f"fill.{oid}") or -1
+        use.pages_fd = self._handover.take(f"pages.{oid}") or -1
+        is_new = min(use.fill_fd, use.pages_fd) < 0
+        may_record = True
+        if use.fill_fd < 0:
+            use.fill_fd = files.open_data(name, blob.identity, size)
+            self._handover.keep(f"fill.{oid}", use.fill_fd)
+        elif os.fstat(use.fill_fd).st_size != size:
+            log.error("cache file of %s was cut while it was in use: fetched anew", name)
+            os.ftruncate(use.fill_fd, 0)
+            os.ftruncate(use.fill_fd, size)
+            is_new = True
+        elif not files.is_named(name, blob.identity, use.fill_fd):
+            log.error("files of %s were changed while it was in use: nothing is recorded", name)
+            may_record = False
+        if is_new:
+            if use.pages_fd >= 0:
+                os.close(use.pages_fd)
+            use.pages_fd = shared_map(size)
+            self._handover.keep(f"pages.{oid}", use.pages_fd)
+        record = files.open_chunk_map(name, blob.chunks.nchunks) if may_record else None
+        if blob.chunks.cct:
+            files.keep_blob_meta(name, blob.chunks.cct, blob.chunks.header)
+        obj = CacheObject(
+            oid, name, blob.chunks, source, self._core, self._fetcher,
+            PageMap(size, use.pages_fd), record, use.fill_fd,
+        )  # fmt: skip
+        if is_new:
+            obj.load_presence(data_extents(use.fill_fd, size, MAX_EXTENTS))
+        else:
+            obj.trust_pages()
+        status = os.fstat(use.fill_fd)
+        self._core.add_object(
+            oid, status.st_dev, status.st_ino, use.fill_fd, size, obj.pages.memory
+        )
+        return obj
+
+    def _give_up(self, oid: int, use: _Use) -> None:
+        for kind, fd in (("fill", use.fill_fd), ("pages", use.pages_fd)):
+            if fd >= 0:
+                self._handover.drop(f"{kind}.{oid}")
+                os.close(fd)
+
+    def _claim(self, blob_id: str, identity: str) -> str:
+        """With the lock.  A name whose last user is still leaving comes free soon."""
+
+        def free() -> str | None:
+            in_use = {name: use.identity for name, use in self._uses.items()}
+            name = claim_name(blob_id, identity, in_use, self._numbers)
+            return None if name in self._leaving else name
+
+        name = self._left.wait_for(free, LEAVE_PATIENCE_S)
+        if name is None:
+            raise DaemonError(f"blob {blob_id} is still being closed", hint="try again")
+        return name
 
     def add_kernel(
         self, name: str, blob: ImageBlob, backend: Backend, kernel_object: int, fd: int
@@ -126,16 +177,15 @@ class Objects:
             if name in self._uses:
                 raise CacheDirError(f"{name} is open already", hint="a fault of the kernel")
             oid = self.next_number()
-            pages = PageMap(None, blob.chunks.flat_size)
+            pages = PageMap(blob.chunks.flat_size)
             source = Source(backend, blob.info.blob_id)
             obj = CacheObject(
                 oid, name, blob.chunks, source, self._core, self._fetcher, pages, None, fd
             )
-            self._core.add_object(
-                oid, 0, 0, fd, blob.chunks.flat_size, pages.memory, aligned=True
-            )
+            self._core.add_object(oid, 0, 0, fd, blob.chunks.flat_size, pages.memory, aligned=True)
             self._core.bind_kernel(oid, kernel_object, fd)
-            self._uses[name] = _Use(obj, blob.identity, -1)
+            self._uses[name] = use = _Use(blob.identity)
+            use.object = obj
             self._by_oid[oid] = obj
             return obj
 
@@ -147,9 +197,9 @@ class Objects:
     def evict(self, name: str) -> bool:
         """Delete what is cached under a name, unless it is in use."""
         with self._lock:
-            if name in self._uses:
+            if name in self._uses or name in self._leaving:
                 return False
-            self._store.forget(name)
+            self._store.blobs.forget(name)
             return True
 
     def identity(self, name: str) -> str | None:
@@ -157,19 +207,26 @@ class Objects:
             use = self._uses.get(name)
             return use.identity if use else None
 
-    def release(self, obj: CacheObject) -> bool:
-        """One image less uses it; closed (and True) when it was the last."""
+    def release(self, obj: CacheObject, unmark: Callable[[int], None] | None = None) -> None:
+        """One image less uses it; with the last it is closed, and ``unmark`` called before, with
+        its descriptor.  The name is free for others when all of that is done."""
         with self._lock:
             use = self._uses[obj.name]
             use.images -= 1
             if use.images:
-                return False
+                return
             del self._uses[obj.name]
-        self._copies.remove(obj)
-        obj.close(deadline=time.monotonic() + CLOSE_PATIENCE_S)
-        self._by_oid.pop(obj.oid, None)
-        if use.fill_fd >= 0:
-            touch(self._store.cache, obj.name)
-            self._handover.drop(f"fill.{obj.oid}")
-            os.close(use.fill_fd)
-        return True
+            self._leaving.add(obj.name)
+        try:
+            self._copies.remove(obj)
+            obj.close(deadline=time.monotonic() + CLOSE_PATIENCE_S)
+            self._by_oid.pop(obj.oid, None)
+            if use.fill_fd >= 0:
+                touch(self._store.blobs.directory, obj.name)
+                if unmark is not None:
+                    unmark(use.fill_fd)
+            self._give_up(obj.oid, use)
+        finally:
+            with self._lock:
+                self._leaving.discard(obj.name)
+                self._left.notify_all()

@@ -2,10 +2,9 @@
 
 Two maps, with different promises:
 
-* ``PageMap``, one bit a 4 KiB page, in a file below ``run/`` that is mapped
-  shared: what the C core consults and sets.  It is true as long as the machine
-  runs (the page cache holds what it says), survives the death of the daemon,
-  and is thrown away when the boot id has changed.
+* ``PageMap``, one bit a 4 KiB page, in shared memory: what the C core consults
+  and sets.  The keeper holds that memory beside the file's descriptor, so it is
+  true for a successor and ends when the page cache that it speaks of may end.
 * ``ChunkMapFile``, one bit a chunk, in nydusd's ``chunk_map`` format (sheet
   rafs-v6 section 5): what survives a power cut.  It lags the data, never leads
   them: bits are written after the data were synced (design rule 4).
@@ -16,47 +15,41 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from nydus_fscache.errors import CacheDirError
+from nydus_fscache.files import open_state_file
 
 PAGE = 4096
 
 _CHUNK_MAP_HEADER = 4096
 _MAGIC, _VERSION, _MAGIC2, _ALL_READY = 0x424D4150, 1, 0x434D4150, 0x4D4D4150
-_SAFE_OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-def open_state_file(path: Path) -> int:
-    """Open or make a file of ours for reading and writing; never through a symbolic link."""
+def _map_length(size: int) -> int:
+    """Bytes of the page map of a file of ``size`` bytes."""
+    return max(1, -(-size // (8 * PAGE)))
+
+
+def shared_map(size: int) -> int:
+    """Empty memory for a page map, as a descriptor.  All of it is allocated: the C core sets bits
+    by a plain store, which must not meet a lack of memory (or of disk space)."""
+    fd = os.memfd_create("nydus-fscache-pages", os.MFD_CLOEXEC)
     try:
-        return os.open(path, _SAFE_OPEN, 0o600)
-    except OSError as e:
-        raise CacheDirError(
-            f"cannot open {path}: {e.strerror}",
-            hint="the state directory must be ours alone: remove what was planted there",
-        ) from e
+        os.posix_fallocate(fd, 0, _map_length(size))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 class PageMap:
-    """Shared bitmap of ``size`` bytes' pages, least significant bit first."""
+    """Bitmap of ``size`` bytes' pages, least significant bit first."""
 
-    def __init__(self, path: Path | None, size: int) -> None:
-        """``path`` None: of this process alone, for files whose presence the kernel knows."""
-        self.pages = -(-size // PAGE)
-        length = max(1, -(-self.pages // 8))
-        if path is None:
-            self.memory = mmap.mmap(-1, length)
-            return
-        fd = open_state_file(path)
-        try:
-            if os.fstat(fd).st_size != length:
-                os.ftruncate(fd, 0)
-                os.ftruncate(fd, length)
-            self.memory = mmap.mmap(fd, length)
-        finally:
-            os.close(fd)
+    def __init__(self, size: int, fd: int = -1) -> None:
+        """``fd``: of ``shared_map``, borrowed; -1: memory of this process alone, for files whose
+        presence the kernel knows."""
+        self.memory = mmap.mmap(fd, _map_length(size))
 
     def close(self) -> None:
         self.memory.close()
@@ -87,9 +80,10 @@ class PageMap:
 class ChunkMapFile:
     """nydusd's ``<blob>.blob.data.chunk_map``: 4096-byte header, most significant bit first."""
 
-    def __init__(self, path: Path, nchunks: int) -> None:
+    def __init__(self, path: Path, nchunks: int, settle: Callable[[], None] = lambda: None) -> None:
+        """``settle``: called once before the first bit is written, unless there are some; it makes
+        durable what the bits depend on besides the data."""
         self._bits = bytearray(-(-nchunks // 8))
-        self._nchunks = nchunks
         self._fd = open_state_file(path)
         length = _CHUNK_MAP_HEADER + len(self._bits)
         stored = os.pread(self._fd, length + 1, 0)
@@ -102,6 +96,8 @@ class ChunkMapFile:
             self._bits[:] = b"\xff" * len(self._bits)
         else:
             self._bits[:] = stored[_CHUNK_MAP_HEADER:]
+        self._settle = settle
+        self._settled = any(self._bits)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -110,14 +106,14 @@ class ChunkMapFile:
         """Are chunks [first, first + count) all recorded?"""
         return all(self._bits[i >> 3] & (0x80 >> (i & 7)) for i in range(first, first + count))
 
-    def forget(self) -> None:
-        """Drop every bit: the data file is not what the bits were recorded for."""
-        self._bits[:] = bytes(len(self._bits))
-        os.pwrite(self._fd, struct.pack("<4I", _MAGIC, _VERSION, _MAGIC2, 0), 0)
-        os.pwrite(self._fd, self._bits, _CHUNK_MAP_HEADER)
-
     def record(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Set chunks (first, count) and write the bytes that changed.  Data were synced before."""
+        """Set chunks (first, count) and write the bytes that changed.  Data were synced before.
+
+        After an ``OSError`` the same ranges must be recorded again.
+        """
+        if not self._settled:
+            self._settle()
+            self._settled = True
         low, high = len(self._bits), 0
         for first, count in ranges:
             for i in range(first, first + count):

@@ -12,6 +12,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from nydus_fscache.cache.presence import PAGE
 from nydus_fscache.core import verify_chunk
 
 if TYPE_CHECKING:
@@ -25,6 +26,19 @@ _Key = tuple[int, bytes]  # digest algorithm, digest
 def _key(blob: Any, chunk: int) -> _Key | None:
     record = blob.chunks[chunk]
     return (int(blob.digester), bytes(record.digest)) if record.flags & HAS_DIGEST else None
+
+
+def holds_chunk(fd: int, blob: Any, chunk: int) -> bool:
+    """Has a flat file the bytes of a chunk at their place, by the digest, and zeros behind them?"""
+    record = blob.chunks[chunk]
+    if not record.flags & HAS_DIGEST:
+        return False
+    size = int(record.usize)
+    try:
+        data = os.pread(fd, size + -size % PAGE, record.uoff)
+    except OSError:  # what this disk cannot give, the network can
+        return False
+    return len(data) >= size and not any(data[size:]) and verify_chunk(blob, chunk, data[:size])
 
 
 class Copies:

@@ -72,10 +72,10 @@ def _collect(args: argparse.Namespace) -> dict[str, Any]:
     try:
 
         def evict(name: str) -> bool:
-            store.forget(name)
+            store.blobs.forget(name)
             return True
 
-        return Evictor(store.cache, list, evict).shrink(args.to, dry_run=args.dry_run)
+        return Evictor(store.blobs.directory, list, evict).shrink(args.to, dry_run=args.dry_run)
     finally:
         store.close()
 

@@ -29,6 +29,7 @@ from nydus_fscache.cache.presence import PAGE, PageMap
 from nydus_fscache.cache.store import Store
 from nydus_fscache.core import Closed, Core, Event, Opened
 from nydus_fscache.errors import KernelRefused
+from nydus_fscache.files import replace_file, status_of_ours, sync
 from nydus_fscache.handover import Handover
 from nydus_fscache.image import Image
 from nydus_fscache.transport.base import Bound
@@ -40,6 +41,7 @@ _T = TypeVar("_T")
 
 DEVICE = "/dev/cachefiles"
 TAG = "nydus-fscache"
+USED_IN = "used-in"
 _BACKING_FILE_PATIENCE_S = 5.0
 _OPEN_PATIENCE_S = 5.0
 _RETRY_S = 0.02
@@ -80,8 +82,7 @@ class CachefilesTransport:
         inherited = handover.take("cachefiles")
         self._took_over = inherited is not None
         if inherited is None:
-            if store.fresh_boot:
-                _drop_unsynced(store.cachefiles)
+            _drop_unsynced(store.cachefiles)
             self._device = _open_and_bind(store.cachefiles)
             handover.keep("cachefiles", self._device)
         else:
@@ -154,7 +155,7 @@ class CachefilesTransport:
 
     def _open_bootstrap(self, event: Opened, domain: str, image: Image) -> int:
         oid = self._objects.next_number()
-        pages = PageMap(None, image.size)
+        pages = PageMap(image.size)
         self._core.add_object(oid, 0, 0, event.fd, image.size, pages.memory, aligned=True)
         self._core.bind_kernel(oid, event.kernel_object, event.fd)
         self._bootstraps[domain, event.cookie] = _Bootstrap(oid, pages)
@@ -284,13 +285,15 @@ def _is_part_of(sparse: Path, whole: Path) -> bool:
 def _drop_unsynced(directory: Path) -> None:
     """After a power cut a block may be allocated and yet old: what was cached is not trusted.
 
-    A clean stop leaves the marker that ``mark_synced`` writes.
+    ``USED_IN`` names the boot during which data were written, until they are synced.
     """
-    marker = directory / "synced"
-    if marker.exists():
-        return
-    for name in ("cache", "graveyard"):
-        shutil.rmtree(directory / name, ignore_errors=True)
+    marker, boot = directory / USED_IN, kernel.boot_id()
+    if status_of_ours(marker) is not None and marker.read_bytes() != boot.encode():
+        log.warning("the machine stopped while cachefiles was in use: cached data are dropped")
+        for name in ("cache", "graveyard"):
+            shutil.rmtree(directory / name, ignore_errors=True)
+    replace_file(marker, boot.encode())
+    sync(directory)
 
 
 def mark_synced(directory: Path) -> None:
@@ -300,7 +303,7 @@ def mark_synced(directory: Path) -> None:
         kernel.syncfs(fd)
     finally:
         os.close(fd)
-    (directory / "synced").touch()
+    (directory / USED_IN).unlink(missing_ok=True)
 
 
 def _open_and_bind(directory: Path) -> int:
@@ -315,7 +318,6 @@ def _open_and_bind(directory: Path) -> int:
                 hint = "another daemon has it" if e.errno == errno.EBUSY else "modprobe cachefiles"
                 raise KernelRefused(f"cannot open {DEVICE}: {e.strerror}", hint=hint) from e
         time.sleep(_RETRY_S)
-    (directory / "synced").unlink(missing_ok=True)
     try:
         for command in (f"dir {directory}", f"tag {TAG}", "bind ondemand"):
             os.write(device, command.encode())

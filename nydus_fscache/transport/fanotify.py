@@ -57,7 +57,7 @@ class FanotifyTransport:
                     self._mark(obj)
         except BaseException:
             for obj in opened:
-                self._release(obj)
+                self._objects.release(obj, self._remove_mark)
             raise
         return BoundFiles(opened)
 
@@ -76,15 +76,7 @@ class FanotifyTransport:
 
     def unbind(self, image: Image, bound: Bound, fsid: str, domain: str) -> None:
         for obj in bound.objects:
-            self._release(obj)
-
-    def _release(self, obj: CacheObject) -> None:
-        fd = os.dup(obj.fill_fd)
-        try:
-            if self._objects.release(obj):
-                self._remove_mark(fd)
-        finally:
-            os.close(fd)
+            self._objects.release(obj, self._remove_mark)
 
     def _mark(self, obj: CacheObject) -> None:
         kernel.mark_add(self._group, obj.fill_fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nydus_fscache.cache.presence import PAGE, ChunkMapFile, PageMap, open_state_file
+from nydus_fscache.cache.presence import PAGE, ChunkMapFile, PageMap, shared_map
 from nydus_fscache.errors import CacheDirError
+from nydus_fscache.files import open_state_file
 
 
 @given(
@@ -18,7 +20,7 @@ from nydus_fscache.errors import CacheDirError
     ranges=st.lists(st.tuples(st.integers(0, 199), st.integers(1, 60)), max_size=8),
 )
 def test_page_map_is_the_set_of_its_pages(pages: int, ranges: list[tuple[int, int]]) -> None:
-    page_map = PageMap(None, pages * PAGE)
+    page_map = PageMap(pages * PAGE)
     expected: set[int] = set()
     for first, count in ranges:
         end = min(pages, first + count)
@@ -32,12 +34,25 @@ def test_page_map_is_the_set_of_its_pages(pages: int, ranges: list[tuple[int, in
         assert page_map.all_set(first, end) == expected.issuperset(range(first, end))
 
 
-def test_page_map_is_what_the_next_process_sees(tmp_path: Path) -> None:
-    first = PageMap(tmp_path / "p", 100 * PAGE)
-    first.set(3, 77)
-    first.close()
-    assert PageMap(tmp_path / "p", 100 * PAGE).bytes_present() == 74 * PAGE
-    assert PageMap(tmp_path / "p", 900 * PAGE).bytes_present() == 0, "another size is another file"
+def test_page_map_is_what_the_next_process_sees() -> None:
+    fd = shared_map(100 * PAGE)
+    try:
+        first = PageMap(100 * PAGE, fd)
+        first.set(3, 77)
+        first.close()
+        assert PageMap(100 * PAGE, fd).bytes_present() == 74 * PAGE
+    finally:
+        os.close(fd)
+
+
+def test_what_chunks_depend_on_is_settled_before_the_first_is_recorded(tmp_path: Path) -> None:
+    seen: list[bytes] = []
+    chunk_map = ChunkMapFile(tmp_path / "m", 8, lambda: seen.append((tmp_path / "m").read_bytes()))
+    chunk_map.record([(0, 1)])
+    chunk_map.record([(1, 1)])
+    assert [content[4096:] for content in seen] == [b"\0"]
+    ChunkMapFile(tmp_path / "m", 8, lambda: seen.append(b"")).record([(2, 1)])
+    assert len(seen) == 1
 
 
 def test_chunk_map_has_the_bytes_of_nydusd(tmp_path: Path) -> None:

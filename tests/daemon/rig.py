@@ -84,7 +84,7 @@ class Rig:
 
     def leftovers(self) -> list[str]:
         """What should not be there once the daemon has ended."""
-        kept = {"lock", "state.json", "daemon.log", "cache", "cachefiles", "images", "run"}
+        kept = {"lock", "state.json", "daemon.log", "cache", "cachefiles", "images"}
         found = [p.name for p in self.root.iterdir() if p.name not in kept]
         found += [str(p) for p in self.root.rglob(".*")]
         return found + mounts_below(self.base) + [f"pid {pid}" for pid in self.processes()]

@@ -66,8 +66,6 @@ def cold_rounds(rig: Rig, image: Path, backend: Path, kills: int) -> tuple[int, 
         assert rig.processes() == []
         for path in (rig.root / "cache").iterdir():
             path.unlink()
-        for path in (rig.root / "run").glob("*.pages"):
-            path.unlink()
     return done, reads, longest
 
 

@@ -1,0 +1,108 @@
+"""Files that are ours alone: opened without following links, replaced whole, synced when it counts.
+
+Nothing is ever half-written under its final name, and a failure leaves no temporary file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from nydus_fscache.errors import CacheDirError
+
+log = logging.getLogger("files")
+
+_SAFE_OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+TEMPORARY = ".new"  # how the names of what is not complete yet end; they begin with a dot
+
+
+def open_state_file(path: Path) -> int:
+    """Open or make a file of ours for reading and writing; never through a symbolic link."""
+    try:
+        return os.open(path, _SAFE_OPEN, 0o600)
+    except OSError as e:
+        raise CacheDirError(
+            f"cannot open {path}: {e.strerror}",
+            hint="the state directory must be ours alone: remove what was planted there",
+        ) from e
+
+
+def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file anew, or not at all (``OSError``).
+
+    It is a new inode each time: after a power cut the name stands for the old file or for
+    the new one, never for the old one's inode with new contents.  ``durable`` False: the
+    new one's contents may then be lost, so what reads it must notice.
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    try:
+        remove(temporary)
+        with os.fdopen(open_state_file(temporary), "wb") as f:
+            f.write(content)
+            f.flush()
+            if durable:
+                os.fsync(f.fileno())
+        temporary.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Delete whatever the name stands for, a directory with all in it; what a link points to
+    stays.  Nothing there is no error."""
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        shutil.rmtree(path)
+
+
+def status_of_ours(path: Path) -> os.stat_result | None:
+    """None when there is nothing.  What is not a regular file that only we can write to was
+    put there by somebody else: it is removed, with a line in the log."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        what = "not a regular file"
+    elif status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        what = f"of owner {status.st_uid} and mode {stat.S_IMODE(status.st_mode):04o}"
+    elif status.st_nlink != 1:
+        what = f"a file with {status.st_nlink} names"
+    else:
+        return status
+    log.warning("%s is %s: removed", path, what)
+    try:
+        remove(path)
+    except OSError as e:
+        raise CacheDirError(f"cannot remove {path}: {e.strerror}", hint="remove it") from e
+    return None
+
+
+def sync(path: Path) -> None:
+    """What is in this file, or which names are in this directory, survives a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def data_extents(fd: int, size: int, limit: int) -> list[tuple[int, int]]:
+    """Ranges [off, end) below ``size`` that are no holes; the last of ``limit`` ranges goes to
+    the end, whatever is there."""
+    extents: list[tuple[int, int]] = []
+    at = 0
+    with contextlib.suppress(OSError):  # ENXIO: no data behind this point
+        while at < size:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            last = len(extents) + 1 == limit
+            at = size if last else min(size, os.lseek(fd, start, os.SEEK_HOLE))
+            extents.append((start, at))
+    return extents
