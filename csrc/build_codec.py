@@ -13,6 +13,7 @@ CODEC_SOURCES = [
     "csrc/chunkmap.c",
     "csrc/chunktable.c",
     "csrc/codec.c",
+    "csrc/units.c",
     "csrc/zran.c",
     "csrc/xts.c",
     "csrc/digest.c",

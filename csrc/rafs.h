@@ -1,6 +1,6 @@
 /*
  * RAFS v6 on the C side: chunk maps, codecs, digests.  No I/O, no policy, no
- * allocation but in the _new functions.  Also the cffi declaration of
+ * allocation but in the _new functions and rafs_units_decode.  Also the cffi declaration of
  * rafs_v6._codec, so: no preprocessor but plain #define of numbers.
  *
  * Every function that can fail returns a negative errno:
@@ -131,6 +131,29 @@ int rafs_unit_decode(struct rafs_decoder *d, const struct rafs_blob *blob, uint3
  * The digest says more, so the crc is looked at only where there is no digest.
  */
 int rafs_chunk_verify(const struct rafs_blob *blob, uint32_t chunk, const uint8_t *data);
+
+/*
+ * Many units decoded and verified in one call, over several threads: the inner
+ * loop of whoever reads a blob from end to end.
+ *
+ * One unit.  The caller fills the first part; stored and out must not overlap.
+ */
+struct rafs_unit_job {
+	const struct rafs_blob *blob;
+	uint32_t unit;
+	const uint8_t *stored;	/* the unit's clen bytes */
+	uint8_t *out;		/* room for its ulen bytes */
+
+	int32_t error;		/* 0, or a negative errno of decoding */
+	uint32_t bad;		/* decoded, but this many of its chunks do not match */
+};
+
+/*
+ * Decode n units and verify every chunk that has a digest or crc32c.  All are
+ * tried, whatever becomes of the others.  Returns how many have an error or a
+ * bad chunk, or -EINVAL, -ENOMEM (nothing was done).
+ */
+int64_t rafs_units_decode(struct rafs_unit_job *jobs, uint32_t n, uint32_t threads);
 
 /*
  * Whole buffers, for metadata and builders.  Returns bytes produced.

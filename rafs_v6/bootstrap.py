@@ -38,6 +38,7 @@ from rafs_v6.erofs import (
     round_up,
 )
 from rafs_v6.errors import ImageError
+from rafs_v6.faults import STRICT, Checks
 from rafs_v6.tables import BlobInfo, Tables, read_tables
 
 _LAYOUTS = (EROFS_INODE_FLAT_PLAIN, EROFS_INODE_FLAT_INLINE, EROFS_INODE_CHUNK_BASED)
@@ -108,9 +109,9 @@ class Bootstrap:
     """``Bootstrap.from_file`` or ``from_bytes``; superblocks and tables are checked then,
     the tree as it is walked, all of it by ``validate``."""
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: memoryview, check: Checks = STRICT) -> None:
         self.data = data
-        self.tables: Tables = read_tables(data)
+        self.tables: Tables = read_tables(data, check)
         self.block_size: int = self.tables.block_size
         self.chunk_size: int = self.tables.ext.chunk_size
         self.blobs: tuple[BlobInfo, ...] = self.tables.blobs
@@ -122,16 +123,16 @@ class Bootstrap:
             raise ImageError(f"root nid {self.root.nid} is not a directory")
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        return cls(memoryview(data))
+    def from_bytes(cls, data: bytes, check: Checks = STRICT) -> Self:
+        return cls(memoryview(data), check)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+    def from_file(cls, path: str | os.PathLike[str], check: Checks = STRICT) -> Self:
         """The file is mapped: it must not change while this lives."""
         with Path(path).open("rb") as f:
             if not os.fstat(f.fileno()).st_size:
                 raise ImageError("the bootstrap is empty")
-            return cls(memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))
+            return cls(memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)), check)
 
     # -- inodes ------------------------------------------------------------------------------
 
@@ -151,14 +152,24 @@ class Bootstrap:
             e = InodeExtended.unpack(self._bytes(offset, InodeExtended.SIZE, what))
             body, mtime, nsec = InodeExtended.SIZE, e.i_mtime, e.i_mtime_nsec
             mode, size, uid, gid, nlink, i_u = (
-                e.i_mode, e.i_size, e.i_uid, e.i_gid, e.i_nlink, e.i_u,
+                e.i_mode,
+                e.i_size,
+                e.i_uid,
+                e.i_gid,
+                e.i_nlink,
+                e.i_u,
             )
             icount = e.i_xattr_icount
         else:
             c = InodeCompact.unpack(self._bytes(offset, InodeCompact.SIZE, what))
             body, mtime, nsec = InodeCompact.SIZE, 0, 0
             mode, size, uid, gid, nlink, i_u = (
-                c.i_mode, c.i_size, c.i_uid, c.i_gid, c.i_nlink, c.i_u,
+                c.i_mode,
+                c.i_size,
+                c.i_uid,
+                c.i_gid,
+                c.i_nlink,
+                c.i_u,
             )
             icount = c.i_xattr_icount
         xattr_size = EROFS_XATTR_IBODY_SIZE + 4 * (icount - 1) if icount else 0
@@ -279,8 +290,11 @@ class Bootstrap:
     def chunk_count(self, inode: Inode) -> int:
         return -(-inode.size // self.chunk_size)
 
-    def chunks(self, inode: Inode) -> Iterator[ChunkRef]:
-        """The chunks of a regular file, in file order; one a ``chunk_size`` bytes."""
+    def chunks(self, inode: Inode, check: Checks = STRICT) -> Iterator[ChunkRef]:
+        """The chunks of a regular file, in file order; one a ``chunk_size`` bytes.
+
+        With a collecting ``check`` the faulty ones are left out.
+        """
         if not inode.is_reg:
             raise IsADirectoryError(f"inode {inode.nid} is no regular file")
         what = f"chunk indexes of inode {inode.nid}"
@@ -288,19 +302,28 @@ class Bootstrap:
         start = round_up(inode.tail, CHUNK_INDEX_SIZE)
         table = self._bytes(start, count * CHUNK_INDEX_SIZE, what)
         left = inode.size
-        for low, blob, high, block in CHUNK_INDEX.iter_unpack(table):
-            if not 1 <= blob <= len(self.blobs):
-                raise ImageError(f"{what}: blob {blob - 1} of {len(self.blobs)}")
+        for i, (low, blob, high, block) in enumerate(CHUNK_INDEX.iter_unpack(table)):
             size = min(left, self.chunk_size)
-            flat_off = block * self.block_size
-            info = self.blobs[blob - 1]
-            index = high << 16 | low
-            if index >= info.chunk_count:
-                raise ImageError(f"{what}: chunk {index} of {info.chunk_count}")
-            if flat_off + size > info.uncompressed_size:
-                raise ImageError(f"{what}: data at {flat_off:#x} lie outside blob {blob - 1}")
-            yield ChunkRef(blob - 1, index, flat_off, size)
             left -= size
+            index, flat_off = high << 16 | low, block * self.block_size
+            fault = self._index_fault(blob, index, flat_off, size)
+            if fault is None:
+                yield ChunkRef(blob - 1, index, flat_off, size)
+            else:
+                name, text = fault
+                check.fail(name, start + i * CHUNK_INDEX_SIZE, f"{what}: {text}")
+
+    def _index_fault(
+        self, blob: int, index: int, flat_off: int, size: int
+    ) -> tuple[str, str] | None:
+        if not 1 <= blob <= len(self.blobs):
+            return "chunk-index.device", f"blob {blob - 1} of {len(self.blobs)}"
+        info = self.blobs[blob - 1]
+        if index >= info.chunk_count:
+            return "chunk-index.index", f"chunk {index} of {info.chunk_count}"
+        if flat_off + size > info.uncompressed_size:
+            return "chunk-index.address", f"data at {flat_off:#x} lie outside blob {blob - 1}"
+        return None
 
     def check_chunk_format(self, inode: Inode, refs: list[ChunkRef]) -> None:
         """Would the kernel, which obeys the format word, read what the indexes say (sheet 1.7)?"""
@@ -360,11 +383,12 @@ class Bootstrap:
             inode = self.inode(nid)
         return inode
 
-    def validate(self) -> None:
-        """Check the whole tree; raises ``ImageError`` naming the first fault."""
+    def validate(self, check: Checks = STRICT) -> set[int]:
+        """Check the whole tree; raises ``ImageError`` naming the first fault, unless ``check``
+        collects them.  The nids of all inodes."""
         from rafs_v6.validate import validate_tree  # noqa: PLC0415 - it needs this module
 
-        validate_tree(self)
+        return validate_tree(self, check)
 
     def kernel_refusal(self, transport: str) -> str | None:
         """Why the kernel would not mount this valid image over ``transport``, or None."""

@@ -37,6 +37,7 @@ from rafs_v6.erofs import (
     SuperFlags,
 )
 from rafs_v6.errors import ImageError, UnsupportedImage
+from rafs_v6.faults import STRICT, Checks
 
 _MIN_SIZE = 2 * EROFS_BLOCK
 _FLAT_MAX = 1 << 44
@@ -45,6 +46,11 @@ _KNOWN_LOW_FEATURES = 0x0FFF
 _ALIGN_PREFETCH = 8
 _TAR_HEADER = 512
 _INLINED_ID = b"x" * 64
+_EXT_OFFSET = EROFS_SUPER_OFFSET + SuperBlock.SIZE
+_SPECIAL = BlobFeatures.BATCH | BlobFeatures.ZRAN | BlobFeatures.ENCRYPTED
+_COMPRESSORS: dict[int, Compressor] = {c.value: c for c in Compressor}
+_DIGESTERS: dict[int, Digester] = {d.value: d for d in Digester}
+_CIPHERS = {c.value for c in Cipher}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,57 +120,91 @@ class Tables:
         return 1 << self.super_block.blkszbits
 
 
-def _check(condition: object, message: str) -> None:
-    if not condition:
-        raise ImageError(message)
+def read_tables(data: memoryview, check: Checks = STRICT) -> Tables:
+    """Raises ``ImageError``; ``UnsupportedImage`` for RAFS v5 and features that we do not know.
 
-
-def read_tables(data: memoryview) -> Tables:
-    """Raises ``ImageError``; ``UnsupportedImage`` for RAFS v5 and features that we do not know."""
+    With a collecting ``check``, faulty values are replaced by harmless ones (an
+    empty table, no compressor); only what is no bootstrap at all is still raised.
+    """
     if len(data) >= 8 and struct.unpack_from("<I", data)[0] == RAFS_V5_MAGIC:
         raise UnsupportedImage("a RAFS v5 bootstrap; only v6 can be read: convert the image to v6")
-    _check(len(data) >= _MIN_SIZE, f"{len(data)} bytes are no RAFS v6 bootstrap: truncated?")
+    if len(data) < _MIN_SIZE:
+        raise ImageError(f"{len(data)} bytes are no RAFS v6 bootstrap: truncated?")
     sb = SuperBlock.unpack(data, EROFS_SUPER_OFFSET)
-    ext = ExtSuperBlock.unpack(data, EROFS_SUPER_OFFSET + SuperBlock.SIZE)
-    flags = _check_superblocks(sb, ext, len(data))
-    blobs = _read_blobs(data, sb, ext, flags)
-    return Tables(sb, ext, flags, blobs, _read_prefetch(data, ext), _chunk_table(data, ext))
+    ext = ExtSuperBlock.unpack(data, _EXT_OFFSET)
+    flags = _check_superblocks(sb, ext, len(data), check)
+    blobs = _read_blobs(data, sb, ext, flags, check)
+    prefetch = _read_prefetch(data, ext, check)
+    return Tables(sb, ext, flags, blobs, prefetch, _chunk_table(data, ext, check))
 
 
-def _check_superblocks(sb: SuperBlock, ext: ExtSuperBlock, size: int) -> SuperFlags:
-    _check(
-        sb.magic == EROFS_SUPER_MAGIC_V1,
+def _check_superblocks(sb: SuperBlock, ext: ExtSuperBlock, size: int, check: Checks) -> SuperFlags:
+    at = EROFS_SUPER_OFFSET
+    check(
+        sb.magic == EROFS_SUPER_MAGIC_V1, "superblock.magic", at,
         f"wrong magic {sb.magic:#010x} at 1024, an EROFS image has {EROFS_SUPER_MAGIC_V1:#x}",
-    )
-    if not sb.feature_compat & RAFS_V6_COMPAT:
-        raise UnsupportedImage("an EROFS image, but not RAFS v6 (feature_compat lacks its bit)")
-    if sb.feature_incompat != RAFS_V6_INCOMPAT:
-        raise UnsupportedImage(f"feature_incompat {sb.feature_incompat:#x}, RAFS v6 has 0xc")
-    _check(sb.checksum == 0, "superblock checksum is not 0")
-    _check(sb.blkszbits in (9, 12), f"block size 2^{sb.blkszbits}, it must be 512 or 4096")
-    _check(sb.sb_extslots == 0 and sb.u1 == 0, "superblock extension fields are not 0")
-    _check(sb.inos != 0, "inos is 0")
-    _check(sb.xattr_blkaddr == 0, "xattr_blkaddr is not 0: RAFS has no shared xattrs")
-    _check(sb.devt_slotoff == RAFS_DEVT_SLOTOFF, f"devt_slotoff is {sb.devt_slotoff}, not 11")
-    _check(sb.extra_devices <= MAX_BLOBS, f"{sb.extra_devices} devices, at most {MAX_BLOBS}")
-    _check(size % (1 << sb.blkszbits) == 0, f"size {size} is no multiple of the block: truncated?")
-    _check(sb.meta_blkaddr << sb.blkszbits <= size, "meta_blkaddr lies outside: truncated?")
+    )  # fmt: skip
+    check(
+        sb.feature_compat & RAFS_V6_COMPAT, "superblock.feature_compat", at + 8,
+        "an EROFS image, but not RAFS v6 (feature_compat lacks its bit)", unsupported=True,
+    )  # fmt: skip
+    check(
+        sb.feature_incompat == RAFS_V6_INCOMPAT, "superblock.feature_incompat", at + 80,
+        f"feature_incompat {sb.feature_incompat:#x}, RAFS v6 has 0xc", unsupported=True,
+    )  # fmt: skip
+    check(sb.checksum == 0, "superblock.checksum", at + 4, "superblock checksum is not 0")
+    if not check(
+        sb.blkszbits in (9, 12), "superblock.blkszbits", at + 12,
+        f"block size 2^{sb.blkszbits}, it must be 512 or 4096",
+    ):  # fmt: skip
+        raise ImageError("without its block size nothing else can be found")
+    check(
+        sb.sb_extslots == 0 and sb.u1 == 0, "superblock.reserved", at + 13,
+        "superblock extension fields are not 0",
+    )  # fmt: skip
+    check(sb.inos != 0, "superblock.inos", at + 16, "inos is 0")
+    check(
+        sb.xattr_blkaddr == 0, "superblock.xattr_blkaddr", at + 44,
+        "xattr_blkaddr is not 0: RAFS has no shared xattrs",
+    )  # fmt: skip
+    check(
+        sb.devt_slotoff == RAFS_DEVT_SLOTOFF, "superblock.devt_slotoff", at + 88,
+        f"devt_slotoff is {sb.devt_slotoff}, not 11",
+    )  # fmt: skip
+    check(
+        sb.extra_devices <= MAX_BLOBS, "superblock.extra_devices", at + 86,
+        f"{sb.extra_devices} devices, at most {MAX_BLOBS}",
+    )  # fmt: skip
+    check(
+        size % (1 << sb.blkszbits) == 0, "bootstrap.size", size,
+        f"size {size} is no multiple of the block: truncated?",
+    )  # fmt: skip
+    check(
+        sb.meta_blkaddr << sb.blkszbits <= size, "superblock.meta_blkaddr", at + 40,
+        "meta_blkaddr lies outside: truncated?",
+    )  # fmt: skip
 
     known = sum(SuperFlags) | SUPER_FLAGS_PRESERVED
-    if ext.flags & ~known:
-        raise UnsupportedImage(f"superblock flags {ext.flags & ~known:#x} are not known")
+    check(
+        not ext.flags & ~known, "ext-superblock.flags", _EXT_OFFSET,
+        f"superblock flags {ext.flags & ~known:#x} are not known", unsupported=True,
+    )  # fmt: skip
     flags = SuperFlags(ext.flags & sum(SuperFlags))
-    _check(
-        sum(bool(flags & f) for f in SUPER_FLAGS_COMPRESSION) == 1,
-        f"superblock flags {ext.flags:#x} do not name exactly one compressor",
-    )
-    _check(
-        sum(bool(flags & f) for f in SUPER_FLAGS_HASH) == 1,
-        f"superblock flags {ext.flags:#x} do not name exactly one digester",
-    )
+    for kinds, what in ((SUPER_FLAGS_COMPRESSION, "compressor"), (SUPER_FLAGS_HASH, "digester")):
+        check(
+            sum(bool(flags & f) for f in kinds) == 1, "ext-superblock.flags", _EXT_OFFSET,
+            f"superblock flags {ext.flags:#x} do not name exactly one {what}",
+        )  # fmt: skip
     tarfs = bool(flags & SuperFlags.TARFS_MODE)
-    _check(tarfs == (sb.blkszbits == 9), "512-byte blocks and tarfs mode go together")
-    _check(_is_chunk_size(ext.chunk_size), f"chunk size {ext.chunk_size:#x}")
+    check(
+        tarfs == (sb.blkszbits == 9), "ext-superblock.flags", _EXT_OFFSET,
+        "512-byte blocks and tarfs mode go together",
+    )  # fmt: skip
+    if not check(
+        _is_chunk_size(ext.chunk_size), "ext-superblock.chunk_size", _EXT_OFFSET + 20,
+        f"chunk size {ext.chunk_size:#x}",
+    ):  # fmt: skip
+        raise ImageError("without its chunk size no file can be read")
     return flags
 
 
@@ -173,88 +213,109 @@ def _is_chunk_size(size: int) -> bool:
 
 
 def _table(
-    data: memoryview, name: str, offset: int, size: int, entry: int, align: int
+    data: memoryview, name: str, offset: int, size: int, entry: int, align: int, check: Checks
 ) -> memoryview:
-    _check(size % entry == 0, f"{name}: size {size} is no multiple of {entry}")
-    _check(offset >= EROFS_BLOCK and offset % align == 0, f"{name}: offset {offset:#x}")
-    _check(
-        offset <= len(data) and size <= len(data) - offset,
-        f"{name}: {size} bytes at {offset:#x} lie outside the file of {len(data)} bytes",
-    )
-    return data[offset : offset + size]
+    fault = name.replace(" ", "-")
+    good = (
+        check(
+            size % entry == 0, f"{fault}.size", _EXT_OFFSET,
+            f"{name}: size {size} is no multiple of {entry}",
+        ),
+        check(
+            offset >= EROFS_BLOCK and offset % align == 0, f"{fault}.offset", _EXT_OFFSET,
+            f"{name}: offset {offset:#x}",
+        ),
+        check(
+            offset <= len(data) and size <= len(data) - offset, f"{fault}.outside", _EXT_OFFSET,
+            f"{name}: {size} bytes at {offset:#x} lie outside the file of {len(data)} bytes",
+        ),
+    )  # fmt: skip
+    return data[offset : offset + size] if all(good) else data[:0]
 
 
 def _read_blobs(
-    data: memoryview, sb: SuperBlock, ext: ExtSuperBlock, flags: SuperFlags
+    data: memoryview, sb: SuperBlock, ext: ExtSuperBlock, flags: SuperFlags, check: Checks
 ) -> tuple[BlobInfo, ...]:
     table = _table(
-        data, "blob table", ext.blob_table_offset, ext.blob_table_size, BlobRecord.SIZE, EROFS_BLOCK
-    )
+        data, "blob table", ext.blob_table_offset, ext.blob_table_size, BlobRecord.SIZE,
+        EROFS_BLOCK, check,
+    )  # fmt: skip
     count = len(table) // BlobRecord.SIZE
-    _check(
-        count == sb.extra_devices, f"{count} blob records and {sb.extra_devices} device slots"
-    )
+    check(
+        count == sb.extra_devices, "superblock.extra_devices", EROFS_SUPER_OFFSET + 86,
+        f"{count} blob records and {sb.extra_devices} device slots",
+    )  # fmt: skip
     slots_end = DEVICE_SLOTS_OFFSET + count * DeviceSlot.SIZE
-    _check(
-        slots_end <= ext.blob_table_offset or not count, "device slots and blob table overlap"
-    )
+    check(
+        slots_end <= ext.blob_table_offset or not count, "blob-table.offset", _EXT_OFFSET + 8,
+        "device slots and blob table overlap",
+    )  # fmt: skip
     blobs = []
     for i in range(count):
-        slot = DeviceSlot.unpack(data, DEVICE_SLOTS_OFFSET + i * DeviceSlot.SIZE)
-        record = BlobRecord.unpack(table, i * BlobRecord.SIZE)
-        blobs.append(_blob(i, record, slot, sb, ext, flags))
+        slot_at = DEVICE_SLOTS_OFFSET + i * DeviceSlot.SIZE
+        record_at = ext.blob_table_offset + i * BlobRecord.SIZE
+        slot = DeviceSlot.unpack(data, slot_at)
+        record = BlobRecord.unpack(data, record_at)
+        _check_slot(i, slot_at, slot, record, sb, check)
+        blobs.append(_blob(i, record_at, record, slot.blocks, ext, flags, check))
     ids = [blob.blob_id for blob in blobs]
-    _check(len(set(ids)) == len(ids), "two blobs have the same id")
-    _check(
+    check(
+        len(set(ids)) == len(ids), "blob-table.blob_id", ext.blob_table_offset,
+        "two blobs have the same id",
+    )  # fmt: skip
+    check(
         ext.chunk_table_size == 0
         or ext.chunk_table_offset >= ext.blob_table_offset + ext.blob_table_size
         or ext.chunk_table_offset + ext.chunk_table_size <= ext.blob_table_offset,
-        "chunk table and blob table overlap",
-    )
+        "chunk-table.offset", _EXT_OFFSET + 24, "chunk table and blob table overlap",
+    )  # fmt: skip
     return tuple(blobs)
 
 
-def _blob(
-    index: int,
-    r: BlobRecord,
-    slot: DeviceSlot,
-    sb: SuperBlock,
-    ext: ExtSuperBlock,
-    flags: SuperFlags,
-) -> BlobInfo:
-    where = f"blob {index}"
-    blob_id = _text(r.blob_id, f"{where}: id")
-    tag = _text(slot.tag, f"device slot {index}: tag")
-    _check(tag == blob_id, f"{where}: device tag {tag!r} and blob id {blob_id!r} differ")
-    _check(r.blob_index == index, f"{where}: says that it is blob {r.blob_index}")
-    _check(r.chunk_size == ext.chunk_size, f"{where}: chunk size {r.chunk_size:#x}")
-    _check(r.chunk_count <= MAX_CHUNKS, f"{where}: {r.chunk_count} chunks")
-    _check(
-        r.compression_algo in Compressor._value2member_map_
-        and r.ci_compressor in Compressor._value2member_map_,
-        f"{where}: compressor {r.compression_algo} or {r.ci_compressor} is not known",
-    )
-    _check(
-        r.digest_algo in Digester._value2member_map_,
-        f"{where}: digester {r.digest_algo} is not known",
-    )
-    _check(
-        r.cipher_algo in Cipher._value2member_map_, f"{where}: cipher {r.cipher_algo} is not known"
-    )
-    features = BlobFeatures(r.features & sum(BlobFeatures))
-    _check_features(where, r, features, bool(flags & SuperFlags.TARFS_MODE))
-    _check_sizes(where, r, features)
+def _check_slot(
+    index: int, at: int, slot: DeviceSlot, r: BlobRecord, sb: SuperBlock, check: Checks
+) -> None:
+    where = f"device slot {index}"
+    tag = _text(slot.tag, "device-slot.tag", at, f"{where}: tag", check)
+    check(
+        slot.tag == r.blob_id, "device-slot.tag", at,
+        f"{where}: tag {tag!r} is not the blob id {r.blob_id.rstrip(bytes(1))!r}",
+    )  # fmt: skip
     blocks = r.uncompressed_size >> sb.blkszbits
-    _check(slot.blocks != 0, f"device slot {index}: 0 blocks")
-    _check(
-        slot.blocks == blocks,
-        f"device slot {index}: {slot.blocks} blocks, the blob table says {blocks}",
-    )
-    encrypted = r.cipher_algo != Cipher.NONE
-    _check(
-        encrypted == bool(features & BlobFeatures.ENCRYPTED),
-        f"{where}: cipher and feature disagree",
-    )
+    check(slot.blocks != 0, "device-slot.blocks", at + 64, f"{where}: 0 blocks")
+    check(
+        slot.blocks == blocks, "device-slot.blocks", at + 64,
+        f"{where}: {slot.blocks} blocks, the blob table says {blocks}",
+    )  # fmt: skip
+
+
+def _blob(
+    index: int, at: int, r: BlobRecord, device_blocks: int, ext: ExtSuperBlock,
+    flags: SuperFlags, check: Checks,
+) -> BlobInfo:  # fmt: skip
+    where = f"blob {index}"
+    blob_id = _text(r.blob_id, "blob-table.blob_id", at, f"{where}: id", check)
+    for condition, name, field_at, text in (
+        (r.blob_index == index, "blob_index", 64, f"says that it is blob {r.blob_index}"),
+        (r.chunk_size == ext.chunk_size, "chunk_size", 68, f"chunk size {r.chunk_size:#x}"),
+        (r.chunk_count <= MAX_CHUNKS, "chunk_count", 72, f"{r.chunk_count} chunks"),
+        (
+            r.compression_algo in _COMPRESSORS and r.ci_compressor in _COMPRESSORS,
+            "compressor", 76,
+            f"compressor {r.compression_algo} or {r.ci_compressor} is not known",
+        ),
+        (r.digest_algo in _DIGESTERS, "digester", 80, f"digester {r.digest_algo} is not known"),
+        (r.cipher_algo in _CIPHERS, "cipher", 216, f"cipher {r.cipher_algo} is not known"),
+    ):  # fmt: skip
+        check(condition, f"blob-table.{name}", at + field_at, f"{where}: {text}")
+    features = BlobFeatures(r.features & sum(BlobFeatures))
+    _check_features(where, at, r, features, check, tarfs=bool(flags & SuperFlags.TARFS_MODE))
+    _check_sizes(where, at, r, features, check)
+    encrypted = r.cipher_algo == Cipher.AES_128_XTS
+    check(
+        (r.cipher_algo != Cipher.NONE) == bool(features & BlobFeatures.ENCRYPTED),
+        "blob-table.cipher", at + 216, f"{where}: cipher and feature disagree",
+    )  # fmt: skip
     separate = features & BlobFeatures.SEPARATE and any(r.blob_meta_digest)
     return BlobInfo(
         index=index,
@@ -262,75 +323,97 @@ def _blob(
         meta_blob_id=r.blob_meta_digest.hex() if separate and not encrypted else blob_id,
         chunk_size=r.chunk_size,
         chunk_count=r.chunk_count,
-        compressor=Compressor(r.compression_algo),
-        digester=Digester(r.digest_algo),
+        compressor=_COMPRESSORS.get(r.compression_algo, Compressor.NONE),
+        digester=_DIGESTERS.get(r.digest_algo, Digester.BLAKE3),
         features=features,
         compressed_size=r.compressed_size,
         uncompressed_size=r.uncompressed_size,
-        ci_compressor=Compressor(r.ci_compressor),
+        ci_compressor=_COMPRESSORS.get(r.ci_compressor, Compressor.NONE),
         ci_offset=r.ci_offset,
         ci_compressed_size=r.ci_compressed_size,
         ci_uncompressed_size=r.ci_uncompressed_size,
         toc_size=r.blob_toc_size,
         toc_digest=r.blob_toc_digest,
-        device_blocks=slot.blocks,
-        cipher=Cipher(r.cipher_algo),
+        device_blocks=device_blocks,
+        cipher=Cipher.AES_128_XTS if encrypted else Cipher.NONE,
         key=r.blob_meta_digest if encrypted else b"",
         iv=struct.pack("<2Q", r.blob_meta_size, r.cipher_iv) if encrypted else b"",
     )
 
 
-def _text(raw: bytes, what: str) -> str:
+def _text(raw: bytes, name: str, at: int, what: str, check: Checks) -> str:
     value = raw.rstrip(b"\0")
-    _check(value and b"\0" not in value, f"{what} is empty or has a NUL inside")
+    check(value and b"\0" not in value, name, at, f"{what} is empty or has a NUL inside")
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
-        raise ImageError(f"{what} is not UTF-8") from None
+        check.fail(name, at, f"{what} is not UTF-8")
+        return value.hex()
 
 
-def _check_features(where: str, r: BlobRecord, f: BlobFeatures, tarfs: bool) -> None:
-    if r.features & 0xFFFF & ~_KNOWN_LOW_FEATURES or f & BlobFeatures.INTERNAL_V5:
-        raise UnsupportedImage(f"{where}: features {r.features:#x} are not known")
-    if f & BlobFeatures.EXTERNAL:
-        raise UnsupportedImage(f"{where} is external: its data lie in another backend")
-    _check(tarfs != bool(f & BlobFeatures.ALIGNED), f"{where}: ALIGNED does not fit the image")
-    _check(tarfs == bool(f & BlobFeatures.TARFS), f"{where}: TARFS does not fit the image")
-    special = f & (BlobFeatures.BATCH | BlobFeatures.ZRAN | BlobFeatures.ENCRYPTED)
+def _check_features(
+    where: str, at: int, r: BlobRecord, f: BlobFeatures, check: Checks, *, tarfs: bool
+) -> None:
+    name, place = "blob-table.features", at + 84
+    check(
+        not (r.features & 0xFFFF & ~_KNOWN_LOW_FEATURES or f & BlobFeatures.INTERNAL_V5),
+        name, place, f"{where}: features {r.features:#x} are not known", unsupported=True,
+    )  # fmt: skip
+    check(
+        not f & BlobFeatures.EXTERNAL, name, place,
+        f"{where} is external: its data lie in another backend", unsupported=True,
+    )  # fmt: skip
+    aligned, special = bool(f & BlobFeatures.ALIGNED), f & _SPECIAL
+    check(tarfs != aligned, name, place, f"{where}: ALIGNED does not fit the image")
+    check(
+        tarfs == bool(f & BlobFeatures.TARFS), name, place,
+        f"{where}: TARFS does not fit the image",
+    )  # fmt: skip
     v2 = bool(f & BlobFeatures.CHUNK_INFO_V2)
-    _check(v2 or not special, f"{where}: {special!r} needs CHUNK_INFO_V2")
+    check(v2 or not special, name, place, f"{where}: {special!r} needs CHUNK_INFO_V2")
     if tarfs or f & BlobFeatures.IS_CHUNKDICT_GENERATED:
         return
-    record = 24 if v2 else 16
-    size = r.chunk_count * record
+    size = r.chunk_count * (24 if v2 else 16)
     right = r.ci_uncompressed_size >= size if special else r.ci_uncompressed_size == size
-    _check(right, f"{where}: {r.ci_uncompressed_size} bytes of CCT for {r.chunk_count} chunks")
-    _check(r.chunk_count, f"{where} has no chunks")
+    check(
+        right, "blob-table.ci_size", at + 128,
+        f"{where}: {r.ci_uncompressed_size} bytes of CCT for {r.chunk_count} chunks",
+    )  # fmt: skip
+    check(r.chunk_count, "blob-table.chunk_count", at + 72, f"{where} has no chunks")
 
 
-def _check_sizes(where: str, r: BlobRecord, f: BlobFeatures) -> None:
-    _check(r.uncompressed_size <= _FLAT_MAX, f"{where}: {r.uncompressed_size} bytes of data")
-    _check(r.compressed_size <= _STORED_MAX, f"{where}: {r.compressed_size} stored bytes")
-    _check(r.ci_offset <= _STORED_MAX, f"{where}: CCT at {r.ci_offset:#x}")
-    # 16 MiB chunks of 24 + 40 bytes at most
-    _check(
-        r.ci_uncompressed_size <= MAX_CHUNKS * 64 + (1 << 30),
-        f"{where}: {r.ci_uncompressed_size} bytes of CCT",
-    )
+def _check_sizes(where: str, at: int, r: BlobRecord, f: BlobFeatures, check: Checks) -> None:
     # encryption pads units of less than 16 bytes to 18
     least = 18 if f & BlobFeatures.ENCRYPTED else 0
-    _check(
-        r.ci_compressed_size <= max(r.ci_uncompressed_size, least),
-        f"{where}: the compressed CCT is larger than the plain one",
-    )
-    if f & BlobFeatures.ALIGNED:
-        _check(
-            r.uncompressed_size % EROFS_BLOCK == 0,
+    for condition, name, field_at, text in (
+        (
+            r.uncompressed_size <= _FLAT_MAX, "uncompressed_size", 96,
+            f"{where}: {r.uncompressed_size} bytes of data",
+        ),
+        (
+            r.compressed_size <= _STORED_MAX, "compressed_size", 88,
+            f"{where}: {r.compressed_size} stored bytes",
+        ),
+        (r.ci_offset <= _STORED_MAX, "ci_offset", 112, f"{where}: CCT at {r.ci_offset:#x}"),
+        (
+            # 16 MiB chunks of 24 + 40 bytes at most
+            r.ci_uncompressed_size <= MAX_CHUNKS * 64 + (1 << 30), "ci_size", 128,
+            f"{where}: {r.ci_uncompressed_size} bytes of CCT",
+        ),
+        (
+            r.ci_compressed_size <= max(r.ci_uncompressed_size, least), "ci_size", 120,
+            f"{where}: the compressed CCT is larger than the plain one",
+        ),
+        (
+            not f & BlobFeatures.ALIGNED or r.uncompressed_size % EROFS_BLOCK == 0,
+            "uncompressed_size", 96,
             f"{where}: {r.uncompressed_size} bytes of data are no whole blocks",
-        )
+        ),
+    ):  # fmt: skip
+        check(condition, f"blob-table.{name}", at + field_at, text)
 
 
-def _read_prefetch(data: memoryview, ext: ExtSuperBlock) -> tuple[int, ...]:
+def _read_prefetch(data: memoryview, ext: ExtSuperBlock, check: Checks) -> tuple[int, ...]:
     if not ext.prefetch_table_size or not ext.prefetch_table_offset:
         return ()
     table = _table(
@@ -340,12 +423,13 @@ def _read_prefetch(data: memoryview, ext: ExtSuperBlock) -> tuple[int, ...]:
         ext.prefetch_table_size,
         4,
         _ALIGN_PREFETCH,
+        check,
     )
     nids = [nid for (nid,) in struct.iter_unpack("<I", table)]
     return tuple(nids[: nids.index(0)] if 0 in nids else nids)
 
 
-def _chunk_table(data: memoryview, ext: ExtSuperBlock) -> memoryview:
+def _chunk_table(data: memoryview, ext: ExtSuperBlock, check: Checks) -> memoryview:
     if not ext.chunk_table_size:
         return data[:0]
     return _table(
@@ -355,6 +439,7 @@ def _chunk_table(data: memoryview, ext: ExtSuperBlock) -> memoryview:
         ext.chunk_table_size,
         CHUNK_RECORD_SIZE,
         EROFS_BLOCK,
+        check,
     )
 
 
