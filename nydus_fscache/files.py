@@ -41,7 +41,7 @@ def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
     try:
         remove(temporary)
-        with os.fdopen(open_state_file(temporary), "wb") as f:
+        with os.fdopen(os.open(temporary, _SAFE_OPEN, 0o600), "wb") as f:
             f.write(content)
             f.flush()
             if durable:

@@ -58,6 +58,7 @@ def _blob(obj: CacheObject) -> dict[str, Any]:
         "complete": obj.complete,
         "fetched": counters.fetched,
         "reused": counters.reused,
+        "recovered": counters.recovered,
         "requests": counters.requests,
         "errors": counters.errors,
         "last_error": counters.last_error,

@@ -120,17 +120,27 @@ class BlobFiles:
             return False
         return same and self._identity(name) == identity
 
-    def open_chunk_map(self, name: str, nchunks: int) -> ChunkMapFile:
-        return ChunkMapFile(self.path(name, CHUNK_MAP), nchunks, partial(self._settle, name))
+    def open_chunk_map(self, name: str, nchunks: int) -> ChunkMapFile | None:
+        """None when it cannot be had (a full disk): a blob can be served without a record."""
+        path = self.path(name, CHUNK_MAP)
+        try:
+            status_of_ours(path)
+            return ChunkMapFile(path, nchunks, partial(self._settle, name))
+        except (OSError, CacheDirError) as e:
+            log.error("blob %s: what is fetched is not recorded: %s", name, e)
+            return None
 
     def keep_blob_meta(self, name: str, cct: bytes, header: bytes) -> None:
         """The CCT as nydusd caches it: padded to 4096, then the header.  Only nydusd needs it."""
         path = self.path(name, META)
         content = cct + bytes(-len(cct) % 4096) + header
         try:
-            if status_of_ours(path) is None or path.read_bytes() != content:
-                replace_file(path, content, durable=False)
-        except OSError as e:
+            if status_of_ours(path) is not None:
+                if path.read_bytes() == content:
+                    return
+                log.warning("%s is damaged, or of another blob: written anew", path)
+            replace_file(path, content, durable=False)
+        except (OSError, CacheDirError) as e:
             log.warning("%s is not written: %s", path, e)
 
     def _identity(self, name: str) -> str:

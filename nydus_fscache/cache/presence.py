@@ -12,6 +12,7 @@ Two maps, with different promises:
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import struct
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from nydus_fscache.files import open_state_file
+
+log = logging.getLogger("presence")
 
 PAGE = 4096
 
@@ -84,11 +87,22 @@ class ChunkMapFile:
         """``settle``: called once before the first bit is written, unless there are some; it makes
         durable what the bits depend on besides the data."""
         self._bits = bytearray(-(-nchunks // 8))
+        self._settle = settle
         self._fd = open_state_file(path)
+        try:
+            self._load(path)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._settled = any(self._bits)
+
+    def _load(self, path: Path) -> None:
         length = _CHUNK_MAP_HEADER + len(self._bits)
         stored = os.pread(self._fd, length + 1, 0)
         magic, version, magic2, ready = struct.unpack_from("<4I", stored.ljust(16, b"\0"))
         if len(stored) != length or (magic, version, magic2) != (_MAGIC, _VERSION, _MAGIC2):
+            if stored:
+                log.warning("%s is damaged: what is there is verified before use", path)
             os.ftruncate(self._fd, 0)
             os.ftruncate(self._fd, length)
             os.pwrite(self._fd, struct.pack("<4I", _MAGIC, _VERSION, _MAGIC2, 0), 0)
@@ -96,8 +110,6 @@ class ChunkMapFile:
             self._bits[:] = b"\xff" * len(self._bits)
         else:
             self._bits[:] = stored[_CHUNK_MAP_HEADER:]
-        self._settle = settle
-        self._settled = any(self._bits)
 
     def close(self) -> None:
         os.close(self._fd)
