@@ -31,3 +31,27 @@ int rafs_build_read(struct rafs_piece *pieces, uint32_t n, uint8_t *arena, size_
 int64_t rafs_build_store(struct rafs_piece *pieces, uint32_t n, const uint8_t *arena,
 			 uint8_t *out, size_t arena_len, uint32_t compressor, int level,
 			 uint32_t threads);
+
+/*
+ * A place in a .gz where inflating can start: a deflate block begins there, or
+ * the data of a member.  Fields as a zran context has them (sheet 2.7).
+ */
+struct rafs_gz_point {
+	uint64_t in_off;	/* stored bytes before it */
+	uint64_t out_off;	/* plain bytes before it */
+	uint64_t end_off;	/* stored bytes that hold those plain bytes, <= in_off */
+	uint32_t window;	/* plain bytes before it that the rest may refer to, 0..32768 */
+	uint8_t byte;		/* the stored byte before it ... */
+	uint8_t bits;		/* ... and how many of its high bits are still due, 0..7 */
+};
+
+/* Inflates what it is fed to fd; keeps one point in `spacing` plain bytes. */
+struct rafs_gunzip;
+struct rafs_gunzip *rafs_gunzip_new(int fd, uint32_t spacing);
+void rafs_gunzip_free(struct rafs_gunzip *g);
+/* -EBADMSG: no gzip; or the errno of writing. */
+int rafs_gunzip_feed(struct rafs_gunzip *g, const uint8_t *in, size_t len);
+/* After the last feed: the sizes of both files as a point, or -ENODATA when it is cut short. */
+int rafs_gunzip_end(struct rafs_gunzip *g, struct rafs_gz_point *end);
+/* n points, ascending in both offsets; they live as long as g and until the next feed. */
+const struct rafs_gz_point *rafs_gunzip_points(const struct rafs_gunzip *g, uint64_t *n);

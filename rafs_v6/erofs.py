@@ -23,6 +23,7 @@ RAFS_V6_INCOMPAT = EROFS_FEATURE_INCOMPAT_CHUNKED_FILE | EROFS_FEATURE_INCOMPAT_
 
 EROFS_SLOTSIZE = 32  # what a nid counts
 EROFS_BLOCK = 4096
+TARFS_BLOCK = 512
 RAFS_DEVT_SLOTOFF = 11
 DEVICE_SLOTS_OFFSET = RAFS_DEVT_SLOTOFF * 128
 
@@ -131,6 +132,16 @@ class ChunkFlags(IntFlag):
     ENCRYPTED = 0x4
     BATCH = 0x8
     HAS_CRC32C = 0x10
+
+
+class ChunkV2Flags(IntFlag):
+    """Chunk record of version 2 [2.5]."""
+
+    COMPRESSED = 0x1
+    ZRAN = 0x2
+    BATCH = 0x4
+    ENCRYPTED = 0x8
+    CRC = 0x10
 
 
 class TocFlags(IntFlag):

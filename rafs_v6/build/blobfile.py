@@ -13,7 +13,6 @@ import stat
 import struct
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +23,7 @@ from rafs_v6.erofs import (
     CCT_MAGIC,
     CctHeader,
     ChunkRecord,
+    ChunkV2Flags,
     Compressor,
     TocEntry,
     TocFlags,
@@ -63,16 +63,23 @@ def shrink(compressor: Compressor, data: bytes) -> tuple[Compressor, bytes]:
     return compressor, bytes(ffi.buffer(out, size))
 
 
-def pack_cct(records: Sequence[ChunkRecord]) -> bytes:
-    """Chunk records of version 1 (sheet 2.4)."""
-    out = bytearray()
-    for c in records:
-        out += struct.pack(
-            "<2Q",
-            c.uncompressed_offset | _size_bits(c.uncompressed_size, 8),
-            c.compressed_offset | _size_bits(c.compressed_size, 40),
-        )
-    return bytes(out)
+def pack_v1(c: ChunkRecord) -> bytes:
+    """A chunk's record in the CCT, version 1 (sheet 2.4)."""
+    return struct.pack(
+        "<2Q",
+        c.uncompressed_offset | _size_bits(c.uncompressed_size, 8),
+        c.compressed_offset | _size_bits(c.compressed_size, 40),
+    )
+
+
+def pack_v2(c: ChunkRecord, flags: ChunkV2Flags, data: int) -> bytes:
+    """A chunk's record in the CCT, version 2 (sheet 2.5): ``data`` is its last word."""
+    return struct.pack(
+        "<3Q",
+        c.uncompressed_offset >> 12 | c.uncompressed_size - 1 << 32 | flags << 56,
+        c.compressed_offset | c.compressed_size << 40,
+        data,
+    )
 
 
 def _size_bits(size: int, high_at: int) -> int:
@@ -81,9 +88,13 @@ def _size_bits(size: int, high_at: int) -> int:
 
 
 def cct_header(
-    features: int, compressor: Compressor, count: int, offset: int, stored: int, plain: int
-) -> bytes:
-    head = CctHeader(CCT_MAGIC, features, compressor, count, offset, stored, plain, 0, 0, 0).pack()
+    features: int, compressor: Compressor, count: int, offset: int, stored: int, plain: int,
+    contexts: tuple[int, int, int] = (0, 0, 0),
+) -> bytes:  # fmt: skip
+    """``contexts``: their offset in the plain CCT, their size and their number."""
+    head = CctHeader(
+        CCT_MAGIC, features, compressor, count, offset, stored, plain, *contexts
+    ).pack()  # fmt: skip
     return head + bytes(CCT_HEADER_SIZE - len(head) - 4) + struct.pack("<I", CCT_MAGIC)
 
 

@@ -19,6 +19,7 @@ from rafs_v6.erofs import (
     RAFS_DEVT_SLOTOFF,
     RAFS_V6_COMPAT,
     RAFS_V6_INCOMPAT,
+    TARFS_BLOCK,
     BlobFeatures,
     BlobRecord,
     ChunkRecord,
@@ -58,6 +59,7 @@ class Defaults:
     compressor: Compressor
     digester: Digester
     explicit_uid_gid: bool = True
+    block_size: int = EROFS_BLOCK
 
 
 def write_bootstrap(
@@ -69,7 +71,8 @@ def write_bootstrap(
     """
     if len(blobs) > MAX_BLOBS:
         raise BuildError(f"{len(blobs)} blobs; a bootstrap holds at most {MAX_BLOBS}")
-    layout = Layout(root)
+    block = defaults.block_size
+    layout = Layout(root, block)
     table_off = round_up(DEVICE_SLOTS_OFFSET + DeviceSlot.SIZE * len(blobs), EROFS_BLOCK)
     prefetch_off = table_off + BlobRecord.SIZE * len(blobs)
     prefetch_table = b"".join(
@@ -85,9 +88,10 @@ def write_bootstrap(
 
     out = bytearray(size)
     out[EROFS_SUPER_OFFSET : EROFS_SUPER_OFFSET + SuperBlock.SIZE] = SuperBlock(
-        EROFS_SUPER_MAGIC_V1, 0, RAFS_V6_COMPAT, 12, 0, layout.nid(root), layout.inos, 0, 0,
-        sum(b.record.uncompressed_size // EROFS_BLOCK for b in blobs) & 0xFFFFFFFF,
-        meta_addr // EROFS_BLOCK, 0, bytes(16), bytes(16), RAFS_V6_INCOMPAT, 0, len(blobs),
+        EROFS_SUPER_MAGIC_V1, 0, RAFS_V6_COMPAT, block.bit_length() - 1, 0, layout.nid(root),
+        layout.inos, 0, 0,
+        sum(b.record.uncompressed_size // block for b in blobs) & 0xFFFFFFFF,
+        meta_addr // block, 0, bytes(16), bytes(16), RAFS_V6_INCOMPAT, 0, len(blobs),
         RAFS_DEVT_SLOTOFF, bytes(38),
     ).pack()  # fmt: skip
     ext_off = EROFS_SUPER_OFFSET + SuperBlock.SIZE
@@ -99,9 +103,9 @@ def write_bootstrap(
     position = size
     for i, blob in enumerate(blobs):
         record = blob.record
-        blocks = record.uncompressed_size // EROFS_BLOCK
-        mapped = round_up(position, _MAPPED_ALIGN) // EROFS_BLOCK
-        position = (mapped + blocks) * EROFS_BLOCK
+        blocks = record.uncompressed_size // block
+        mapped = round_up(position, _MAPPED_ALIGN) // block
+        position = (mapped + blocks) * block
         if mapped >= 1 << 32:
             raise BuildError("the image's data do not fit in 2^32 blocks")
         slot = DeviceSlot(record.blob_id, blocks, mapped, bytes(56)).pack()
@@ -125,6 +129,8 @@ def _flags(blobs: Sequence[BlobEntry], defaults: Defaults, has_xattr: bool) -> S
     flags |= SuperFlags.ENCRYPTION_NONE
     if defaults.explicit_uid_gid:
         flags |= SuperFlags.EXPLICIT_UID_GID
+    if defaults.block_size == TARFS_BLOCK:
+        flags |= SuperFlags.TARFS_MODE
     if has_xattr:
         flags |= SuperFlags.HAS_XATTR
     if all(b.record.features & BlobFeatures.INLINED_CHUNK_DIGEST for b in blobs):

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any
 
 from rafs_v6._build import ffi, lib
+from rafs_v6.build.blobfile import pack_v1
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.pieces import Pieces
 from rafs_v6.build.tree import Chunk, Node, traverse
@@ -36,15 +37,40 @@ class ChunkOptions:
     threads: int
 
 
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The tar or tar.gz that holds the data of a blob which only refers to them."""
+
+    blob_id: str
+    size: int
+    compressor: Compressor
+
+
 @dataclass(slots=True)
 class StoredChunks:
-    """What ``store_chunks`` wrote: one record a chunk, in index order (``blob_index`` unset)."""
+    """The chunks of a blob: one record each, in index order (``blob_index`` unset).
+
+    ``cct``: the same as packed records of the CCT, of version 2 when ``features``
+    say so; ``contexts``: what follows them there (sheet 2.3).
+    """
 
     blob: str
     records: list[ChunkRecord] = field(default_factory=list)
+    cct: bytearray = field(default_factory=bytearray)
+    contexts: bytes = b""
+    context_count: int = 0
+    features: int = 0  # BlobFeatures
+    original: Original | None = None
     flat_size: int = 0
     stored_size: int = 0
     _known: dict[tuple[bytes, int], Chunk] = field(default_factory=dict)
+
+    @property
+    def context_place(self) -> tuple[int, int, int]:
+        """The contexts' offset in the plain CCT, their size and their number."""
+        if not self.context_count:
+            return 0, 0, 0
+        return len(self.cct), len(self.contexts), self.context_count
 
     def place(self, piece: Any, node: Node) -> Chunk | None:
         """Give a digested piece of ``node`` its chunk; the chunk, when there was none like it."""
@@ -92,12 +118,12 @@ class _Store:
         flags = ChunkFlags.HAS_CRC32C
         if piece.clen != piece.len:
             flags |= ChunkFlags.COMPRESSED
-        out.records.append(
-            ChunkRecord(
-                bytes(piece.digest), 0, flags, piece.clen, piece.len, out.stored_size,
-                chunk.flat_off, self.pieces.users[i][1], chunk.index, piece.crc32c,
-            )
+        record = ChunkRecord(
+            bytes(piece.digest), 0, flags, piece.clen, piece.len, out.stored_size,
+            chunk.flat_off, self.pieces.users[i][1], chunk.index, piece.crc32c,
         )  # fmt: skip
+        out.records.append(record)
+        out.cct += pack_v1(record)
         out.stored_size += piece.clen
 
 

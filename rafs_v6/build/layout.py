@@ -53,13 +53,17 @@ class _Place:
 
 
 class Layout:
-    """``Layout(root)`` finds the places; ``render`` writes them for a given ``meta_addr``."""
+    """``Layout(root)`` finds the places; ``render`` writes them for a given ``meta_addr``.
 
-    def __init__(self, root: Node) -> None:
+    ``block``: 4096 bytes, or 512 for tarfs.  The region's empty start is 4096 for both.
+    """
+
+    def __init__(self, root: Node, block: int = EROFS_BLOCK) -> None:
         self._root = root
+        self._block = block
         self._places: dict[int, _Place] = {}
         self._off = EROFS_BLOCK
-        self._free: list[deque[int]] = [deque() for _ in range(EROFS_BLOCK // EROFS_SLOTSIZE)]
+        self._free: list[deque[int]] = [deque() for _ in range(block // EROFS_SLOTSIZE)]
         self.inos = 0
         self.has_xattr = False
         self._place_tree()
@@ -84,7 +88,7 @@ class Layout:
             place = _Place(0, 0, False, self.inos, 1, parents[id(node)])
             if node.is_dir:
                 place.nlink = 2 + sum(c.is_dir for c in node.children.values())
-                self._place_flat(place, node, _dir_size(node))
+                self._place_flat(place, node, _dir_size(node, self._block))
             elif node.is_symlink:
                 self._place_flat(place, node, len(node.target))
             elif node.is_reg:
@@ -99,12 +103,12 @@ class Layout:
 
     def _place_flat(self, place: _Place, node: Node, size: int) -> None:
         body = InodeExtended.SIZE + _xattr_size(node)
-        tail = size % EROFS_BLOCK
-        if tail and body + tail <= EROFS_BLOCK:
+        tail = size % self._block
+        if tail and body + tail <= self._block:
             place.inline = True
             taken = self._take(body + tail)
             if taken is None:
-                if EROFS_BLOCK - self._off % EROFS_BLOCK < body + tail:
+                if self._block - self._off % self._block < body + tail:
                     self._next_block()
                 taken = self._off
                 self._off += body + tail
@@ -117,7 +121,7 @@ class Layout:
             place.off = self._take_or_append(body)
             self._next_block()
             place.data = self._off
-            self._off = round_up(self._off + size, EROFS_BLOCK)
+            self._off = round_up(self._off + size, self._block)
 
     def _take_or_append(self, size: int) -> int:
         taken = self._take(size)
@@ -128,17 +132,17 @@ class Layout:
 
     def _next_block(self) -> None:
         self._push(round_up(self._off, EROFS_SLOTSIZE))
-        self._off = round_up(self._off, EROFS_BLOCK)
+        self._off = round_up(self._off, self._block)
 
     def _push(self, off: int) -> None:
-        if off % EROFS_BLOCK:
-            block = off - off % EROFS_BLOCK
-            self._free[(EROFS_BLOCK - off % EROFS_BLOCK) // EROFS_SLOTSIZE].append(block)
+        if off % self._block:
+            block = off - off % self._block
+            self._free[(self._block - off % self._block) // EROFS_SLOTSIZE].append(block)
 
     def _take(self, size: int) -> int | None:
-        for slots in range(-(-size // EROFS_SLOTSIZE), EROFS_BLOCK // EROFS_SLOTSIZE):
+        for slots in range(-(-size // EROFS_SLOTSIZE), self._block // EROFS_SLOTSIZE):
             if self._free[slots]:
-                off = self._free[slots].popleft() + EROFS_BLOCK - EROFS_SLOTSIZE * slots
+                off = self._free[slots].popleft() + self._block - EROFS_SLOTSIZE * slots
                 self._push(off + round_up(size, EROFS_SLOTSIZE))
                 return off
         return None
@@ -168,13 +172,13 @@ class Layout:
         data, i_u, layout = b"", 0, EROFS_INODE_FLAT_PLAIN
         if node.is_dir or node.is_symlink:
             data = self._pack_dir(node, place) if node.is_dir else node.target
-            i_u = (meta_addr + place.data) // EROFS_BLOCK
+            i_u = (meta_addr + place.data) // self._block
             if place.inline:
                 layout = EROFS_INODE_FLAT_INLINE
         elif node.is_reg:
             layout = EROFS_INODE_CHUNK_BASED
             # Never upstream's wider format for contiguous chunks: the plain one is always right.
-            i_u = EROFS_CHUNK_FORMAT_INDEXES | (chunk_size // EROFS_BLOCK).bit_length() - 1
+            i_u = EROFS_CHUNK_FORMAT_INDEXES | (chunk_size // self._block).bit_length() - 1
         elif stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode):
             major, minor = os.major(node.rdev), os.minor(node.rdev)
             i_u = (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
@@ -193,11 +197,11 @@ class Layout:
                     raise BuildError(f"{path!r}: blob {chunk.blob} is not in the blob table")
                 CHUNK_INDEX.pack_into(
                     out, at, chunk.index & 0xFFFF, index + 1, chunk.index >> 16,
-                    chunk.flat_off // EROFS_BLOCK,
+                    chunk.flat_off // self._block,
                 )  # fmt: skip
                 at += CHUNK_INDEX_SIZE
         elif place.inline:
-            full = len(data) - len(data) % EROFS_BLOCK
+            full = len(data) - len(data) % self._block
             out[place.data : place.data + full] = data[:full]
             out[at : at + len(data) - full] = data[full:]
         else:
@@ -206,8 +210,8 @@ class Layout:
     def _pack_dir(self, node: Node, place: _Place) -> bytes:
         entries = [(b".", node), (b"..", place.parent), *node.children.items()]
         out = bytearray()
-        for block in _dir_blocks(sorted(entries, key=lambda e: e[0])):
-            out += bytes(round_up(len(out), EROFS_BLOCK) - len(out))
+        for block in _dir_blocks(sorted(entries, key=lambda e: e[0]), self._block):
+            out += bytes(round_up(len(out), self._block) - len(out))
             name_off = EROFS_DIRENT_SIZE * len(block)
             heads = bytearray()
             for name, child in block:
@@ -218,12 +222,12 @@ class Layout:
         return bytes(out)
 
 
-def _dir_blocks(entries: list[tuple[bytes, Node]]) -> list[list[tuple[bytes, Node]]]:
+def _dir_blocks(entries: list[tuple[bytes, Node]], block: int) -> list[list[tuple[bytes, Node]]]:
     blocks: list[list[tuple[bytes, Node]]] = [[]]
     used = 0
     for entry in entries:
         need = EROFS_DIRENT_SIZE + len(entry[0])
-        if used + need > EROFS_BLOCK:
+        if used + need > block:
             blocks.append([])
             used = 0
         blocks[-1].append(entry)
@@ -231,11 +235,11 @@ def _dir_blocks(entries: list[tuple[bytes, Node]]) -> list[list[tuple[bytes, Nod
     return blocks
 
 
-def _dir_size(node: Node) -> int:
+def _dir_size(node: Node, block: int) -> int:
     entries = [(b".", node), (b"..", node), *sorted_children(node)]
-    blocks = _dir_blocks(sorted(entries, key=lambda e: e[0]))
+    blocks = _dir_blocks(sorted(entries, key=lambda e: e[0]), block)
     last = sum(EROFS_DIRENT_SIZE + len(name) for name, _ in blocks[-1])
-    return (len(blocks) - 1) * EROFS_BLOCK + last
+    return (len(blocks) - 1) * block + last
 
 
 def _pack_xattrs(node: Node) -> bytes:

@@ -1,19 +1,16 @@
 """Directories and tars as trees.  File data are not read here, only found (``Extent``).
 
 A tar is hostile: names that leave the root, links to what is not there, a header
-that does not parse and data that are not there are refused.  What cannot be
-sought in (gzip, a pipe, GNU sparse members) goes to unnamed temporary files first.
+that does not parse and data that are not there are refused.  GNU sparse members
+go to an unnamed temporary file first, where a source has room for their holes.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
-import shutil
 import stat
 import tarfile
 import tempfile
-import zlib
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import IO, cast
@@ -84,48 +81,14 @@ def _from_stat(path: bytes) -> Node:
     return node
 
 
-def spool(source: IO[bytes]) -> IO[bytes]:
-    """``source``, inflated if it is gzip, in a file that can be sought in; the caller closes it."""
-    head = source.read(2)
-    whole = tempfile.TemporaryFile()  # noqa: SIM115 - the caller owns it
-    try:
-        joined = _Joined(head, source)
-        if head == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=cast(IO[bytes], joined), mode="rb") as plain:
-                shutil.copyfileobj(plain, whole, _COPY)
-        else:
-            shutil.copyfileobj(joined, whole, _COPY)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        whole.close()
-        raise SourceError(f"the gzip stream is damaged or cut short: {error}") from error
-    except BaseException:
-        whole.close()
-        raise
-    whole.seek(0)
-    return whole
-
-
-class _Joined:
-    """A stream of which the first bytes were read already; pipes cannot seek back."""
-
-    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
-        self._head, self._rest = head, rest
-
-    def read(self, size: int = -1) -> bytes:
-        if not self._head:
-            return self._rest.read(size)
-        head, self._head = self._head, b""
-        if size < 0:
-            return head + self._rest.read()
-        self._head = head[size:]
-        return head[:size]
-
-
 class TarSource:
-    """The tree of a tar.  Keeps the files that its extents point into: close it last."""
+    """The tree of a tar.  Its extents point into ``tar`` and a file of its own: close it last.
 
-    def __init__(self, tar: IO[bytes], *, estargz: bool = False) -> None:
-        self._tar = tar
+    ``refers``: the data must be in the tar as they are, so sparse members are refused.
+    """
+
+    def __init__(self, tar: IO[bytes], *, estargz: bool = False, refers: bool = False) -> None:
+        self._tar, self._refers = tar, refers
         self._sparse: IO[bytes] | None = None
         self._size = os.fstat(tar.fileno()).st_size
         self.root = Node(stat.S_IFDIR | 0o755)
@@ -138,7 +101,6 @@ class TarSource:
             raise SourceError(f"the tar does not parse: {error}") from error
 
     def close(self) -> None:
-        self._tar.close()
         if self._sparse is not None:
             self._sparse.close()
 
@@ -192,6 +154,11 @@ class TarSource:
             if info.offset_data + info.size > self._size:
                 raise SourceError(f"{name!r}: the tar ends inside its data")
             return Extent(self._tar.fileno(), info.offset_data)
+        if self._refers:
+            raise SourceError(
+                f"{name!r}: a sparse file, whose data an image cannot refer to; choose a type"
+                " that stores them: tar-rafs, targz-rafs"
+            )
         if self._sparse is None:
             self._sparse = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         fd = self._sparse.fileno()

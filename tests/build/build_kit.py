@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import importlib.util
 import json
 import os
 import stat
@@ -73,6 +74,22 @@ def differences(got: dict[str, dict[str, object]], want: dict[str, dict[str, obj
     return out
 
 
+def manifest(golden: Path, root: Path) -> dict[str, dict[str, object]]:
+    """The tree below ``root``, as golden/tree_manifest.py sees a mounted image."""
+    spec = importlib.util.spec_from_file_location("tree_manifest", golden / "tree_manifest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    out = {}
+    for top, dirs, files in os.walk(os.fsencode(root)):
+        for name in [b"", *dirs, *files]:
+            rel = os.path.normpath(os.path.join(os.path.relpath(top, os.fsencode(root)), name))
+            entry = module.entry(os.fsencode(root), b"" if rel == b"." else rel)
+            out[entry.pop("path")] = entry
+    return out
+
+
 def digests(boot: rafs_v6.Bootstrap) -> set[str]:
     table = boot.chunk_table
     return {ChunkRecord.unpack(table, at).digest.hex() for at in range(0, len(table), 80)}
@@ -95,7 +112,10 @@ def flatten(image: rafs_v6.Image, blobs: Path, out: Path) -> list[Path]:
                 assert not lib.rafs_unit_decode(
                     decoder, chunks.blob, i, piece, len(piece), ffi.from_buffer(plain), len(plain)
                 )
-                os.pwrite(f.fileno(), plain, chunks.blob.chunks[unit.first].uoff)
+                for k in range(unit.first, unit.first + unit.count):
+                    chunk = chunks.blob.chunks[k]
+                    data = plain[chunk.unit_off : chunk.unit_off + chunk.usize]
+                    os.pwrite(f.fileno(), data, chunk.uoff)
         flat.append(target)
     return flat
 

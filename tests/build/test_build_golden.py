@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from pathlib import Path
 
 import pytest
-from build_kit import differences, digests, flatten, golden_tree, image_tree, mounted
+from build_kit import differences, digests, flatten, golden_tree, image_tree, manifest, mounted
 
 import rafs_v6
 from rafs_v6.build.cli import main
-
-
-def _manifest(golden: Path, root: Path) -> dict[str, dict[str, object]]:
-    spec = importlib.util.spec_from_file_location("tree_manifest", golden / "tree_manifest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    out = {}
-    for top, dirs, files in os.walk(os.fsencode(root)):
-        for name in [b"", *dirs, *files]:
-            rel = os.path.normpath(os.path.join(os.path.relpath(top, os.fsencode(root)), name))
-            entry = module.entry(os.fsencode(root), b"" if rel == b"." else rel)
-            out[entry.pop("path")] = entry
-    return out
 
 
 def test_merged_layers_equal_golden(golden: Path, layers: list[Path], tmp_path: Path) -> None:
@@ -45,7 +28,7 @@ def test_merged_layers_equal_golden(golden: Path, layers: list[Path], tmp_path: 
     want = golden / "images" / "layers-zstd"
     assert differences(image_tree(image), golden_tree(want / "expected.jsonl")) == []
     with mounted(boot, flatten(image, blobs, tmp_path), tmp_path / "mnt") as at:
-        got = _manifest(golden, at)
+        got = manifest(golden, at)
     assert differences(got, golden_tree(want / "expected.jsonl")) == []
 
 

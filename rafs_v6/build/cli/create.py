@@ -8,13 +8,20 @@ from pathlib import Path
 
 from rafs_v6.build.chunks import ChunkOptions
 from rafs_v6.build.cli.output import add_common, add_prefetch, read_prefetch, report
-from rafs_v6.build.create import CreateOptions, create_from_directory, create_from_tar
+from rafs_v6.build.create import CreateOptions, Into, create_from_directory, create_from_tar
 from rafs_v6.build.errors import BuildError
 from rafs_v6.erofs import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, Compressor, Digester
 
 _COMPRESSORS = {c.name.lower(): c for c in (Compressor.NONE, Compressor.LZ4_BLOCK, Compressor.ZSTD)}
 _DIGESTERS = {d.name.lower(): d for d in Digester}
-_TAR_TYPES = ("tar-rafs", "targz-rafs", "estargz-rafs")
+_TAR_TYPES = {
+    "tar-rafs": Into.RAFS,
+    "targz-rafs": Into.RAFS,
+    "estargz-rafs": Into.RAFS,
+    "targz-ref": Into.REF,
+    "estargz-ref": Into.REF,
+    "tar-tarfs": Into.TARFS,
+}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,7 +39,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--chunk-size", type=_chunk_size, default=0x100000, metavar="BYTES")
     parser.add_argument("--compressor", choices=sorted(_COMPRESSORS), default="zstd")
     parser.add_argument("--compression-level", type=int, default=3, help="for zstd, 1 to 19")
-    parser.add_argument("--digester", choices=sorted(_DIGESTERS), default="blake3")
+    parser.add_argument(
+        "--digester", choices=sorted(_DIGESTERS),
+        help="default: blake3; sha256 for the types that refer to a tar",
+    )  # fmt: skip
     parser.add_argument("-v", "--fs-version", choices=("6",), default="6")
     parser.add_argument("--features", choices=("blob-toc",))
     parser.add_argument("--repeatable", action="store_true")
@@ -51,9 +61,11 @@ def run(args: argparse.Namespace) -> None:
         raise BuildError("standard input is either the source or the list of --prefetch-policy")
     if not 1 <= args.compression_level <= 19:
         raise BuildError("--compression-level goes from 1 to 19")
+    into = _TAR_TYPES.get(args.type)
+    digester = args.digester or ("blake3" if into in (None, Into.RAFS) else "sha256")
     options = CreateOptions(
         ChunkOptions(
-            _COMPRESSORS[args.compressor], _DIGESTERS[args.digester], args.chunk_size,
+            _COMPRESSORS[args.compressor], _DIGESTERS[digester], args.chunk_size,
             args.compression_level, max(1, args.threads),
         ),
         args.bootstrap, args.blob, args.blob_dir, args.blob_inline_meta,
@@ -61,8 +73,8 @@ def run(args: argparse.Namespace) -> None:
         read_prefetch(args), args.prefetch_policy == "fs",
     )  # fmt: skip
     source = Path("/dev/stdin") if str(args.source) == "-" else args.source
-    if args.type in _TAR_TYPES:
-        blobs = create_from_tar(source, options, estargz=args.type == "estargz-rafs")
+    if into is not None:
+        blobs = create_from_tar(source, options, into, estargz=args.type.startswith("estargz"))
     else:
         blobs = create_from_directory(source, options)
     report(
