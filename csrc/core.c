@@ -188,6 +188,8 @@ struct nf_core *nf_core_new(void *journal, size_t journal_len, uint32_t flags)
 	pthread_rwlock_init(&c->table, NULL);
 	pthread_mutex_init(&c->queue_lock, NULL);
 	pthread_mutex_init(&c->trace_lock, NULL);
+	pthread_mutex_init(&c->fill_lock, NULL);
+	pthread_cond_init(&c->filler_free, NULL);
 	pthread_condattr_init(&monotonic);
 	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
 	pthread_cond_init(&c->queue_filled, &monotonic);
@@ -202,6 +204,7 @@ fail:
 void nf_core_free(struct nf_core *c)
 {
 	close(c->wake_fd);
+	nf_fill_trim(c);
 	free(c->queue);
 	free(c->trace);
 	free(c->slots);

@@ -115,15 +115,19 @@ void nf_core_wake(struct nf_core *c);
  * padding of zeros, mark its pages, and answer the requests that are satisfied
  * by it, each as soon as it is.  Returns the number of units done; when fewer
  * than n, *error is the negative errno and *bad_chunk the chunk (or ~0).
- * Chunks before the bad one are done.  For one decoder per thread.
+ * Chunks before the bad one are done.  At most one more than there are
+ * processors run at once; others wait their turn.
  */
-int nf_fill(struct nf_core *c, uint32_t id, struct rafs_decoder *d, const struct rafs_blob *blob,
-	    uint32_t unit, uint32_t n, const uint8_t *stored, uint64_t stored_off,
-	    uint64_t stored_len, int *error, uint32_t *bad_chunk);
+int nf_fill(struct nf_core *c, uint32_t id, const struct rafs_blob *blob, uint32_t unit, uint32_t n,
+	    const uint8_t *stored, uint64_t stored_off, uint64_t stored_len, int *error,
+	    uint32_t *bad_chunk);
 /* The same with plain flat bytes (bootstrap over cachefiles; copies from other blobs). */
 int nf_fill_flat(struct nf_core *c, uint32_t id, uint64_t off, const uint8_t *data, uint64_t len);
 /* Pages of [off, off+len) are in the file already, and right: mark them, answer who waits. */
 int nf_filled(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len);
+
+/* Free the memory that fills keep for the next ones. */
+void nf_fill_trim(struct nf_core *c);
 
 /* Answer what waits for any of [off, off+len) and is not satisfied: err is a positive errno. */
 int nf_fail(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len, int err);

@@ -5,6 +5,7 @@
  *   core.table (rwlock)  the hash of objects
  *   object.lock          its pending list and read-ahead marks
  *   core.queue_lock      events for Python; slots of cachefiles
+ *   core.fill_lock       the free fillers; nothing is locked under it
  * No lock is held while an answer is written or anything is decoded.
  */
 #ifndef NF_CORE_INTERNAL_H
@@ -79,6 +80,11 @@ struct nf_core {
 	struct nf_event *queue;
 	uint32_t queue_head, queue_len, queue_cap;
 	bool woken;
+
+	pthread_mutex_t fill_lock;
+	pthread_cond_t filler_free;
+	struct nf_filler *fillers;	/* free ones */
+	uint32_t nfillers;		/* all of them */
 
 	pthread_mutex_t trace_lock;
 	struct nf_trace_entry *trace;

@@ -6,7 +6,6 @@
  * by one call; a gathered piece is at most STAGE bytes (or one chunk), so that
  * the reader of the first is not kept waiting for the last.
  */
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -14,43 +13,78 @@
 #include "core_internal.h"
 
 #define STAGE (256u * 1024u)
+#define MAX_FILLERS 16u
 
-/* A thread's buffers: page-aligned, grown on demand, freed when the thread ends. */
-struct buffers {
-	uint8_t *stage;
+/*
+ * What one fill works with.  A core has one more than there are processors,
+ * whatever number of threads receive, so that memory follows what can be
+ * decoded at once and not how many requests are under way.
+ */
+struct nf_filler {
+	struct rafs_decoder *decoder;	/* NULL until a fill has something to decode */
+	uint8_t *stage;			/* page-aligned, as unit; both grow on demand */
 	size_t stage_cap;
 	uint8_t *unit;
 	size_t unit_cap;
+	struct nf_filler *next;
 };
 
-static pthread_key_t buffers_key;
-static pthread_once_t buffers_once = PTHREAD_ONCE_INIT;
-
-static void free_buffers(void *p)
+static void free_filler(struct nf_filler *f)
 {
-	struct buffers *b = p;
-
-	free(b->stage);
-	free(b->unit);
-	free(b);
+	rafs_decoder_free(f->decoder);
+	free(f->stage);
+	free(f->unit);
+	free(f);
 }
 
-static void make_key(void)
+static uint32_t most_fillers(void)
 {
-	pthread_key_create(&buffers_key, free_buffers);
+	long n = sysconf(_SC_NPROCESSORS_ONLN) + 1;
+
+	return n < 2 ? 2 : n > (long)MAX_FILLERS ? MAX_FILLERS : (uint32_t)n;
 }
 
-static struct buffers *my_buffers(void)
+/* A free one, or a new one, or the next that comes free; NULL when there is no memory. */
+static struct nf_filler *take_filler(struct nf_core *c)
 {
-	struct buffers *b;
+	struct nf_filler *f;
 
-	pthread_once(&buffers_once, make_key);
-	b = pthread_getspecific(buffers_key);
-	if (!b) {
-		b = calloc(1, sizeof(*b));
-		pthread_setspecific(buffers_key, b);
+	pthread_mutex_lock(&c->fill_lock);
+	while (!c->fillers && c->nfillers >= most_fillers())
+		pthread_cond_wait(&c->filler_free, &c->fill_lock);
+	f = c->fillers;
+	if (f) {
+		c->fillers = f->next;
+	} else {
+		f = calloc(1, sizeof(*f));
+		c->nfillers += f != NULL;
 	}
-	return b;
+	pthread_mutex_unlock(&c->fill_lock);
+	return f;
+}
+
+static void give_back(struct nf_core *c, struct nf_filler *f)
+{
+	pthread_mutex_lock(&c->fill_lock);
+	f->next = c->fillers;
+	c->fillers = f;
+	pthread_cond_signal(&c->filler_free);
+	pthread_mutex_unlock(&c->fill_lock);
+}
+
+void nf_fill_trim(struct nf_core *c)
+{
+	struct nf_filler *f, *next;
+
+	pthread_mutex_lock(&c->fill_lock);
+	f = c->fillers;
+	c->fillers = NULL;
+	for (; f; f = next) {
+		next = f->next;
+		free_filler(f);
+		c->nfillers--;
+	}
+	pthread_mutex_unlock(&c->fill_lock);
 }
 
 static int reserve(uint8_t **buf, size_t *cap, size_t len)
@@ -105,7 +139,7 @@ static int publish(struct nf_core *c, struct nf_object *o, const uint8_t *data, 
 struct stage {
 	struct nf_core *c;
 	struct nf_object *o;
-	struct buffers *b;
+	struct nf_filler *f;
 	uint64_t off;
 	size_t len;
 	uint32_t done;		/* units whose last chunk is gathered or written */
@@ -115,7 +149,7 @@ struct stage {
 
 static int flush(struct stage *s)
 {
-	int rc = s->len ? publish(s->c, s->o, s->b->stage, s->off, s->len) : 0;
+	int rc = s->len ? publish(s->c, s->o, s->f->stage, s->off, s->len) : 0;
 
 	s->len = 0;
 	if (rc)
@@ -138,12 +172,12 @@ static int place(struct stage *s, uint64_t uoff, uint32_t usize, uint8_t **where
 		if (rc)
 			return rc;
 	}
-	rc = reserve(&s->b->stage, &s->b->stage_cap, padded > STAGE ? padded : STAGE);
+	rc = reserve(&s->f->stage, &s->f->stage_cap, padded > STAGE ? padded : STAGE);
 	if (rc)
 		return rc;
 	if (!s->len)
 		s->off = uoff;
-	*where = s->b->stage + s->len;
+	*where = s->f->stage + s->len;
 	memset(*where + usize, 0, padded - usize);
 	return 0;
 }
@@ -153,8 +187,8 @@ static void placed(struct stage *s, uint32_t usize)
 	s->len += ((size_t)usize + NF_PAGE - 1) & ~(size_t)(NF_PAGE - 1);
 }
 
-static int fill_unit(struct stage *s, struct rafs_decoder *d, const struct rafs_blob *blob,
-		     uint32_t unit, const uint8_t *stored, uint32_t *bad_chunk)
+static int fill_unit(struct stage *s, const struct rafs_blob *blob, uint32_t unit,
+		     const uint8_t *stored, uint32_t *bad_chunk)
 {
 	const struct rafs_unit *u = &blob->units[unit];
 	const struct rafs_chunk *k = &blob->chunks[u->first];
@@ -166,7 +200,7 @@ static int fill_unit(struct stage *s, struct rafs_decoder *d, const struct rafs_
 	if (u->count == 1 && k->unit_off == 0 && k->usize == u->ulen) {
 		rc = place(s, k->uoff, k->usize, &where);
 		if (!rc)
-			rc = rafs_unit_decode(d, blob, unit, stored, u->clen, where, u->ulen);
+			rc = rafs_unit_decode(s->f->decoder, blob, unit, stored, u->clen, where, u->ulen);
 		if (rc >= 0)
 			rc = rafs_chunk_verify(blob, u->first, where);
 		if (rc < 0)
@@ -174,11 +208,11 @@ static int fill_unit(struct stage *s, struct rafs_decoder *d, const struct rafs_
 		placed(s, k->usize);
 		return 0;
 	}
-	rc = reserve(&s->b->unit, &s->b->unit_cap, u->ulen);
+	rc = reserve(&s->f->unit, &s->f->unit_cap, u->ulen);
 	if (rc)
 		return rc;
-	plain = s->b->unit;
-	rc = rafs_unit_decode(d, blob, unit, stored, u->clen, plain, u->ulen);
+	plain = s->f->unit;
+	rc = rafs_unit_decode(s->f->decoder, blob, unit, stored, u->clen, plain, u->ulen);
 	if (rc < 0)
 		return rc;
 	for (i = 0; i < u->count; i++, k++) {
@@ -196,23 +230,14 @@ static int fill_unit(struct stage *s, struct rafs_decoder *d, const struct rafs_
 	return 0;
 }
 
-int nf_fill(struct nf_core *c, uint32_t id, struct rafs_decoder *d, const struct rafs_blob *blob,
-	    uint32_t unit, uint32_t n, const uint8_t *stored, uint64_t stored_off,
-	    uint64_t stored_len, int *error, uint32_t *bad_chunk)
+/* Units [unit, unit + n) into an object that is there; see nf_fill. */
+static int fill_units(struct stage *s, const struct rafs_blob *blob, uint32_t unit, uint32_t n,
+		      const uint8_t *stored, uint64_t stored_off, uint64_t stored_len,
+		      int *error, uint32_t *bad_chunk)
 {
-	struct nf_object *o = nf_get_id(c, id);
-	struct stage s = { .c = c, .o = o, .b = my_buffers() };
 	uint32_t i, suspect = UINT32_MAX;
 	int rc = 0, late;
 
-	*error = 0;
-	*bad_chunk = UINT32_MAX;
-	if (!o || !s.b || unit > blob->nunits || n > blob->nunits - unit) {
-		*error = o ? -EINVAL : -ENOENT;
-		if (o)
-			nf_put(o);
-		return 0;
-	}
 	for (i = 0; i < n && !rc; i++) {
 		const struct rafs_unit *u = &blob->units[unit + i];
 		uint64_t at = u->coff - stored_off;
@@ -221,33 +246,62 @@ int nf_fill(struct nf_core *c, uint32_t id, struct rafs_decoder *d, const struct
 			rc = -EINVAL;
 			break;
 		}
-		rc = fill_unit(&s, d, blob, unit + i, stored + at, &suspect);
+		rc = fill_unit(s, blob, unit + i, stored + at, &suspect);
 		if (!rc)
-			s.done = i + 1;
+			s->done = i + 1;
 		/* the first was asked for: its reader does not wait for the others */
 		if (!rc && i == 0)
-			rc = flush(&s);
+			rc = flush(s);
 	}
-	late = flush(&s);
+	late = flush(s);
 	if (rc || late) {
 		*error = rc ? rc : late;
 		if (rc == -EILSEQ || rc == -EBADMSG)
 			*bad_chunk = suspect;
 	}
+	return (int)s->written;
+}
+
+int nf_fill(struct nf_core *c, uint32_t id, const struct rafs_blob *blob, uint32_t unit, uint32_t n,
+	    const uint8_t *stored, uint64_t stored_off, uint64_t stored_len, int *error,
+	    uint32_t *bad_chunk)
+{
+	struct nf_object *o = nf_get_id(c, id);
+	struct stage s = { .c = c, .o = o };
+	int done = 0;
+
+	*error = 0;
+	*bad_chunk = UINT32_MAX;
+	if (!o) {
+		*error = -ENOENT;
+		return 0;
+	}
+	s.f = take_filler(c);
+	if (s.f && !s.f->decoder)
+		s.f->decoder = rafs_decoder_new();
+	if (!s.f || !s.f->decoder)
+		*error = -ENOMEM;
+	else if (unit > blob->nunits || n > blob->nunits - unit)
+		*error = -EINVAL;
+	else
+		done = fill_units(&s, blob, unit, n, stored, stored_off, stored_len, error, bad_chunk);
+	if (s.f)
+		give_back(c, s.f);
 	nf_put(o);
-	return (int)s.written;
+	return done;
 }
 
 int nf_fill_flat(struct nf_core *c, uint32_t id, uint64_t off, const uint8_t *data, uint64_t len)
 {
 	struct nf_object *o = nf_get_id(c, id);
-	struct stage s = { .c = c, .o = o, .b = my_buffers() };
+	struct stage s = { .c = c, .o = o };
 	uint8_t *where;
 	int rc = 0;
 
 	if (!o)
 		return -ENOENT;
-	if (!s.b)
+	s.f = take_filler(c);
+	if (!s.f)
 		rc = -ENOMEM;
 	while (len && !rc) {
 		uint32_t step = len < STAGE ? (uint32_t)len : STAGE;
@@ -262,6 +316,8 @@ int nf_fill_flat(struct nf_core *c, uint32_t id, uint64_t off, const uint8_t *da
 		data += step;
 		len -= step;
 	}
+	if (s.f)
+		give_back(c, s.f);
 	nf_put(o);
 	return rc;
 }

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nydus_fscache._core import ffi, lib
+from rafs_v6._codec import ffi as codec_ffi
 from rafs_v6._codec import lib as codec
 
 _BATCH = 64
@@ -91,13 +92,17 @@ class TraceEntry:
     hit: bool
 
 
-class Decoder:
-    """A thread's decoder state and buffers."""
-
-    def __init__(self) -> None:
-        self.handle = ffi.gc(codec.rafs_decoder_new(), codec.rafs_decoder_free)
-        if self.handle == ffi.NULL:
-            raise MemoryError("no memory for a decoder")
+def unit_columns(blob: Any, count: int) -> tuple[list[int], list[int], list[int]]:
+    """Of each unit of a ``struct rafs_blob``: coff, clen, ulen (csrc/rafs.h)."""
+    if not count:
+        return [], [], []
+    record = codec_ffi.sizeof("struct rafs_unit")
+    table = memoryview(codec_ffi.buffer(blob.units, count * record))
+    at = {name: field.offset for name, field in codec_ffi.typeof("struct rafs_unit").fields}
+    coff = table.cast("Q")[at["coff"] // 8 :: record // 8]
+    words = table.cast("I")
+    clen, ulen = (words[at[name] // 4 :: record // 4] for name in ("clen", "ulen"))
+    return coff.tolist(), clen.tolist(), ulen.tolist()
 
 
 def verify_chunk(blob: Any, chunk: int, data: bytes) -> bool:
@@ -172,9 +177,7 @@ class Core:
     ) -> None:
         """``pages``: the presence bitmap, kept until ``remove_object``."""
         held = ffi.from_buffer("uint8_t[]", pages)
-        _checked(
-            lib.nf_object_add(self._core, oid, dev, ino, fill_fd, size, held, int(aligned))
-        )
+        _checked(lib.nf_object_add(self._core, oid, dev, ino, fill_fd, size, held, int(aligned)))
         self._pages[oid] = held
 
     def bind_kernel(self, oid: int, kernel_object: int, fd: int) -> None:
@@ -217,7 +220,6 @@ class Core:
     def fill(
         self,
         oid: int,
-        decoder: Decoder,
         blob: Any,
         unit: int,
         count: int,
@@ -231,8 +233,7 @@ class Core:
         error, bad_chunk = ffi.new("int *"), ffi.new("uint32_t *")
         with ffi.from_buffer("uint8_t[]", stored) as data:
             done = lib.nf_fill(
-                self._core, oid, decoder.handle, blob, unit, count, data, stored_off,
-                len(stored), error, bad_chunk,
+                self._core, oid, blob, unit, count, data, stored_off, len(stored), error, bad_chunk
             )
         bad = None if bad_chunk[0] == _NO_CHUNK else int(bad_chunk[0])
         return done, -error[0], bad
@@ -245,6 +246,10 @@ class Core:
     def filled(self, oid: int, off: int, length: int) -> None:
         """Pages of flat bytes [off, off + length) are in the file already, and verified."""
         _checked(lib.nf_filled(self._core, oid, off, length))
+
+    def trim(self) -> None:
+        """Give back the memory that fills keep for the next ones."""
+        lib.nf_fill_trim(self._core)
 
     def fail(self, oid: int, off: int, length: int, error: int) -> None:
         """Who waits for any of [off, off + length) and is not satisfied gets ``error``."""
@@ -263,7 +268,13 @@ class Core:
         s = ffi.new("struct nf_stats *")
         lib.nf_core_stats(self._core, s)
         return Stats(
-            s.events, s.hits, s.misses, s.denied, s.pending, s.oldest_ns, s.wakeups,
+            s.events,
+            s.hits,
+            s.misses,
+            s.denied,
+            s.pending,
+            s.oldest_ns,
+            s.wakeups,
             bool(s.uses_uring),
         )
 

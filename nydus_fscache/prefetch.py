@@ -1,9 +1,9 @@
 """What to load before it is asked for, and in which order.
 
 Sources: the bootstrap's prefetch table, paths, an access trace, the whole image.
-All end as an ordered list of units; ``Run`` hands them to the fetcher in small
-batches.  That demand overtakes it and that little of it is in flight at once is
-the fetcher's doing.
+All end as units in an order; ``Run`` hands them to the fetcher, which takes small
+batches of them as there is room.  That demand overtakes it and that little of it is
+in flight at once is the fetcher's doing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import rafs_v6
-from nydus_fscache.cache.fetch import Fetcher
+from nydus_fscache.backend.base import Backend
+from nydus_fscache.cache.fetch import Fetcher, Job, Priority
 from nydus_fscache.cache.object import CacheObject
-from nydus_fscache.cache.plan import MIB
+from nydus_fscache.cache.plan import MIB, Pace
 from nydus_fscache.errors import UsageError
 from nydus_fscache.trace import Access
 
@@ -30,34 +31,44 @@ POLICIES = ("auto", "none", "table", "trace", "all")
 MAX_BATCH = 4 * MIB
 KEPT_RUNS = 64
 
-Wanted = tuple[CacheObject, int]
+# Units in the order in which to load them, a list or a range for each stretch of one object.
+Wanted = Sequence[tuple[CacheObject, Sequence[int]]]
 
 
 def by_blob(objects: Iterable[CacheObject]) -> dict[str, CacheObject]:
     return {obj.source.blob_id: obj for obj in objects}
 
 
-def from_trace(accesses: Sequence[Access], objects: Sequence[CacheObject]) -> list[Wanted]:
+def from_trace(accesses: Sequence[Access], objects: Sequence[CacheObject]) -> Wanted:
     known = by_blob(objects)
-    return [
+    return _stretches(
         (known[a.blob], a.unit)
         for a in accesses
         if a.blob in known and 0 <= a.unit < known[a.blob].chunks.nunits
-    ]
+    )
 
 
-def from_all(objects: Sequence[CacheObject]) -> list[Wanted]:
-    return [(obj, unit) for obj in objects for unit in range(obj.chunks.nunits)]
+def _stretches(units: Iterable[tuple[CacheObject, int]]) -> Wanted:
+    found: list[tuple[CacheObject, list[int]]] = []
+    for obj, unit in units:
+        if not found or found[-1][0] is not obj:
+            found.append((obj, []))
+        found[-1][1].append(unit)
+    return found
 
 
-def from_table(path: Path, objects: Sequence[CacheObject]) -> list[Wanted]:
+def from_all(objects: Sequence[CacheObject]) -> Wanted:
+    return [(obj, range(obj.chunks.nunits)) for obj in objects]
+
+
+def from_table(path: Path, objects: Sequence[CacheObject]) -> Wanted:
     """Files of the prefetch table; a directory stands for all below it."""
     bootstrap = rafs_v6.Bootstrap.from_file(path)
     inodes = (bootstrap.inode(nid) for nid in bootstrap.prefetch_nids if nid)
     return _units(bootstrap, inodes, objects)
 
 
-def from_paths(path: Path, paths: Sequence[str], objects: Sequence[CacheObject]) -> list[Wanted]:
+def from_paths(path: Path, paths: Sequence[str], objects: Sequence[CacheObject]) -> Wanted:
     bootstrap = rafs_v6.Bootstrap.from_file(path)
     inodes = []
     for name in paths:
@@ -72,10 +83,10 @@ def _units(
     bootstrap: rafs_v6.Bootstrap,
     inodes: Iterable[rafs_v6.Inode],
     objects: Sequence[CacheObject],
-) -> list[Wanted]:
+) -> Wanted:
     known = by_blob(objects)
     blobs = [known.get(info.blob_id) for info in bootstrap.blobs]
-    found: dict[Wanted, None] = {}
+    found: dict[tuple[CacheObject, int], None] = {}
     for inode in inodes:
         for file in _files(bootstrap, inode):
             for ref in bootstrap.chunks(file):
@@ -83,7 +94,7 @@ def _units(
                 if obj is not None and ref.size:
                     for unit in obj.chunks.units_of(ref.flat_off, ref.size):
                         found[obj, unit] = None
-    return list(found)
+    return _stretches(found)
 
 
 def _files(bootstrap: rafs_v6.Bootstrap, top: rafs_v6.Inode) -> Iterator[rafs_v6.Inode]:
@@ -106,7 +117,7 @@ class Run:
     number: int
     image: str
     kind: str
-    wanted: list[Wanted]
+    wanted: Wanted
     started: float = field(default_factory=time.monotonic)
     errors_before: int = field(init=False)
 
@@ -118,13 +129,14 @@ class Run:
 
     def progress(self) -> dict[str, Any]:
         total = done = left = 0
-        for obj, unit in self.wanted:
-            off, end = obj.stored(unit)
-            total += end - off
-            if obj.is_present(unit):
-                done += end - off
-            else:
-                left += 1
+        for obj, units in self.wanted:
+            for unit in units:
+                size = obj.size(unit)
+                total += size
+                if obj.is_present(unit):
+                    done += size
+                else:
+                    left += 1
         return {
             "id": self.number,
             "image": self.image,
@@ -136,22 +148,31 @@ class Run:
         }
 
     def submit(self, fetcher: Fetcher) -> None:
-        """Queue it all; each batch (as much as is in flight) as few requests as its units allow."""
-        batch: dict[CacheObject, list[int]] = {}
-        size = 0
-        for obj, unit in self.wanted:
-            off, end = obj.stored(unit)
-            batch.setdefault(obj, []).append(unit)
-            size += end - off
-            if size >= min(MAX_BATCH, fetcher.pace(obj.source.backend).in_flight()):
-                _submit(batch, fetcher)
+        by_backend: dict[Backend, list[tuple[CacheObject, Sequence[int]]]] = {}
+        for obj, units in self.wanted:
+            by_backend.setdefault(obj.source.backend, []).append((obj, units))
+        for backend, wanted in by_backend.items():
+            fetcher.prefetch(backend, _jobs(wanted, fetcher.pace(backend)))
+
+
+def _jobs(wanted: Wanted, pace: Pace) -> Iterator[Job]:
+    """Batches of as much as is in flight, each in as few requests as its units allow."""
+    batch: dict[CacheObject, set[int]] = {}
+    size = 0
+    for obj, units in wanted:
+        for unit in units:
+            batch.setdefault(obj, set()).add(unit)
+            size += obj.size(unit)
+            if size >= min(MAX_BATCH, pace.in_flight()):
+                yield from _requests(batch, pace)
                 batch, size = {}, 0
-        _submit(batch, fetcher)
+    yield from _requests(batch, pace)
 
 
-def _submit(batch: dict[CacheObject, list[int]], fetcher: Fetcher) -> None:
+def _requests(batch: dict[CacheObject, set[int]], pace: Pace) -> Iterator[Job]:
     for obj, units in batch.items():
-        fetcher.prefetch(obj, obj.prefetch_extents(sorted(set(units))))
+        for extent in obj.prefetch_extents(sorted(units), pace.piece()):
+            yield Job(obj, extent, Priority.PREFETCH)
 
 
 class Prefetcher:
@@ -163,17 +184,16 @@ class Prefetcher:
         self._lock = threading.Lock()
         self._runs: dict[int, Run] = {}
 
-    def start(self, image: str, kind: str, wanted: list[Wanted]) -> Run | None:
+    def start(self, image: str, kind: str, wanted: Wanted) -> Run | None:
         """None when there is nothing to load."""
-        wanted = [(obj, unit) for obj, unit in wanted if not obj.is_present(unit)]
-        if not wanted:
+        if all(obj.is_present(unit) for obj, units in wanted for unit in units):
             return None
         with self._lock:
             run = Run(next(self._numbers), image, kind, wanted)
             self._runs[run.number] = run
             while len(self._runs) > KEPT_RUNS:
                 del self._runs[min(self._runs)]
-        log.info("%s: prefetch of %d units from %s", image, len(wanted), kind)
+        log.info("%s: prefetch from %s", image, kind)
         run.submit(self._fetcher)
         return run
 

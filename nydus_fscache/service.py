@@ -249,7 +249,7 @@ class Service:
                 log.error("%d requests got EIO after %.0f s", expired, REQUEST_DEADLINE_S)
             for obj in self.objects.all():
                 try:
-                    obj.persist()
+                    obj.persist_when_due()
                 except (OSError, ValueError) as e:
                     log.error("blob %s: presence is not recorded: %s", obj.name, e)
             self._tracer.collect()
@@ -420,7 +420,7 @@ class Service:
     def _start_prefetch(self, served: Served, policy: str, paths: list[str]) -> int:
         """The run's number, or 0 when there is nothing to load."""
         objects, digest = served.bound.objects, served.binding.digest
-        wanted: list[Wanted] = []
+        wanted: Wanted = []
         if paths:
             policy, wanted = "paths", from_paths(served.image.path, paths, objects)
         if policy in ("auto", "trace"):

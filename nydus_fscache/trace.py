@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ VERSION = 1
 MAX_ACCESSES = 16384  # per image
 RECORD_NS = 120 * 10**9  # from the first access after a mount
 EVENTS = 16384  # room between two collections; what exceeds it is not recorded
+SAVE_EVERY_S = 5.0
 _READ = 4096
 
 
@@ -65,6 +67,7 @@ class _Recording:
     accesses: list[Access]
     seen: set[tuple[str, int]]
     start_ns: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
     changed: bool = False
 
     def add(self, entry: TraceEntry) -> None:
@@ -93,6 +96,7 @@ class _Recording:
         content = json.dumps({"version": VERSION, "accesses": rows})
         replace_file(self.path, content.encode())
         self.changed = False
+        self.saved_at = time.monotonic()
 
 
 @dataclass(slots=True)
@@ -134,12 +138,13 @@ class Tracer:
                 self.core.trace(0)
 
     def collect(self) -> None:
-        """Regularly, and before somebody looks."""
+        """Regularly; saved now and then, as that costs more than collecting."""
         with self._lock:
             if self._recordings:
                 self._drain()
+            now = time.monotonic()
             for recording in self._recordings.values():
-                if recording.changed:
+                if recording.changed and now - recording.saved_at >= SAVE_EVERY_S:
                     self._save(recording)
 
     def _drain(self) -> None:
@@ -155,8 +160,9 @@ class Tracer:
             log.warning("trace %s is not saved: %s", recording.path, e)
 
     def document(self, digest: str) -> dict[str, Any]:
-        self.collect()
         with self._lock:
+            if self._recordings:
+                self._drain()
             known = self._recordings.get(digest)
             accesses = list(known.accesses) if known else load(self.path(digest))
         return as_document(digest, accesses)

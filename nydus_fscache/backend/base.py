@@ -43,10 +43,11 @@ class Backend(ABC):
         """New credentials (base64 of user:password) for all later requests; false: has none."""
         return False
 
-    def distrust(self, blob_id: str) -> bool:
-        """The bytes of this blob were wrong: true when they will come from elsewhere now.
+    def distrust(self, blob_id: str, asked_at: float) -> bool:
+        """Bytes of this blob that were asked for then (monotonic) were wrong.
 
-        Only a verifier can notice a mirror that lies, so it tells; see ``route``.
+        True when it helps to ask again, as they will come from elsewhere.  Only a
+        verifier can notice a mirror that lies, so it tells; see ``route``.
         """
         return False
 

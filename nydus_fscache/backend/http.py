@@ -114,8 +114,8 @@ class HttpBackend(Backend):
                 f"blob id {blob_id!r} cannot be part of a URL", hint="hostile image?"
             )
 
-    def distrust(self, blob_id: str) -> bool:
-        return self.routes.distrust(blob_id)
+    def distrust(self, blob_id: str, asked_at: float) -> bool:
+        return self.routes.distrust(blob_id, asked_at)
 
     def close(self) -> None:
         self._closing.set()

@@ -88,7 +88,7 @@ class Routes:
         self._pool = pool
         self._connect_timeout_s = connect_timeout_s
         self._closing = closing
-        self._distrusted: set[str] = set()
+        self._distrusted: dict[str, float] = {}  # since when
         self._interval_s = 5.0
         self._last_used = time.monotonic()
         self._take_proxy(options.table("proxy"))
@@ -192,11 +192,11 @@ class Routes:
         response.close()
         return None
 
-    def distrust(self, blob_id: str) -> bool:
-        """True when there was another way left for the blob."""
-        new = blob_id not in self._distrusted
-        self._distrusted.add(blob_id)
-        return new and bool(self._mirrors or (self._proxy and self._fallback))
+    def distrust(self, blob_id: str, asked_at: float) -> bool:
+        """The origin only for this blob from now on; see ``Backend.distrust``."""
+        if not (self._mirrors or (self._proxy and self._fallback)):
+            return False
+        return asked_at <= self._distrusted.setdefault(blob_id, time.monotonic())
 
     def _check_health(self) -> None:
         while not self._closing.wait(self._interval_s):

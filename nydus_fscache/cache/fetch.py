@@ -1,9 +1,8 @@
-"""The workers that bring stored bytes: receive, and let C decode, verify and write as they come.
+"""Who fetches what next: workers, and the order of their work.
 
 Demand overtakes read-ahead, which overtakes prefetch; a part of the workers is
 kept free for demand, and prefetch has no more bytes in flight than keep the link
-busy, so that a miss does not queue behind it at the far end.  A job's memory is
-one bounded buffer a worker, whatever the size of its extent.  Every job has a
+busy, so that a miss does not queue behind it at the far end.  Every job has a
 deadline.
 """
 
@@ -11,28 +10,24 @@ from __future__ import annotations
 
 import enum
 import errno
-import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nydus_fscache.backend.base import Backend
-from nydus_fscache.cache.plan import MAX_REQUEST, MIB, Extent, Pace
-from nydus_fscache.core import Core, Decoder
-from nydus_fscache.errors import BackendError
+from nydus_fscache.cache.plan import MAX_REQUEST, Extent, Pace
+from nydus_fscache.cache.receive import JOB_DEADLINE_S, Receiver
+from nydus_fscache.core import Core
 
 if TYPE_CHECKING:
     from nydus_fscache.cache.object import CacheObject
 
-log = logging.getLogger("fetch")
-
-WORKERS = 12
-BACKGROUND_WORKERS = 8  # at most so many do read-ahead and prefetch: the rest waits for demand
-BUFFER = MIB // 2  # grows to the largest unit
-JOB_DEADLINE_S = 60.0
-IDLE_S = 10.0  # a worker without work ends, and its buffers with it
+WORKERS = 28
+BACKGROUND_WORKERS = 24  # at most so many do read-ahead and prefetch: the rest waits for demand
+IDLE_S = 10.0  # a worker without work ends, and its buffer with it
 
 
 class Priority(enum.IntEnum):
@@ -75,11 +70,11 @@ class Fetcher:
         return self._lane(backend).pace
 
     def submit(self, job: Job) -> None:
-        self._lane(job.object.source.backend).submit([job])
+        self._lane(job.object.source.backend).submit(job)
 
-    def prefetch(self, obj: CacheObject, extents: list[Extent]) -> None:
-        jobs = [Job(obj, extent, Priority.PREFETCH) for extent in extents]
-        self._lane(obj.source.backend).submit(jobs)
+    def prefetch(self, backend: Backend, jobs: Iterator[Job]) -> None:
+        """``jobs`` are made when there is room for them; called under a lock of ours."""
+        self._lane(backend).prefetch(jobs)
 
     def forget(self, backend: Backend) -> None:
         """The backend was closed: what is queued for it fails."""
@@ -106,37 +101,51 @@ class _Lane:
         self._disk_full = disk_full
         self._core = core
         self._limit = workers
-        self._queues: tuple[deque[Job], ...] = (deque(), deque(), deque())
+        self._demand: deque[Job] = deque()
+        self._ahead: deque[Job] = deque()
+        self._plans: deque[Iterator[Job]] = deque()
+        self._planned: Job | None = None  # the next of the first plan
         self._ready = threading.Condition()
         self._background = 0
-        self._prefetching = 0  # stored bytes of prefetch in flight
+        self._prefetching = 0  # stored bytes of prefetch that are asked for and not here
         self._idle = 0
         self._stopping = False
         self._threads: set[threading.Thread] = set()
 
-    def submit(self, jobs: list[Job]) -> None:
+    def submit(self, job: Job) -> None:
         with self._ready:
             if not self._stopping:
-                for job in jobs:
-                    self._queues[job.priority].append(job)
-                # a worker that was woken counts as idle until it runs: so count what is queued
-                queued = sum(len(queue) for queue in self._queues)
-                wanted = min(queued - self._idle, self._limit - len(self._threads))
-                for _ in range(wanted):
-                    thread = threading.Thread(target=self._work, name="fetch", daemon=True)
-                    self._threads.add(thread)
-                    thread.start()
-                self._ready.notify(len(jobs))
+                queue = self._demand if job.priority is Priority.DEMAND else self._ahead
+                queue.append(job)
+                self._hire()
                 return
-        for job in jobs:
-            _refuse(job)
+        _refuse(job)
+
+    def prefetch(self, jobs: Iterator[Job]) -> None:
+        with self._ready:
+            if not self._stopping:
+                self._plans.append(jobs)
+                self._hire()
+
+    def _hire(self) -> None:
+        """Enough workers for what waits; each that takes prefetch hires the next.  Locked."""
+        waiting = len(self._demand)
+        if self._background < BACKGROUND_WORKERS:
+            waiting += len(self._ahead) + self._may_prefetch()
+        # a worker that was woken counts as idle until it runs: so count what is queued
+        for _ in range(min(waiting - self._idle, self._limit - len(self._threads))):
+            thread = threading.Thread(target=self._work, name="fetch", daemon=True)
+            self._threads.add(thread)
+            thread.start()
+        self._ready.notify(waiting)
 
     def stop(self) -> None:
         with self._ready:
             self._stopping = True
-            left = [job for queue in self._queues for job in queue]
-            for queue in self._queues:
+            left = [*self._demand, *self._ahead]
+            for queue in (self._demand, self._ahead, self._plans):
                 queue.clear()
+            self._planned = None
             self._ready.notify_all()
         for job in left:
             _refuse(job)
@@ -148,176 +157,94 @@ class _Lane:
 
     def _next(self) -> Job | None:
         """The most urgent job; None when there was none for a while."""
-        demand, ahead, prefetch = self._queues
         with self._ready:
             while not self._stopping:
-                if demand:
-                    return demand.popleft()
-                if self._background < BACKGROUND_WORKERS:
-                    if ahead:
-                        self._background += 1
-                        return ahead.popleft()
-                    if prefetch and self._may_prefetch(prefetch[0]):
-                        self._background += 1
-                        self._prefetching += prefetch[0].size
-                        return prefetch.popleft()
+                job = self._take()
+                if job is not None:
+                    return job
                 self._idle += 1
                 woken = self._ready.wait(IDLE_S)
                 self._idle -= 1
-                if not woken and not any(self._queues):
+                if not woken and not (self._demand or self._ahead or self._plans):
                     break
             self._threads.discard(threading.current_thread())
+            if not self._threads:
+                self._core.trim()
             return None
 
-    def _may_prefetch(self, job: Job) -> bool:
-        """No more in flight than keeps the link busy: a miss waits behind that much."""
-        limit = self.pace.in_flight()
-        return not self._prefetching or self._prefetching + job.size <= limit
+    def _take(self) -> Job | None:
+        if self._demand:
+            return self._demand.popleft()
+        if self._background < BACKGROUND_WORKERS:
+            if self._ahead:
+                self._background += 1
+                return self._ahead.popleft()
+            if self._may_prefetch():
+                job, self._planned = self._planned, None
+                assert job is not None
+                self._background += 1
+                self._prefetching += job.size
+                self._hire()
+                return job
+        return None
 
-    def _done(self, job: Job) -> None:
+    def _may_prefetch(self) -> bool:
+        """Is there prefetch to do, and no more in flight than keeps the link busy?
+
+        A miss waits behind that much.
+        """
+        while self._planned is None and self._plans:
+            self._planned = next(self._plans[0], None)
+            if self._planned is None:
+                self._plans.popleft()
+        if self._planned is None:
+            return False
+        size = self._planned.size
+        return not self._prefetching or self._prefetching + size <= self.pace.in_flight()
+
+    def _arrived(self, nbytes: int) -> None:
+        """Bytes of prefetch are here: there may be room for more."""
         with self._ready:
-            if job.priority is not Priority.DEMAND:
-                self._background -= 1
-            if job.priority is Priority.PREFETCH:
-                self._prefetching -= job.size
-            self._ready.notify_all()
+            self._prefetching -= nbytes
+            if self._background < BACKGROUND_WORKERS and self._may_prefetch():
+                self._hire()
+
+    def _done(self) -> None:
+        """One of those in the background is free again."""
+        with self._ready:
+            self._background -= 1
+            self._hire()
 
     def _work(self) -> None:
-        worker = _Worker(self._core, self._disk_full)
+        receiver = Receiver(self._core, self._disk_full)
         while (job := self._next()) is not None:
-            try:
-                if job.priority is Priority.DEMAND:
-                    worker.run(job.object, job.extent, self.pace)
-                    continue
-                unit = job.extent.unit
-                while unit < job.extent.end and not self._stopping:
-                    limit = self.pace.piece() if job.priority is Priority.PREFETCH else MAX_REQUEST
-                    unit, extents = job.object.claim(unit, job.extent.end, limit)
-                    for extent in extents:
-                        worker.run(job.object, extent, self.pace, prefetch=True)
-            finally:
-                self._done(job)
+            if job.priority is Priority.DEMAND:
+                receiver.run(job.object, job.extent, self.pace)
+            else:
+                self._run_in_background(receiver, job)
+
+    def _run_in_background(self, receiver: Receiver, job: Job) -> None:
+        due = job.size if job.priority is Priority.PREFETCH else 0
+
+        def arrived(nbytes: int) -> None:
+            nonlocal due
+            nbytes = min(nbytes, due)
+            due -= nbytes
+            if nbytes:
+                self._arrived(nbytes)
+
+        try:
+            unit = job.extent.unit
+            while unit < job.extent.end and not self._stopping:
+                unit, extents = job.object.claim(unit, job.extent.end, MAX_REQUEST)
+                for extent in extents:
+                    receiver.run(job.object, extent, self.pace, arrived)
+        finally:
+            arrived(due)
+            self._done()
 
 
 def _refuse(job: Job) -> None:
     """A job that will not run: who waits for it is told.  Only demand has claimed its units."""
     if job.priority is Priority.DEMAND:
         job.object.failed(job.extent.unit, job.extent.end, errno.EIO, "its image was given up")
-
-
-class _Worker:
-    """One thread's decoder and receive buffer."""
-
-    def __init__(self, core: Core, disk_full: threading.Event) -> None:
-        self._core = core
-        self._disk_full = disk_full
-        self._decoder = Decoder()
-        self._buffer = bytearray(BUFFER)
-
-    def run(
-        self, obj: CacheObject, extent: Extent, pace: Pace, *, prefetch: bool = False
-    ) -> None:
-        """Never raises: what cannot be had is told to the object and logged."""
-        self._done = extent.unit
-        try:
-            parts = obj.reuse(extent)
-        except OSError as e:
-            self._failed(obj, extent, e)
-            return
-        for part in parts:
-            self._fetch(obj, part, pace, prefetch)
-
-    def _fetch(self, obj: CacheObject, extent: Extent, pace: Pace, prefetch: bool) -> None:
-        self._done = extent.unit
-        try:
-            done = self._receive(obj, extent, pace, prefetch)
-            if done != extent.end:
-                self._failed(obj, extent, BackendError("stopped"))
-        except Exception as e:  # a fault of ours must reach the reader as EIO, not as a hang
-            self._failed(obj, extent, e)
-
-    def _failed(self, obj: CacheObject, extent: Extent, error: Exception) -> None:
-        """From the first unit on that is not done, the extent could not be had."""
-        code, reason = errno.EIO, str(error)
-        if isinstance(error, OSError) and not isinstance(error, BackendError):
-            reason = f"writing the cache file: {error}"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                code = errno.ENOSPC
-                self._disk_full.set()
-        elif not isinstance(error, BackendError):
-            log.error("blob %s: fetch failed", obj.name, exc_info=error)
-            reason = f"internal error: {error!r}"
-        log.error("blob %s: units %d..%d: %s", obj.name, self._done, extent.end - 1, reason)
-        obj.failed(self._done, extent.end, code, reason)
-
-    def _receive(self, obj: CacheObject, extent: Extent, pace: Pace, prefetch: bool) -> int:
-        """Stream the extent, filling units as soon as they are whole."""
-        log.debug(
-            "blob %s: units %d..%d, %d bytes", obj.name, extent.unit, extent.end - 1,
-            extent.end_off - extent.off,
-        )  # fmt: skip
-        largest = max(obj.stored(u)[1] - obj.stored(u)[0] for u in range(extent.unit, extent.end))
-        if largest > len(self._buffer):
-            self._buffer = bytearray(largest)
-        total = extent.end_off - extent.off
-        base, have, received = extent.off, 0, 0  # the buffer holds stored [base, base + have)
-        started = time.monotonic()
-        obj.counters.requests += 1
-        source = obj.source
-        transfer = pace.transfer()
-        with (
-            transfer,
-            memoryview(self._buffer) as view,
-            source.backend.stream(
-                source.blob_id,
-                extent.off,
-                total,
-                deadline=started + JOB_DEADLINE_S,
-                prefetch=prefetch,
-            ) as stream,
-        ):
-            while received < total:
-                if have == len(view):  # keep the part of the next unit, make room behind it
-                    keep_from = min(have, obj.stored(self._done)[0] - base)
-                    left = have - keep_from
-                    view[:left] = bytes(view[keep_from:have])
-                    base, have = base + keep_from, left
-                count = stream.readinto(view[have : min(len(view), have + total - received)])
-                transfer.received(count)
-                have += count
-                received += count
-                obj.counters.fetched += count
-                self._fill_whole_units(obj, extent, view, base, have)
-        return self._done
-
-    def _fill_whole_units(
-        self, obj: CacheObject, extent: Extent, view: memoryview, base: int, have: int
-    ) -> None:
-        end = self._done
-        while end < extent.end and obj.stored(end)[1] <= base + have:
-            end += 1
-        while self._done < end:
-            first = self._done
-            done, error, bad_chunk = self._core.fill(
-                obj.oid, self._decoder, obj.chunks.blob, first, end - first, view[:have], base
-            )
-            if done:
-                self._done = first + done
-                obj.arrived(first, self._done)
-            if error:
-                self._refuse(obj, error, bad_chunk)
-
-    def _refuse(self, obj: CacheObject, error: int, bad_chunk: int | None) -> None:
-        """A unit did not decode, verify or write: a bad chunk costs its own readers only."""
-        if error not in (errno.EILSEQ, errno.EBADMSG):
-            raise OSError(error, errno.errorcode.get(error, str(error)))
-        what = "a unit"
-        if bad_chunk is not None:
-            digest = bytes(obj.chunks.blob.chunks[bad_chunk].digest).hex()
-            what = f"chunk {bad_chunk} (digest {digest})"
-        how = "does not match its digest" if error == errno.EILSEQ else "does not decode"
-        reason = f"{what} {how}"
-        log.error("blob %s: %s: its readers get EIO", obj.name, reason)
-        unit = self._done
-        self._done = unit + 1
-        obj.failed(unit, unit + 1, errno.EIO, reason)

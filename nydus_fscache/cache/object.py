@@ -9,6 +9,7 @@ are the C core's: here is only decided what to fetch.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -18,15 +19,18 @@ from typing import Any, Protocol
 
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.fetch import Fetcher, Job, Priority
-from nydus_fscache.cache.plan import FIRST_WINDOW, PREFETCH_REQUEST, Extent, Planner
+from nydus_fscache.cache.plan import FIRST_WINDOW, Extent, Planner
 from nydus_fscache.cache.presence import PAGE, ChunkMapFile, PageMap
 from nydus_fscache.cache.reuse import Copies, holds_chunk
-from nydus_fscache.core import Core
+from nydus_fscache.core import Core, unit_columns
 from nydus_fscache.errors import BackendError
 
 log = logging.getLogger("cache")
 
 MARKS = 4  # read-ahead marks in the first half of a window
+
+QUIET_S = 0.5  # since the last arrival: time to sync what came
+PERSIST_WITHIN_S = 5.0  # what a power cut may cost of a blob that arrives all the time
 
 _MISSING, _FLYING, _PRESENT = 0, 1, 2
 
@@ -119,11 +123,10 @@ class CacheObject:
         self._persisting = threading.Lock()
         self._states = bytearray(chunks.nunits)
         self._dirty: set[int] = set()  # present, not recorded yet
+        self._dirty_since = math.inf
+        self._last_arrival = 0.0
         self._candidates: set[int] = set()  # maybe on disk; to be verified before they are fetched
-        units = chunks.blob.units
-        self._coff = [units[i].coff for i in range(chunks.nunits)]
-        self._clen = [units[i].clen for i in range(chunks.nunits)]
-        ulen = [units[i].ulen for i in range(chunks.nunits)]
+        self._coff, self._clen, ulen = unit_columns(chunks.blob, chunks.nunits)
         self._planner = Planner(self._coff, self._clen, ulen)
         self._missing = chunks.nunits
         self._closing = False
@@ -132,11 +135,14 @@ class CacheObject:
 
     def trust_pages(self) -> None:
         """The page map is a predecessor's: what it says is true."""
+        if self.pages.empty():
+            return
         for unit in range(self.chunks.nunits):
             if self.pages.all_set(*self._pages_of(unit)):
                 self._found(unit)
                 if not self._is_recorded(unit):
                     self._dirty.add(unit)
+                    self._dirty_since = 0.0
 
     def load_presence(self, extents: list[tuple[int, int]]) -> None:
         """Take over what an earlier run left; the page map is empty, ``extents`` are no holes.
@@ -144,6 +150,8 @@ class CacheObject:
         Only what was recorded after a sync counts as present.  Other data that are there,
         and holes that were recorded, become candidates.
         """
+        if not extents and (self._record is None or self._record.empty()):
+            return
         written, lost = _Written(extents), 0
         for unit in range(self.chunks.nunits):
             off, end = self.chunks.unit_range(unit)
@@ -246,11 +254,16 @@ class CacheObject:
     def is_present(self, unit: int) -> bool:
         return self._states[unit] == _PRESENT
 
-    def prefetch_extents(self, units: Sequence[int]) -> list[Extent]:
-        """Requests for ascending units that nobody fetches yet; claimed when they start."""
+    def prefetch_extents(self, units: Sequence[int], limit: int) -> list[Extent]:
+        """Requests of up to ``limit`` bytes for ascending units that nobody fetches yet.
+
+        They are claimed when they start.
+        """
         with self._changed:
+            if self._closing:
+                return []
             wanted = [u for u in units if self._states[u] == _MISSING]
-            return self._planner.bridge(wanted, PREFETCH_REQUEST)
+            return self._planner.bridge(wanted, limit)
 
     def ensure(self, off: int, length: int, *, deadline: float) -> None:
         """Like a reader of the kernel, for our own code: returns when the bytes are there.
@@ -342,6 +355,10 @@ class CacheObject:
         """Stored bytes [off, end) of a unit."""
         return self._coff[unit], self._coff[unit] + self._clen[unit]
 
+    def size(self, unit: int) -> int:
+        """Stored bytes of a unit."""
+        return self._clen[unit]
+
     def arrived(self, first: int, end: int) -> None:
         """Units [first, end) are verified and written."""
         with self._changed:
@@ -349,6 +366,8 @@ class CacheObject:
                 if self._states[unit] != _PRESENT:
                     self._found(unit)
                     self._dirty.add(unit)
+            self._last_arrival = time.monotonic()
+            self._dirty_since = min(self._dirty_since, self._last_arrival)
             complete = self._missing == 0
             self._changed.notify_all()
         if complete and self.on_complete is not None:
@@ -370,6 +389,12 @@ class CacheObject:
 
     # -- on disk -----------------------------------------------------------------------------
 
+    def persist_when_due(self) -> None:
+        """Not while data pour in: a sync holds up the writes of what arrives."""
+        now = time.monotonic()
+        if now - self._last_arrival >= QUIET_S or now - self._dirty_since >= PERSIST_WITHIN_S:
+            self.persist()
+
     def persist(self) -> None:
         """Sync the data, then record them; what is not recorded is fetched again after a crash.
 
@@ -378,6 +403,7 @@ class CacheObject:
         with self._persisting:  # the descriptors are open until ``close`` has had it
             with self._changed:
                 dirty, self._dirty = self._dirty, set()
+                self._dirty_since = math.inf
             if not dirty or self._record is None:
                 return
             try:
@@ -392,6 +418,7 @@ class CacheObject:
             except OSError:
                 with self._changed:
                     self._dirty |= dirty
+                    self._dirty_since = time.monotonic()
                 raise
 
     def _end_record(self) -> None:

@@ -86,7 +86,9 @@ class Pace:
             self._pass(now)
             self._bytes += nbytes
             if self._busy_s >= RATE_SAMPLE_S:
-                self.rate += (self._bytes / self._busy_s - self.rate) / 4
+                sample = self._bytes / self._busy_s
+                # up at once: what is in flight is bounded by it, and so is the next sample
+                self.rate += (sample - self.rate) / (1 if sample > self.rate else 4)
                 self._bytes, self._busy_s = 0, 0.0
 
     def ended(self, now: float) -> None:

@@ -76,6 +76,9 @@ class PageMap:
         low, high, mask = self._window(first, end)
         return int.from_bytes(self.memory[low:high], "little") & mask == mask
 
+    def empty(self) -> bool:
+        return not self.memory[:].strip(b"\0")
+
     def bytes_present(self) -> int:
         return int.from_bytes(self.memory, "little").bit_count() * PAGE
 
@@ -113,6 +116,9 @@ class ChunkMapFile:
 
     def close(self) -> None:
         os.close(self._fd)
+
+    def empty(self) -> bool:
+        return not self._bits.strip(b"\0")
 
     def has(self, first: int, count: int) -> bool:
         """Are chunks [first, first + count) all recorded?"""

@@ -160,3 +160,17 @@ def test_trouble_while_reading(rig: Rig, golden: Path, fault: Fault) -> None:
         assert {read_errno(p) for p in paths} == {0}
         rig.run("stop")
     assert rig.leftovers() == []
+
+
+def test_a_mirror_that_lies_costs_no_reader_anything(rig: Rig, golden: Path) -> None:
+    """The digests find it out; the origin is asked for just these bytes, and from then on."""
+    image = golden / "images" / "one-lz4"
+    with RangeServer(image / "blobs") as origin, RangeServer(image / "blobs") as mirror:
+        backend = _proxy(rig, origin, path="/blobs", mirrors=[{"host": mirror.url}])
+        mount = rig.mountpoint()
+        rig.run("mount", image / "image.boot", mount, "--backend", backend)
+        mirror.always = Fault(corrupt=True)
+        assert {read_errno(p) for p in regular_files(mount)} == {0}
+        assert origin.requests()
+        assert "asking the origin" in rig.log()
+        assert {blob["errors"] for blob in rig.status()["blobs"]} == {0}
