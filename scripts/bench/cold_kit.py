@@ -173,8 +173,7 @@ class Daemon:
         with contextlib.suppress(Exception):
             self.command("stop")
         if forget:
-            for name in ("cache", "run"):
-                shutil.rmtree(self.root / name, ignore_errors=True)
+            shutil.rmtree(self.root / "cache", ignore_errors=True)
 
     def forget_image(self) -> None:
         """Its trace, and the metadata of its blobs."""
