@@ -151,6 +151,10 @@ class ChunkMap:
         u = self._units[index]
         return Unit(u.coff, u.clen, u.ulen, u.first, u.count, u.flags)
 
+    def chunk_at(self, off: int, unit: Unit) -> int:
+        """The first chunk of ``unit`` that ends behind flat byte ``off``."""
+        return max(unit.first, int(lib.rafs_chunk_find(self.blob, off)))
+
     def units_of(self, off: int, length: int) -> range:
         """Units that hold flat bytes [off, off + length)."""
         first = lib.rafs_chunk_find(self.blob, off)
@@ -182,17 +186,29 @@ class ChunkMap:
         )
 
 
+def read_header(info: BlobInfo, read_at: ReadAt) -> bytes:
+    """The plain CCT header block, nothing of it checked."""
+    return _header_block(
+        info, read_at(info.meta_blob_id, info.ci_offset + info.ci_compressed_size, CCT_HEADER_SIZE)
+    )
+
+
+def _header_block(info: BlobInfo, stored: bytes) -> bytes:
+    block = _decrypt(info, stored) if info.is_encrypted else stored
+    if len(block) != CCT_HEADER_SIZE:
+        raise ImageError("CCT header: it does not decrypt")
+    return block
+
+
 def _read_cct(info: BlobInfo, read_at: ReadAt) -> tuple[bytes, bytes, CctHeader]:
     """Uncompressed CCT, plain header block, header (sheet 2.3)."""
     size = info.ci_compressed_size
     if size > MAX_PLAIN or info.ci_uncompressed_size > MAX_PLAIN:
         raise ImageError(f"a CCT of {info.ci_uncompressed_size} bytes")
     stored = read_at(info.meta_blob_id, info.ci_offset, size + CCT_HEADER_SIZE)
-    raw, block = stored[:size], stored[size:]
+    raw, block = stored[:size], _header_block(info, stored[size:])
     if info.is_encrypted:
-        raw, block = _decrypt(info, raw), _decrypt(info, block)
-    if len(block) != CCT_HEADER_SIZE:
-        raise ImageError("CCT header: it does not decrypt")
+        raw = _decrypt(info, raw)
     header = CctHeader.unpack(block)
     if header.magic != CCT_MAGIC or int.from_bytes(block[-4:], "little") != CCT_MAGIC:
         raise ImageError(f"CCT header at {info.ci_offset + size:#x}: wrong magic")

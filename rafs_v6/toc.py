@@ -62,9 +62,13 @@ def decompress(compressor: Compressor, data: bytes, size: int) -> bytes:
     return bytes(out)
 
 
+def is_tar_header(block: bytes) -> bool:
+    return block[257:262] == b"ustar"
+
+
 def _tar_header(block: bytes) -> tuple[str, int]:
     """Name and size of a tar header; ("", 0) when it is none."""
-    if block[257:262] != b"ustar":
+    if not is_tar_header(block):
         return "", 0
     name = block[:100].split(b"\0", 1)[0].decode("ascii", "replace")
     field = block[124:136]

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from rafs_v6.build.cli import check, create, inspect, merge, unpack
+from rafs_v6.build.cli.source import OpenBackend
 from rafs_v6.errors import RafsError
 
 EXAMPLES = """\
@@ -23,7 +24,8 @@ examples:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, open_backend: OpenBackend | None = None) -> int:
+    """``open_backend``: see ``source``."""
     parser = argparse.ArgumentParser(
         prog="nydus-image",
         description="Build, merge, check and unpack RAFS v6 images.",
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (create, merge, check, inspect, unpack):
         module.add_parser(commands)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv, argparse.Namespace(open_backend=open_backend))
     try:
         args.run(args)
     except (RafsError, OSError) as error:

@@ -1,40 +1,72 @@
-"""``nydus-image check``: the bootstrap as a whole and, with ``--blob-dir``, every chunk."""
+"""``nydus-image check``: bootstrap and blobs; every fault, with its place and the next step."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-import rafs_v6
-from rafs_v6.build.cli.output import add_common, report
+from rafs_v6.build.cli.output import add_common, examples, progress_line, report
+from rafs_v6.build.cli.source import add_blobs, add_bootstrap, bootstrap_path, open_blobs
 from rafs_v6.build.errors import BuildError
+from rafs_v6.tools.check import CheckReport, check_image, hint
+
+EXAMPLES = """\
+  nydus-image check image.boot
+  nydus-image check image.boot --blob-dir blobs/ --output-json report.json
+  nydus-image check image.boot --backend-type registry \\
+      --backend-config '{"host": "registry.example", "repo": "team/app"}'
+"""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("check", help="validate an image")
-    parser.add_argument("source", type=Path, nargs="?", metavar="BOOTSTRAP")
-    parser.add_argument("-B", "--bootstrap", type=Path, help="the same, as older callers say it")
-    parser.add_argument("-D", "--blob-dir", type=Path, metavar="DIR")
-    parser.add_argument("-v", "--verbose", action="store_true")
+    parser = commands.add_parser(
+        "check", help="find what is wrong with an image", **examples(EXAMPLES)
+    )
+    add_bootstrap(parser)
+    add_blobs(parser)
+    parser.add_argument("-v", "--verbose", action="store_true", help="list the tree too")
+    parser.add_argument("--threads", type=int, default=0, help="0: one a processor")
     add_common(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    path = args.source or args.bootstrap
-    if path is None:
-        raise BuildError("which bootstrap? give its path")
-    image = rafs_v6.open(path, blobs=args.blob_dir)
-    for name, inode in image.walk():
-        if args.verbose:
+    path = bootstrap_path(args)
+    with open_blobs(args) as blobs, progress_line("checked") as progress:
+        found = check_image(path, blobs, threads=args.threads, progress=progress)
+    for fault in found.faults:
+        print(f"{fault.name}: {fault.place}: {fault.text}", file=sys.stderr)
+    for step in dict.fromkeys(map(hint, found.faults)):
+        print(f"hint: {step}", file=sys.stderr)
+    if args.verbose and found.bootstrap is not None and not found.faults:
+        for name, inode in found.bootstrap.walk():
             print(f"{inode.mode:06o} {inode.size:12} {name.decode(errors='backslashreplace')}")
-        if args.blob_dir is not None and inode.is_reg:
-            try:
-                for _ in image.iter_file(inode):
-                    pass
-            except rafs_v6.ImageError as error:
-                raise BuildError(f"{name.decode(errors='backslashreplace')}: {error}") from error
+    _report(args, path, found)
+    if found.faults:
+        raise BuildError(f"{path}: {len(found.faults) + found.more} faults")
+
+
+def _report(args: argparse.Namespace, path: Path, found: CheckReport) -> None:
+    infos = () if found.bootstrap is None else found.bootstrap.blobs
+    data = found.data
+    if data is not None:
+        print(f"chunks: {data.chunks}, {data.decoded} bytes; without digest: {data.unverified}")
+    else:
+        print("chunks: not looked at, no --blob-dir and no backend given")
+    extra = {
+        "faults": [
+            {"name": f.name, "place": f.place, "text": f.text, "hint": hint(f)}
+            for f in found.faults
+        ],
+        "faults_left_out": found.more,
+        "checked": None
+        if data is None
+        else {
+            "chunks": data.chunks, "bytes": data.decoded, "bytes_without_digest": data.unverified,
+        },
+    }  # fmt: skip
     report(
-        args.output_json, bootstrap=path, blobs=[b.blob_id for b in image.bootstrap.blobs],
-        compressor=",".join(sorted({b.compressor.name.lower() for b in image.bootstrap.blobs})),
+        args.output_json, bootstrap=path, blobs=[b.blob_id for b in infos],
+        compressor=",".join(sorted({b.compressor.name.lower() for b in infos})), extra=extra,
     )  # fmt: skip

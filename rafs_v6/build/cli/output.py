@@ -3,16 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from rafs_v6.build.blobfile import write_atomically
 
 _PREFETCH_MAX = 16 << 20
+
+
+def examples(text: str) -> dict[str, Any]:
+    """Arguments of ``add_parser`` that show ``text`` under the help."""
+    return {
+        "epilog": f"examples:\n{text}",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+
+
+@contextlib.contextmanager
+def progress_line(verb: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A line that shows bytes done of all, on a terminal; None where there is none."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    last = 0.0
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 0.1:
+            last = now
+            share = 100 * done // max(total, 1)
+            print(f"\r{verb} {done >> 20} of {total >> 20} MiB, {share} %\x1b[K",
+                  end="", file=sys.stderr, flush=True)  # fmt: skip
+
+    try:
+        yield show
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +72,9 @@ def read_prefetch(args: argparse.Namespace) -> list[bytes]:
 
 def report(
     target: Path | None, *, bootstrap: Path | None, blobs: Sequence[str], compressor: str,
-    data: Path | None = None,
+    data: Path | None = None, extra: Mapping[str, object] | None = None,
 ) -> None:  # fmt: skip
-    """Print what was made; write the JSON when asked to.
+    """Print what was made; write the JSON when asked to, with ``extra`` members of our own.
 
     ``data``: where the blob went.  When that is standard output, this goes to standard error.
     """
@@ -63,6 +97,7 @@ def report(
         "trace": {},
         "fs_version": "6",
         "compressor": compressor,
+        **(extra or {}),
     }
     write_atomically(target, json.dumps(document, indent=2).encode() + b"\n")
 

@@ -1,0 +1,93 @@
+"""Where the bytes of blobs come from, and which of them a bootstrap stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rafs_v6.bootstrap import Bootstrap
+from rafs_v6.erofs import EROFS_SUPER_OFFSET, BlobFeatures
+from rafs_v6.errors import ImageError, RafsError
+from rafs_v6.faults import STRICT, Checks
+from rafs_v6.image import Image, directory_reader
+from rafs_v6.tables import is_inlined_id
+from rafs_v6.toc import TAR_HEADER, ReadAt, find_bootstrap, is_tar_header
+
+_MAGIC = b"\xe2\xe1\xf5\xe0"
+
+
+class BlobsError(RafsError):
+    """The bytes of a blob could not be had from a backend; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blobs:
+    """``read_at(blob_id, offset, length)``: exactly so many bytes, from any thread, or an error
+    of the backend's; ``size(blob_id)``: bytes of the stored object."""
+
+    read_at: ReadAt
+    size: Callable[[str], int]
+
+
+def directory_blobs(directory: Path) -> Blobs:
+    """Blobs that lie in a directory under their ids."""
+    return Blobs(directory_reader(directory), lambda i: (directory / i).stat().st_size)
+
+
+def file_blobs(path: Path) -> Blobs:
+    """One file that is the only blob, whatever the id that it is asked for by."""
+    read = directory_reader(path.parent)
+    return Blobs(lambda _, off, n: read(path.name, off, n), lambda _: path.stat().st_size)
+
+
+def load_bootstrap(path: Path, check: Checks = STRICT) -> Bootstrap:
+    """A bootstrap, or the one inside a blob with inline metadata; its tree is not yet checked."""
+    with path.open("rb") as f:
+        f.seek(EROFS_SUPER_OFFSET)
+        magic = f.read(len(_MAGIC))
+        size = f.seek(0, 2)
+        f.seek(max(0, size - TAR_HEADER))
+        if magic == _MAGIC or not is_tar_header(f.read(TAR_HEADER)):
+            return Bootstrap.from_file(path, check)
+
+        def read_at(_: str, offset: int, length: int) -> bytes:
+            f.seek(offset)
+            return f.read(length)
+
+        try:
+            return Bootstrap.from_bytes(find_bootstrap(read_at, path.name, size), check)
+        except ImageError as error:
+            raise type(error)(f"{path}: {error}") from error
+
+
+def adopt_own_blob(path: Path, bootstrap: Bootstrap, blobs: Blobs) -> Blobs:
+    """A bootstrap inside a blob cannot know the blob's name (sheet 2.9): it is the file ``path``.
+
+    Puts that name into ``bootstrap``; ``blobs`` with the file among them.
+    """
+    if not any(b.features & BlobFeatures.INLINED_FS_META for b in bootstrap.blobs):
+        return blobs
+    infos = []
+    for info in bootstrap.blobs:
+        if is_inlined_id(info.blob_id):
+            infos.append(replace(info, blob_id=path.name, meta_blob_id=path.name))
+        elif info.is_separate and info.features & BlobFeatures.INLINED_FS_META:
+            infos.append(replace(info, meta_blob_id=path.name))
+        else:
+            infos.append(info)
+    bootstrap.blobs = tuple(infos)
+    own = directory_blobs(path.parent)
+
+    def read_at(blob_id: str, offset: int, length: int) -> bytes:
+        return (own if blob_id == path.name else blobs).read_at(blob_id, offset, length)
+
+    return Blobs(read_at, lambda i: (own if i == path.name else blobs).size(i))
+
+
+def open_image(path: Path, blobs: Blobs) -> tuple[Image, Blobs]:
+    """A validated image, and its blobs under the names that it uses."""
+    bootstrap = load_bootstrap(path)
+    bootstrap.validate()
+    blobs = adopt_own_blob(path, bootstrap, blobs)
+    return Image(bootstrap, blobs.read_at, blobs.size), blobs
