@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 
 from nydus_fscache import api, log, privilege
+from nydus_fscache.backend.make import preload
 from nydus_fscache.client import daemon_argv
 from nydus_fscache.errors import DaemonError, FscacheError, MountpointError
 from nydus_fscache.handover import Handover
@@ -55,6 +56,7 @@ def _run(root: Path) -> int:
     calls: socket.socket = api.listen(root / "api.sock", handover)
     end_calls = api.serve(service, calls)
     handover.ready()
+    threading.Thread(target=preload, name="preload", daemon=True).start()
     threading.Thread(
         target=handover.watch, args=(daemon_argv(root),), name="keeper", daemon=True
     ).start()

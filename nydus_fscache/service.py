@@ -401,6 +401,7 @@ class Service:
         try:
             if not self.core.started:
                 raise DaemonError("the event core does not run", hint="see the log")
+            self._start_prefetch(served, policy, [])
             self._transport(binding.transport).mount(
                 served.image, served.bound, mountpoint, binding.fsid, binding.domain
             )
@@ -412,7 +413,6 @@ class Service:
             raise
         served.mounted, served.mounting = True, False
         log.info("mounted %s at %s over %s", binding.source, mountpoint, binding.transport)
-        self._start_prefetch(served, policy, [])
         return {"mountpoint": str(mountpoint), "transport": binding.transport}
 
     # -- prefetch --------------------------------------------------------------------------------

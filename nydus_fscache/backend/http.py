@@ -62,6 +62,7 @@ class HttpBackend(Backend):
         connect_s = options.number("connect_timeout", 5) or _NO_TIMEOUT_S
         self._retries = int(options.number("retry_limit", 0)) or RETRIES
         self._closing = threading.Event()
+        self._sizes: dict[str, int] = {}
         self.headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
         self.own_headers = environment_headers()  # for the configured host only
         self.pool = Pool(make_tls(options), connect_s)
@@ -73,6 +74,9 @@ class HttpBackend(Backend):
         """Send ``ask`` for the blob, authorised; any answer that is not a redirect."""
 
     def size(self, blob_id: str, *, deadline: float) -> int:
+        known = self._sizes.get(blob_id)
+        if known is not None:
+            return known
         clock, patience = self.begin(deadline)
         self._check_name(blob_id)
         while True:
@@ -100,7 +104,10 @@ class HttpBackend(Backend):
             headers = {**self.headers, "Range": f"bytes={off}-{off + length - 1}"}
             return self.fetch(blob_id, Ask("GET", headers, clock, prefetch))
 
-        return ResumingRange(ask_range, off, length, patience, f"blob {blob_id}")
+        stream = ResumingRange(ask_range, off, length, patience, f"blob {blob_id}")
+        if stream.total is not None:
+            self._sizes[blob_id] = stream.total  # saves the round trip of a HEAD
+        return stream
 
     def begin(self, deadline: float, prefetch: bool = False) -> tuple[Clock, Patience]:
         """For one read: its waits and its attempts."""

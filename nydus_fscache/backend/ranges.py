@@ -32,6 +32,7 @@ class ResumingRange:
         self._end = off + length
         self._patience = patience
         self._what = what
+        self.total: int | None = None  # bytes of the whole blob, where the server says so
         self._body: PooledResponse | None = None
         self._body_end = off  # where the answer that is being received ends
         if length:
@@ -111,8 +112,10 @@ class ResumingRange:
             raise self._wrong(body, f"bytes {first}-{end - 1} for {self._off}-{self._end - 1}")
         if body.length is not None and body.length != end - first:
             raise self._wrong(body, f"{body.length} bytes as bytes {first}-{end - 1}")
-        if match[3] != "*" and int(match[3]) < self._end:
-            raise self._too_short(body, int(match[3]))
+        if match[3] != "*":
+            self.total = int(match[3])
+            if self.total < self._end:
+                raise self._too_short(body, self.total)
         return end
 
     def _skip_to_offset(self, body: PooledResponse) -> None:
