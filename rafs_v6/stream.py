@@ -7,7 +7,7 @@ that is read meanwhile), or as much as one unit needs (at most 16 MiB each).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -172,7 +172,7 @@ def grouped(units: Iterable[WantedUnit]) -> Iterator[list[WantedUnit]]:
 
 def stream(
     image: Image, read_at: ReadAt, refs: Iterable[ChunkRef], threads: int = 0
-) -> Iterator[memoryview]:
+) -> Generator[memoryview, None, None]:
     """The data of ``refs`` in their order, one piece or more for each, valid until the next.
 
     Raises ``ImageError`` for what does not decode or match, and what ``read_at`` raises.

@@ -51,6 +51,10 @@ def progress_line(verb: str) -> Iterator[Callable[[int, int], None] | None]:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-J", "--output-json", type=Path, metavar="FILE")
+    add_log(parser)
+
+
+def add_log(parser: argparse.ArgumentParser) -> None:
     # Snapshotter passes both log options behind the sub-command, where clap takes them too.
     parser.add_argument("-L", "--log-file", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     parser.add_argument("-l", "--log-level", help=argparse.SUPPRESS, default=argparse.SUPPRESS)

@@ -6,49 +6,65 @@ import argparse
 import sys
 from pathlib import Path
 
-import rafs_v6
 from rafs_v6.build.blobfile import BlobFile
+from rafs_v6.build.cli.output import add_log, examples, progress_line
+from rafs_v6.build.cli.source import add_blobs, add_bootstrap, bootstrap_path, open_blobs
 from rafs_v6.build.errors import BuildError
-from rafs_v6.build.unpack import unpack
-from rafs_v6.image import Image, directory_reader
+from rafs_v6.image import Image
+from rafs_v6.tools.blobs import Blobs, open_image
+from rafs_v6.tools.unpack import unpack
+
+EXAMPLES = """\
+  nydus-image unpack image.boot --blob-dir blobs/ --output image.tar
+  nydus-image unpack image.boot --blob blobs/3f… --output - | tar -t
+  nydus-image unpack image.boot --output image.tar --backend-type registry \\
+      --backend-config '{"host": "registry.example", "repo": "team/app"}'
+"""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("unpack", help="turn an image back into a tar")
-    parser.add_argument("source", type=Path, nargs="?", metavar="BOOTSTRAP")
-    parser.add_argument("-B", "--bootstrap", type=Path, help="the same, as older callers say it")
-    parser.add_argument("-D", "--blob-dir", type=Path, metavar="DIR")
-    parser.add_argument("-b", "--blob", type=Path, metavar="FILE", help="the image's only blob")
-    parser.add_argument("--output", type=Path, required=True, metavar="TAR")
-    parser.add_argument("-l", "--log-level", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    parser = commands.add_parser(
+        "unpack", help="turn an image back into a tar", **examples(EXAMPLES)
+    )
+    add_bootstrap(parser)
+    add_blobs(parser, single=True)
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="TAR", help="- for standard output"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="0: one a processor")
+    add_log(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    path = args.source or args.bootstrap
-    if path is None:
-        raise BuildError("which bootstrap? give its path")
-    out = BlobFile(args.output)
-    try:
-        left_out = unpack(_open(path, args.blob_dir, args.blob), out.raw)
-        out.publish(args.output)
-    finally:
-        out.discard()
+    target = Path("/dev/stdout") if str(args.output) == "-" else args.output
+    with open_blobs(args) as blobs, progress_line("unpacked") as progress:
+        image, named = open_image(bootstrap_path(args), blobs or _no_blobs())
+        _check_single(args, image)
+        out = BlobFile(target)
+        try:
+            left_out = unpack(
+                image, named, lambda data: out.write(data, hashed=False),
+                threads=args.threads, progress=progress,
+            )  # fmt: skip
+            out.publish(target)
+        finally:
+            out.discard()
     for name in left_out:
         print(f"left out, no tar can hold a socket: {name!r}", file=sys.stderr)
 
 
-def _open(path: Path, blob_dir: Path | None, blob: Path | None) -> Image:
-    if blob is None:
-        return rafs_v6.open(path, blobs=blob_dir)
-    bootstrap = rafs_v6.Bootstrap.from_file(path)
-    bootstrap.validate()
-    if len(bootstrap.blobs) > 1:
-        raise BuildError(f"{path} has {len(bootstrap.blobs)} blobs: give --blob-dir, not --blob")
-    read = directory_reader(blob.parent)
-    # The only blob may lie under any name, so the id says nothing here.
-    return Image(
-        bootstrap,
-        lambda _, off, length: read(blob.name, off, length),
-        lambda _: blob.stat().st_size,
-    )
+def _check_single(args: argparse.Namespace, image: Image) -> None:
+    own = bootstrap_path(args).name
+    ids = {i for b in image.bootstrap.blobs for i in (b.blob_id, b.meta_blob_id)} - {own}
+    if args.blob is not None and len(ids) > 1:
+        raise BuildError(f"the image has {len(ids)} blobs: give --blob-dir, not --blob")
+
+
+def _no_blobs() -> Blobs:
+    """For an image that holds no data, or all of them beside its bootstrap."""
+
+    def missing(blob_id: str, *_: int) -> int:
+        raise BuildError(f"where is blob {blob_id}? give --blob-dir, --blob, or a backend")
+
+    return Blobs(missing, missing)  # type: ignore[arg-type]
