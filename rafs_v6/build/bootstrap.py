@@ -70,7 +70,9 @@ def write_bootstrap(
     ``prefetch``: nodes of the tree for the prefetch table (sheet 1.16), in order.
     """
     if len(blobs) > MAX_BLOBS:
-        raise BuildError(f"{len(blobs)} blobs; a bootstrap holds at most {MAX_BLOBS}")
+        raise BuildError(
+            f"{len(blobs)} blobs; a bootstrap holds at most {MAX_BLOBS}: squash layers, or compact"
+        )
     block = defaults.block_size
     layout = Layout(root, block)
     table_off = round_up(DEVICE_SLOTS_OFFSET + DeviceSlot.SIZE * len(blobs), EROFS_BLOCK)

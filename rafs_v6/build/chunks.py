@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any
 
 from rafs_v6._build import ffi, lib
+from rafs_v6.build.base import Known
 from rafs_v6.build.blobfile import pack_v1
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.pieces import Pieces
@@ -51,10 +52,12 @@ class StoredChunks:
     """The chunks of a blob: one record each, in index order (``blob_index`` unset).
 
     ``cct``: the same as packed records of the CCT, of version 2 when ``features``
-    say so; ``contexts``: what follows them there (sheet 2.3).
+    say so; ``contexts``: what follows them there (sheet 2.3).  ``known``: chunks that
+    pieces may refer to; those of this blob are added.
     """
 
     blob: str
+    known: Known = field(default_factory=dict)
     records: list[ChunkRecord] = field(default_factory=list)
     cct: bytearray = field(default_factory=bytearray)
     contexts: bytes = b""
@@ -63,7 +66,7 @@ class StoredChunks:
     original: Original | None = None
     flat_size: int = 0
     stored_size: int = 0
-    _known: dict[tuple[bytes, int], Chunk] = field(default_factory=dict)
+    _count: int = 0
 
     @property
     def context_place(self) -> tuple[int, int, int]:
@@ -75,16 +78,16 @@ class StoredChunks:
     def place(self, piece: Any, node: Node) -> Chunk | None:
         """Give a digested piece of ``node`` its chunk; the chunk, when there was none like it."""
         key = bytes(piece.digest), int(piece.len)
-        chunk = self._known.get(key)
+        chunk = self.known.get(key)
         piece.store = chunk is None
         fresh = None
         if chunk is None:
-            index = len(self._known)
-            if index >= MAX_CHUNKS - 1:
+            if self._count >= MAX_CHUNKS - 1:
                 raise BuildError("a blob holds at most 2^24-1 chunks; choose a larger --chunk-size")
-            fresh = chunk = Chunk(self.blob, index, self.flat_size, key[1])
+            fresh = chunk = Chunk(self.blob, self._count, self.flat_size, key[1])
+            self._count += 1
             self.flat_size += round_up(key[1], EROFS_BLOCK)
-            self._known[key] = chunk
+            self.known[key] = chunk
         node.chunks.append(chunk)
         return fresh
 
@@ -128,25 +131,23 @@ class _Store:
 
 
 def store_chunks(
-    root: Node, blob: str, options: ChunkOptions, write: Callable[[memoryview], None],
+    root: Node, out: StoredChunks, options: ChunkOptions, write: Callable[[memoryview], None],
     first: Sequence[Node] = (),
-) -> StoredChunks:  # fmt: skip
-    """Cut all regular files below ``root`` and hand the stored bytes to ``write``.
+) -> None:  # fmt: skip
+    """Cut the files below ``root`` that have an extent; hand the stored bytes to ``write``.
 
     The files of ``first``, nodes to prefetch, come before all others.
 
     Raises ``BuildError`` when a file shrinks meanwhile, ``OSError`` of opening and writing.
     """
-    out = StoredChunks(blob)
     pieces = _Store(options, out, write).pieces
     seen: set[int] = set()
     try:
         early = chain.from_iterable(traverse(node) for node in first)
         for path, node in chain(early, traverse(root)):
-            if node.is_reg and node.size and id(node) not in seen:
+            if node.extent is not None and node.size and id(node) not in seen:
                 seen.add(id(node))
                 pieces.add(node, path)
         pieces.flush()
     finally:
         pieces.close()
-    return out

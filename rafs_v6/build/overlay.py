@@ -19,19 +19,29 @@ class WhiteoutSpec(StrEnum):
 
 
 def apply_layer(lower: Node, upper: Node, spec: WhiteoutSpec) -> Node:
-    """``upper`` over ``lower``; both are used up.  Whiteouts only touch what was there before."""
+    """``upper`` over ``lower``; both are used up.
+
+    Whiteouts only touch what was there before, and vanish, also where nothing was.
+    """
     pending = [(lower, upper)]
     while pending:
         low, up = pending.pop()
         _remove(low, up, spec)
         below = low.children
         for name, node in up.children.items():
-            under = below.get(name)
-            if under is not None and under.is_dir and node.is_dir:
+            if node.is_dir:
+                under = below.get(name)
+                if under is None or not under.is_dir:
+                    under = Node(node.mode)
                 pending.append((under, node))
             below[name] = node
         up.children = below
     return upper
+
+
+def drop_whiteouts(root: Node, spec: WhiteoutSpec) -> Node:
+    """``root`` as the lowest layer, which hides nothing."""
+    return apply_layer(Node(root.mode), root, spec)
 
 
 def _remove(low: Node, up: Node, spec: WhiteoutSpec) -> None:

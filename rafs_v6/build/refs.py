@@ -113,9 +113,8 @@ class _Refer:
         out.cct += pack_v2(record, flags, word)
 
 
-def refer_chunks(root: Node, blob: str, options: ChunkOptions, tar: StoredTar) -> StoredChunks:
-    """The chunks of all regular files below ``root``, whose extents lie in ``tar``."""
-    out = StoredChunks(blob)
+def refer_chunks(root: Node, out: StoredChunks, options: ChunkOptions, tar: StoredTar) -> None:
+    """The chunks of all files below ``root`` that have an extent, which lies in ``tar``."""
     refer = _Refer(options, out, tar.index)
     try:
         for path, node in in_tar_order(root):
@@ -131,7 +130,6 @@ def refer_chunks(root: Node, blob: str, options: ChunkOptions, tar: StoredTar) -
         out.context_count = len(refer.contexts)
         compressor = Compressor.GZIP
     out.original = Original(tar.sha256, tar.size, compressor)
-    return out
 
 
 def tarfs_chunks(root: Node, blob: str, chunk_size: int, tar: StoredTar) -> StoredChunks:
@@ -162,7 +160,7 @@ def tarfs_chunks(root: Node, blob: str, chunk_size: int, tar: StoredTar) -> Stor
 
 def in_tar_order(root: Node) -> Iterable[tuple[bytes, Node]]:
     """The files below ``root`` that have data, as their data follow each other in the tar."""
-    found = {id(node): (path, node) for path, node in traverse(root) if node.is_reg and node.size}
+    found = {id(node): (path, node) for path, node in traverse(root) if node.extent and node.size}
 
     def off(item: tuple[bytes, Node]) -> int:
         extent = item[1].extent

@@ -198,9 +198,10 @@ def test_random_trees_survive(files: dict[bytes, bytes], tmp_path_factory: objec
     for name, data in files.items():
         Path(os.fsdecode(os.fsencode(root) + b"/" + name)).write_bytes(data)
     boot = out / "boot"
-    assert main(
-        ["create", "--chunk-size", "0x1000", "-B", str(boot), "-D", str(out), str(root)]
-    ) == 0  # fmt: skip
+    assert main([
+        "create", "--chunk-size", "0x1000", "--whiteout-spec", "none", "-B", str(boot),
+        "-D", str(out), str(root),
+    ]) == 0  # fmt: skip
     image = rafs_v6.open(boot, blobs=out)
     assert {p for p, _ in image.walk()} == {b"/", *(b"/" + n for n in files)}
     assert all(image.read(b"/" + n) == d for n, d in files.items())

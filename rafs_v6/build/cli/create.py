@@ -7,9 +7,17 @@ import os
 from pathlib import Path
 
 from rafs_v6.build.chunks import ChunkOptions
-from rafs_v6.build.cli.output import add_common, add_prefetch, read_prefetch, report
-from rafs_v6.build.create import CreateOptions, Into, create_from_directory, create_from_tar
+from rafs_v6.build.cli.output import (
+    add_chunk_dict,
+    add_common,
+    add_prefetch,
+    read_prefetch,
+    report,
+)
+from rafs_v6.build.create import create_from_directory, create_from_tar
 from rafs_v6.build.errors import BuildError
+from rafs_v6.build.options import CreateOptions, Into
+from rafs_v6.build.overlay import WhiteoutSpec
 from rafs_v6.erofs import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, Compressor, Digester
 
 _COMPRESSORS = {c.name.lower(): c for c in (Compressor.NONE, Compressor.LZ4_BLOCK, Compressor.ZSTD)}
@@ -46,8 +54,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("-v", "--fs-version", choices=("6",), default="6")
     parser.add_argument("--features", choices=("blob-toc",))
     parser.add_argument("--repeatable", action="store_true")
-    # One layer alone: whiteouts stay entries, for merge to apply, whatever the spec.
-    parser.add_argument("--whiteout-spec", choices=("oci", "overlayfs", "none"), default="oci")
+    parser.add_argument(
+        "--whiteout-spec", choices=tuple(WhiteoutSpec), type=WhiteoutSpec, default=WhiteoutSpec.OCI,
+        help="what hides lower entries: applied to the parent, taken out of a directory without"
+        " one. A tar without a parent is a layer: its whiteouts stay in it, for merge",
+    )  # fmt: skip
+    parser.add_argument(
+        "--parent-bootstrap", type=Path, metavar="FILE", help="the image that the source lies over"
+    )
+    add_chunk_dict(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     add_prefetch(parser)
     add_common(parser)
@@ -71,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
         args.bootstrap, args.blob, args.blob_dir, args.blob_inline_meta,
         args.features == "blob-toc", args.blob_id, args.repeatable,
         read_prefetch(args), args.prefetch_policy == "fs",
+        args.parent_bootstrap, args.chunk_dict, args.whiteout_spec,
     )  # fmt: skip
     source = Path("/dev/stdin") if str(args.source) == "-" else args.source
     if into is not None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rafs_v6.build.cli.output import add_common, add_prefetch, read_prefetch, report
+from rafs_v6.build.cli.output import (
+    add_chunk_dict,
+    add_common,
+    add_prefetch,
+    read_prefetch,
+    report,
+)
 from rafs_v6.build.merge import LayerNames, merge
 
 
@@ -17,6 +23,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         parser.add_argument(option, type=_words, default=(), metavar="A,B,...")
     for option in ("--blob-sizes", "--blob-toc-sizes"):
         parser.add_argument(option, type=_numbers, default=(), metavar="N,M,...")
+    parser.add_argument(
+        "--parent-bootstrap", type=Path, metavar="FILE", help="the image below the lowest layer"
+    )
+    add_chunk_dict(parser)
     add_prefetch(parser)
     add_common(parser)
     parser.set_defaults(run=run)
@@ -27,8 +37,14 @@ def run(args: argparse.Namespace) -> None:
         args.blob_digests, args.original_blob_ids, args.blob_sizes, args.blob_toc_digests,
         args.blob_toc_sizes,
     )  # fmt: skip
-    blobs = merge(args.source, names, args.bootstrap, read_prefetch(args))
-    report(args.output_json, bootstrap=args.bootstrap, blobs=blobs, compressor="")
+    merged = merge(
+        args.source, names, args.bootstrap, read_prefetch(args),
+        chunk_dict=args.chunk_dict, parent=args.parent_bootstrap,
+    )  # fmt: skip
+    report(
+        args.output_json, bootstrap=args.bootstrap, blobs=merged.blobs,
+        compressor=merged.compressor.name.lower(),
+    )  # fmt: skip
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -60,6 +60,20 @@ def add_log(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-l", "--log-level", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
 
 
+def add_chunk_dict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--chunk-dict", type=_dictionary, metavar="[bootstrap=]FILE",
+        help="refer to the chunks of this image instead of storing them again",
+    )  # fmt: skip
+
+
+def _dictionary(text: str) -> Path:
+    kind, equals, path = text.partition("=")
+    if equals and kind != "bootstrap" and "/" not in kind:
+        raise argparse.ArgumentTypeError(f"{kind!r} is no kind of dictionary: bootstrap=FILE")
+    return Path(path if kind == "bootstrap" and equals else text)
+
+
 def add_prefetch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prefetch-policy", choices=("fs", "blob", "none"), default="none",

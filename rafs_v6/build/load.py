@@ -1,0 +1,177 @@
+"""Bootstraps as trees with their blobs: layers to merge, parents, dictionaries (sheet 4.2, 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rafs_v6.bootstrap import Bootstrap, Inode
+from rafs_v6.build.bootstrap import BlobEntry, Defaults
+from rafs_v6.build.errors import BuildError
+from rafs_v6.build.tree import Chunk, Node, traverse
+from rafs_v6.erofs import (
+    CHUNK_RECORD_SIZE,
+    EROFS_BLOCK,
+    SUPER_FLAGS_COMPRESSION,
+    SUPER_FLAGS_HASH,
+    BlobFeatures,
+    BlobRecord,
+    ChunkRecord,
+    SuperFlags,
+)
+from rafs_v6.errors import ImageError
+from rafs_v6.tables import is_inlined_id
+from rafs_v6.toc import find_bootstrap
+
+_ID_LEN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An image that was built before; ``root`` may be changed, the rest is as it was read."""
+
+    root: Node
+    blobs: Mapping[str, BlobEntry]
+    defaults: Defaults
+
+
+def load(path: Path, rename: Callable[[BlobRecord], BlobRecord] | None = None) -> Loaded:
+    """The image at ``path``: a bootstrap, or a blob with one inside.
+
+    ``rename`` gives each blob record the name under which the blob will be
+    fetched; without it only a record that stands for its own file gets one.
+    Raises ``BuildError`` for what cannot be built upon (tarfs), ``ImageError`` for damage.
+    """
+    boot = open_bootstrap(path)
+    blobs = load_blobs(boot, path, rename)
+    flags = boot.tables.flags
+    defaults = Defaults(
+        boot.chunk_size,
+        next(v for k, v in SUPER_FLAGS_COMPRESSION.items() if flags & k),
+        next(v for k, v in SUPER_FLAGS_HASH.items() if flags & k),
+        explicit_uid_gid=bool(flags & SuperFlags.EXPLICIT_UID_GID),
+    )
+    return Loaded(_tree(boot, [b.name for b in blobs]), {b.name: b for b in blobs}, defaults)
+
+
+def open_bootstrap(path: Path) -> Bootstrap:
+    """A validated bootstrap, or the one inside a blob with inline metadata."""
+    with path.open("rb") as f:
+        f.seek(1024)
+        if f.read(4) == b"\xe2\xe1\xf5\xe0":
+            boot = Bootstrap.from_file(path)
+        else:
+            size = f.seek(0, 2)
+
+            def read_at(_: str, offset: int, length: int) -> bytes:
+                f.seek(offset)
+                return f.read(length)
+
+            try:
+                boot = Bootstrap.from_bytes(find_bootstrap(read_at, path.name, size))
+            except ImageError as e:
+                raise BuildError(f"{path}: {e}") from e
+    if boot.tables.flags & SuperFlags.TARFS_MODE:
+        raise BuildError(f"{path}: a tarfs image stands alone, nothing goes over it")
+    boot.validate()
+    return boot
+
+
+def load_blobs(
+    boot: Bootstrap, path: Path, rename: Callable[[BlobRecord], BlobRecord] | None = None
+) -> list[BlobEntry]:
+    """The blobs of ``boot`` with their chunk records, in the order of the blob table."""
+    per_blob: list[list[ChunkRecord]] = [[] for _ in boot.blobs]
+    for at in range(0, len(boot.chunk_table), CHUNK_RECORD_SIZE):
+        chunk = ChunkRecord.unpack(boot.chunk_table, at)
+        if chunk.blob_index < len(per_blob):
+            per_blob[chunk.blob_index].append(chunk)
+    blobs = []
+    for info, chunks in zip(boot.blobs, per_blob, strict=True):
+        offset = boot.tables.ext.blob_table_offset + BlobRecord.SIZE * info.index
+        record = BlobRecord.unpack(boot.data, offset)
+        record = (rename or (lambda r: settled(r, path)))(record)
+        for chunk in chunks:
+            end = chunk.uncompressed_offset + chunk.uncompressed_size
+            if (
+                chunk.index >= record.chunk_count
+                or chunk.uncompressed_offset % EROFS_BLOCK
+                or end > record.uncompressed_size
+            ):
+                raise BuildError(f"{path}: chunk {chunk.index} lies outside blob {info.index}")
+        blobs.append(BlobEntry(record.blob_id.rstrip(b"\0").decode(), record, chunks))
+    return blobs
+
+
+def settled(record: BlobRecord, path: Path) -> BlobRecord:
+    """The record for use outside its own file, whose name says what it could not know (2.9)."""
+    features = BlobFeatures(record.features)
+    own = is_inlined_id(record.blob_id.decode("utf-8", "replace"))
+    record = replace(record, features=int(features & ~BlobFeatures.INLINED_FS_META))
+    return with_id(record, file_id(path), path) if own else record
+
+
+def file_id(path: Path) -> str:
+    """The blob id that a file's name stands for (sheet 4.3)."""
+    return path.name.split(".", 1)[0]
+
+
+def with_id(record: BlobRecord, name: str, path: Path) -> BlobRecord:
+    raw = name.encode()
+    if not 0 < len(raw) <= _ID_LEN or b"/" in raw:
+        raise BuildError(f"{path}: {name!r} is no blob id")
+    return replace(record, blob_id=raw.ljust(_ID_LEN, b"\0"))
+
+
+def used_names(root: Node, first: Iterable[str] = ()) -> list[str]:
+    """The blobs that files of ``root`` refer to: those of ``first``, then in order of use."""
+    used = dict.fromkeys(c.blob for _, node in traverse(root) for c in node.chunks)
+    return list(dict.fromkeys(name for name in first if name in used) | used)
+
+
+def check_alike(path: Path, upper: Defaults, lower: Defaults) -> None:
+    """May ``upper``, read from ``path``, share a bootstrap with ``lower``?"""
+    if upper.chunk_size != lower.chunk_size:
+        raise BuildError(
+            f"{path}: chunks of {upper.chunk_size:#x} bytes over a lower layer with"
+            f" {lower.chunk_size:#x}; build all layers with the same --chunk-size"
+        )
+    if upper.explicit_uid_gid != lower.explicit_uid_gid:
+        raise BuildError(
+            f"{path}: one layer was built with --repeatable, which drops owners, and one without"
+        )
+
+
+def _tree(boot: Bootstrap, blobs: Sequence[str]) -> Node:
+    """The tree of a validated bootstrap."""
+    by_nid: dict[int, Node] = {}
+
+    def node_of(inode: Inode) -> Node:
+        node = by_nid.get(inode.nid)
+        if node is None:
+            node = by_nid[inode.nid] = Node(
+                inode.mode, inode.uid, inode.gid, inode.mtime, inode.mtime_nsec,
+                0 if inode.is_dir else inode.size, inode.rdev, xattrs=boot.xattrs(inode),
+            )  # fmt: skip
+            if inode.is_symlink:
+                node.target = boot.read_link(inode)
+            elif inode.is_reg:
+                node.chunks = [
+                    Chunk(blobs[c.blob_index], c.chunk_index, c.flat_off, c.size)
+                    for c in boot.chunks(inode)
+                ]
+        return node
+
+    root = node_of(boot.root)
+    pending = [(boot.root, root)]
+    while pending:
+        inode, node = pending.pop()
+        for entry in boot.read_dir(inode):
+            if entry.name in (b".", b".."):
+                continue
+            below = boot.inode(entry.nid)
+            child = node.children[entry.name] = node_of(below)
+            if child.is_dir:
+                pending.append((below, child))
+    return root
