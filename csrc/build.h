@@ -55,3 +55,10 @@ int rafs_gunzip_feed(struct rafs_gunzip *g, const uint8_t *in, size_t len);
 int rafs_gunzip_end(struct rafs_gunzip *g, struct rafs_gz_point *end);
 /* n points, ascending in both offsets; they live as long as g and until the next feed. */
 const struct rafs_gz_point *rafs_gunzip_points(const struct rafs_gunzip *g, uint64_t *n);
+
+/*
+ * Sort n records of a chunk table (80 bytes, sheet 1.17) by digest and blob, and
+ * keep one of each such key, the one with the highest chunk index.  Returns how
+ * many are left, at the start; the rest is zeroed.
+ */
+uint32_t rafs_build_sort_table(uint8_t *table, uint32_t n);

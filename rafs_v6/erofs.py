@@ -8,7 +8,7 @@ endian.  Each structure has ``SIZE``, ``unpack`` and ``pack``.
 from __future__ import annotations
 
 import struct
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import ClassVar, Self
 
@@ -154,13 +154,15 @@ class TocFlags(IntFlag):
 
 class _Structure:
     LAYOUT: ClassVar[struct.Struct]
+    __slots__: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def unpack(cls, data: bytes | memoryview, offset: int = 0) -> Self:
         return cls(*cls.LAYOUT.unpack_from(data, offset))
 
     def pack(self) -> bytes:
-        return self.LAYOUT.pack(*astuple(self))  # type: ignore[call-overload]
+        # Not astuple(), which copies deeply: bootstraps have one record for every file and chunk.
+        return self.LAYOUT.pack(*map(self.__getattribute__, self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)

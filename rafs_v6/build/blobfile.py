@@ -51,13 +51,17 @@ def tar_header(name: bytes, size: int) -> bytes:
     return bytes(out)
 
 
-def shrink(compressor: Compressor, data: bytes) -> tuple[Compressor, bytes]:
+def shrink(
+    compressor: Compressor, data: bytes | bytearray
+) -> tuple[Compressor, bytes | bytearray]:
     """``data`` compressed, or as they are when that does not make them smaller."""
     if compressor is Compressor.NONE:
         return compressor, data
     room = lib.rafs_compress_bound(compressor, len(data))
     out = ffi.new("uint8_t[]", room)
-    size = lib.rafs_compress(compressor, _LEVEL, data, len(data), out, room)
+    size = lib.rafs_compress(
+        compressor, _LEVEL, ffi.from_buffer("uint8_t[]", data), len(data), out, room
+    )
     if size <= 0 or size >= len(data):
         return Compressor.NONE, data
     return compressor, bytes(ffi.buffer(out, size))
@@ -135,7 +139,7 @@ class BlobFile:
         self._file = os.fdopen(fd, "wb")
         self._name = Path(name)
 
-    def write(self, data: bytes | memoryview, *, hashed: bool = True) -> None:
+    def write(self, data: bytes | bytearray | memoryview, *, hashed: bool = True) -> None:
         try:
             self._file.write(data)
         except BrokenPipeError as error:
@@ -214,7 +218,7 @@ def _open_stream(path: Path) -> int:
             return fd
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | bytearray) -> None:
     out = BlobFile(path)
     try:
         out.write(data, hashed=False)

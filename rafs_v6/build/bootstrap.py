@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from rafs_v6._build import ffi, lib
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.layout import Layout
 from rafs_v6.build.tree import Node
@@ -64,7 +65,7 @@ class Defaults:
 
 def write_bootstrap(
     root: Node, blobs: Sequence[BlobEntry], defaults: Defaults, prefetch: Sequence[Node] = ()
-) -> bytes:
+) -> bytearray:
     """The whole bootstrap; blob indexes in ``blobs`` are set here.
 
     ``prefetch``: nodes of the tree for the prefetch table (sheet 1.16), in order.
@@ -81,14 +82,17 @@ def write_bootstrap(
         struct.pack("<I", layout.nid(node)) for node in (prefetch if blobs else ())
     )
     meta_addr = round_up(prefetch_off + len(prefetch_table), EROFS_BLOCK) if blobs else 0
-    region = layout.render(
-        meta_addr, defaults.chunk_size, {blob.name: i for i, blob in enumerate(blobs)}
-    )
-    chunk_table = _chunk_table(blobs)
-    chunk_table_off = meta_addr + len(region)
-    size = round_up(chunk_table_off + len(chunk_table), EROFS_BLOCK)
-
-    out = bytearray(size)
+    chunk_table_off = meta_addr + layout.size
+    records = sum(len(blob.chunks) for blob in blobs)
+    out = bytearray(round_up(chunk_table_off + CHUNK_RECORD_SIZE * records, EROFS_BLOCK))
+    with memoryview(out) as view:
+        layout.render(
+            view[meta_addr:chunk_table_off], meta_addr, defaults.chunk_size,
+            {blob.name: i for i, blob in enumerate(blobs)},
+        )  # fmt: skip
+        chunk_table_size = _write_chunk_table(view[chunk_table_off:], blobs)
+    size = round_up(chunk_table_off + chunk_table_size, EROFS_BLOCK)
+    del out[size:]
     out[EROFS_SUPER_OFFSET : EROFS_SUPER_OFFSET + SuperBlock.SIZE] = SuperBlock(
         EROFS_SUPER_MAGIC_V1, 0, RAFS_V6_COMPAT, block.bit_length() - 1, 0, layout.nid(root),
         layout.inos, 0, 0,
@@ -99,7 +103,7 @@ def write_bootstrap(
     ext_off = EROFS_SUPER_OFFSET + SuperBlock.SIZE
     out[ext_off : ext_off + ExtSuperBlock.SIZE] = ExtSuperBlock(
         _flags(blobs, defaults, layout.has_xattr), table_off, BlobRecord.SIZE * len(blobs),
-        defaults.chunk_size, chunk_table_off, len(chunk_table),
+        defaults.chunk_size, chunk_table_off, chunk_table_size,
         prefetch_off if prefetch_table else 0, len(prefetch_table), 0, bytes(200),
     ).pack()  # fmt: skip
     position = size
@@ -116,14 +120,9 @@ def write_bootstrap(
         record_off = table_off + BlobRecord.SIZE * i
         packed = replace(record, blob_index=i).pack()
         out[record_off : record_off + len(packed)] = packed
-    if meta_addr == 0:
-        # Without blobs the region begins at 0 and its empty block holds the superblocks.
-        region[:EROFS_BLOCK] = out[:EROFS_BLOCK]
-    out[meta_addr : meta_addr + len(region)] = region
     if prefetch_table:
         out[prefetch_off : prefetch_off + len(prefetch_table)] = prefetch_table
-    out[chunk_table_off : chunk_table_off + len(chunk_table)] = chunk_table
-    return bytes(out)
+    return out
 
 
 def _flags(blobs: Sequence[BlobEntry], defaults: Defaults, has_xattr: bool) -> SuperFlags:
@@ -140,9 +139,12 @@ def _flags(blobs: Sequence[BlobEntry], defaults: Defaults, has_xattr: bool) -> S
     return flags
 
 
-def _chunk_table(blobs: Sequence[BlobEntry]) -> bytes:
-    keyed = {(c.digest, i): c for i, blob in enumerate(blobs) for c in blob.chunks}
-    table = b"".join(replace(c, blob_index=i).pack() for (_, i), c in sorted(
-        keyed.items(), key=lambda item: item[0]))
-    assert len(table) == CHUNK_RECORD_SIZE * len(keyed)
-    return table
+def _write_chunk_table(out: memoryview, blobs: Sequence[BlobEntry]) -> int:
+    """Write the records of all blobs, sorted by digest and blob; their bytes (sheet 1.17)."""
+    at = 0
+    for i, blob in enumerate(blobs):
+        for chunk in blob.chunks:
+            out[at : at + CHUNK_RECORD_SIZE] = replace(chunk, blob_index=i).pack()
+            at += CHUNK_RECORD_SIZE
+    kept = lib.rafs_build_sort_table(ffi.from_buffer("uint8_t[]", out), at // CHUNK_RECORD_SIZE)
+    return int(kept) * CHUNK_RECORD_SIZE

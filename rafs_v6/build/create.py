@@ -74,7 +74,7 @@ def create(root: Node, options: CreateOptions, tar: StoredTar | None = None) -> 
             defaults = replace(defaults, compressor=chunks.original.compressor)
         ids = used_names(root, base.first)
 
-        def bootstrap(own: BlobRecord | None) -> bytes:
+        def bootstrap(own: BlobRecord | None) -> bytearray:
             entry = {} if own is None else {_OWN: BlobEntry(_OWN, own, chunks.records)}
             blobs = {**base.blobs, **entry}
             table = first if options.prefetch_table else ()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
+from array import array
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from rafs_v6.build.errors import BuildError
-from rafs_v6.build.tree import Node, sorted_children, traverse, xattr_index
+from rafs_v6.build.tree import Node, sorted_children, xattr_index
 from rafs_v6.erofs import (
     CHUNK_INDEX,
     CHUNK_INDEX_SIZE,
@@ -42,102 +42,116 @@ _FILE_TYPES = {
 }
 
 
-@dataclass(slots=True)
-class _Place:
-    off: int
-    data: int
-    inline: bool
-    ino: int
-    nlink: int
-    parent: Node
-
-
 class Layout:
     """``Layout(root)`` finds the places; ``render`` writes them for a given ``meta_addr``.
 
     ``block``: 4096 bytes, or 512 for tarfs.  The region's empty start is 4096 for both.
+    What is known of a node lies in arrays, by its number: ``node.ino``, counted
+    in the order of the tree (sheet 1.15), with a gap for every further hard link.
     """
 
     def __init__(self, root: Node, block: int = EROFS_BLOCK) -> None:
-        self._root = root
         self._block = block
-        self._places: dict[int, _Place] = {}
-        self._off = EROFS_BLOCK
+        self._nodes: list[Node | None] = [None]
+        self._off, self._data = array("Q", [0]), array("Q", [0])
+        self._nlink = array("I", [0])
+        self._inline = bytearray(1)
+        self._parents: dict[int, int] = {1: 1}  # of directories
+        self._end = EROFS_BLOCK
         self._free: list[deque[int]] = [deque() for _ in range(block // EROFS_SLOTSIZE)]
-        self.inos = 0
         self.has_xattr = False
-        self._place_tree()
-        self.size = round_up(self._off, EROFS_BLOCK)
+        self._place_tree(root)
+        self.inos = len(self._nodes) - 1
+        self.size = round_up(self._end, EROFS_BLOCK)
 
     def nid(self, node: Node) -> int:
-        return self._places[id(node)].off // EROFS_SLOTSIZE
+        return self._off[node.ino] // EROFS_SLOTSIZE
 
     # -- places --------------------------------------------------------------------------------
 
-    def _place_tree(self) -> None:
-        parents = {id(self._root): self._root}
-        for _, node in traverse(self._root):
-            self.inos += 1
-            for child in node.children.values():
-                parents[id(child)] = node
-            old = self._places.get(id(node))
-            if old is not None:
-                old.nlink += 1
-                continue
-            self.has_xattr |= bool(node.xattrs)
-            place = _Place(0, 0, False, self.inos, 1, parents[id(node)])
-            if node.is_dir:
-                place.nlink = 2 + sum(c.is_dir for c in node.children.values())
-                self._place_flat(place, node, _dir_size(node, self._block))
-            elif node.is_symlink:
-                self._place_flat(place, node, len(node.target))
-            elif node.is_reg:
-                body = round_up(InodeExtended.SIZE + _xattr_size(node), CHUNK_INDEX_SIZE)
-                size = body + CHUNK_INDEX_SIZE * len(node.chunks)
-                place.off = self._take_or_append(size)
-            else:
-                place.off = self._off
-                self._off += InodeExtended.SIZE + _xattr_size(node)
-            self._off = round_up(self._off, EROFS_SLOTSIZE)
-            self._places[id(node)] = place
+    def _place_tree(self, root: Node) -> None:
+        self._place(root)
+        pending = [root]
+        while pending:
+            node = pending.pop()
+            directories = []
+            for _, child in sorted_children(node):
+                if self._is_placed(child):
+                    self._nlink[child.ino] += 1
+                    self._append(None)
+                    continue
+                self._place(child)
+                if child.is_dir:
+                    self._parents[child.ino] = node.ino
+                    directories.append(child)
+            pending += reversed(directories)
 
-    def _place_flat(self, place: _Place, node: Node, size: int) -> None:
+    def _is_placed(self, node: Node) -> bool:
+        # The number may be one from another layout of this node.
+        return node.ino < len(self._nodes) and self._nodes[node.ino] is node
+
+    def _append(self, node: Node | None) -> int:
+        self._nodes.append(node)
+        self._off.append(0)
+        self._data.append(0)
+        self._nlink.append(1)
+        self._inline.append(0)
+        return len(self._nodes) - 1
+
+    def _place(self, node: Node) -> None:
+        node.ino = ino = self._append(node)
+        self.has_xattr |= bool(node.xattrs)
+        if node.is_dir:
+            self._nlink[ino] = 2 + sum(c.is_dir for c in node.children.values())
+            self._place_flat(node, _dir_size(node, self._block))
+        elif node.is_symlink:
+            self._place_flat(node, len(node.target))
+        elif node.is_reg:
+            body = round_up(InodeExtended.SIZE + _xattr_size(node), CHUNK_INDEX_SIZE)
+            self._off[ino] = self._take_or_append(body + CHUNK_INDEX_SIZE * len(node.chunks))
+        else:
+            self._off[ino] = self._end
+            self._end += InodeExtended.SIZE + _xattr_size(node)
+        self._end = round_up(self._end, EROFS_SLOTSIZE)
+
+    def _place_flat(self, node: Node, size: int) -> None:
+        ino, block = node.ino, self._block
         body = InodeExtended.SIZE + _xattr_size(node)
-        tail = size % self._block
-        if tail and body + tail <= self._block:
-            place.inline = True
+        tail = size % block
+        if tail and body + tail <= block:
+            self._inline[ino] = 1
             taken = self._take(body + tail)
             if taken is None:
-                if self._block - self._off % self._block < body + tail:
+                if block - self._end % block < body + tail:
                     self._next_block()
-                taken = self._off
-                self._off += body + tail
-            place.off = taken
+                taken = self._end
+                self._end += body + tail
+            self._off[ino] = taken
             if size != tail:
                 self._next_block()
-            place.data = self._off
-            self._off += size - tail
+            self._data[ino] = self._end
+            self._end += size - tail
         else:
-            place.off = self._take_or_append(body)
+            self._off[ino] = self._take_or_append(body)
             self._next_block()
-            place.data = self._off
-            self._off = round_up(self._off + size, self._block)
+            self._data[ino] = self._end
+            self._end = round_up(self._end + size, block)
 
     def _take_or_append(self, size: int) -> int:
         taken = self._take(size)
         if taken is None:
-            taken = self._off
-            self._off += size
+            taken = self._end
+            self._end += size
         return taken
 
     def _next_block(self) -> None:
-        self._push(round_up(self._off, EROFS_SLOTSIZE))
-        self._off = round_up(self._off, self._block)
+        self._push(round_up(self._end, EROFS_SLOTSIZE))
+        self._end = round_up(self._end, self._block)
 
     def _push(self, off: int) -> None:
-        if off % self._block:
-            block = off - off % self._block
-            self._free[(self._block - off % self._block) // EROFS_SLOTSIZE].append(block)
+        used = off % self._block
+        if used:
+            self._free[(self._block - used) // EROFS_SLOTSIZE].append(off - used)
 
     def _take(self, size: int) -> int | None:
         for slots in range(-(-size // EROFS_SLOTSIZE), self._block // EROFS_SLOTSIZE):
@@ -149,31 +163,30 @@ class Layout:
 
     # -- bytes ---------------------------------------------------------------------------------
 
-    def render(self, meta_addr: int, chunk_size: int, blob_index: Mapping[str, int]) -> bytearray:
-        """The region's bytes; ``blob_index``: the position of each blob in the blob table."""
-        out = bytearray(self.size)
-        done: set[int] = set()
-        for path, node in traverse(self._root):
-            if id(node) not in done:
-                done.add(id(node))
-                self._render_node(
-                    out, node, path, meta_addr=meta_addr, chunk_size=chunk_size,
-                    blob_index=blob_index,
-                )  # fmt: skip
-        return out
+    def render(
+        self, out: memoryview, meta_addr: int, chunk_size: int, blob_index: Mapping[str, int]
+    ) -> None:
+        """Write the region into ``out``, ``size`` zeros.
+
+        ``blob_index``: the position of each blob in the blob table.
+        """
+        for node in self._nodes:
+            if node is not None:
+                self._render_node(out, node, meta_addr, chunk_size, blob_index)
 
     def _render_node(
-        self, out: bytearray, node: Node, path: bytes, *, meta_addr: int, chunk_size: int,
+        self, out: memoryview, node: Node, meta_addr: int, chunk_size: int,
         blob_index: Mapping[str, int],
     ) -> None:  # fmt: skip
-        place = self._places[id(node)]
+        ino = node.ino
+        off, data_off, inline = self._off[ino], self._data[ino], self._inline[ino]
         xattrs = _pack_xattrs(node)
         icount = 1 + (len(xattrs) - EROFS_XATTR_IBODY_SIZE) // 4 if xattrs else 0
         data, i_u, layout = b"", 0, EROFS_INODE_FLAT_PLAIN
         if node.is_dir or node.is_symlink:
-            data = self._pack_dir(node, place) if node.is_dir else node.target
-            i_u = (meta_addr + place.data) // self._block
-            if place.inline:
+            data = self._pack_dir(node) if node.is_dir else node.target
+            i_u = (meta_addr + data_off) // self._block
+            if inline:
                 layout = EROFS_INODE_FLAT_INLINE
         elif node.is_reg:
             layout = EROFS_INODE_CHUNK_BASED
@@ -182,48 +195,55 @@ class Layout:
         elif stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode):
             major, minor = os.major(node.rdev), os.minor(node.rdev)
             i_u = (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
-        size = len(data) if node.is_dir else node.size
-        head = InodeExtended(
-            1 | layout << 1, icount, node.mode, 0, size, i_u, place.ino, node.uid, node.gid,
-            node.mtime, node.mtime_nsec, place.nlink, bytes(16),
-        ).pack() + xattrs  # fmt: skip
-        out[place.off : place.off + len(head)] = head
-        at = place.off + len(head)
+        InodeExtended.LAYOUT.pack_into(
+            out, off, 1 | layout << 1, icount, node.mode, 0,
+            len(data) if node.is_dir else node.size, i_u, ino, node.uid, node.gid,
+            node.mtime, node.mtime_nsec, self._nlink[ino], bytes(16),
+        )  # fmt: skip
+        at = off + InodeExtended.SIZE
+        out[at : at + len(xattrs)] = xattrs
+        at += len(xattrs)
         if node.is_reg:
             at = round_up(at, CHUNK_INDEX_SIZE)
             for chunk in node.chunks:
                 index = blob_index.get(chunk.blob)
                 if index is None:
-                    raise BuildError(f"{path!r}: blob {chunk.blob} is not in the blob table")
+                    raise BuildError(f"a file has data in {chunk.blob}, not in the blob table")
                 CHUNK_INDEX.pack_into(
                     out, at, chunk.index & 0xFFFF, index + 1, chunk.index >> 16,
                     chunk.flat_off // self._block,
                 )  # fmt: skip
                 at += CHUNK_INDEX_SIZE
-        elif place.inline:
+        elif inline:
             full = len(data) - len(data) % self._block
-            out[place.data : place.data + full] = data[:full]
+            out[data_off : data_off + full] = data[:full]
             out[at : at + len(data) - full] = data[full:]
         else:
-            out[place.data : place.data + len(data)] = data
+            out[data_off : data_off + len(data)] = data
 
-    def _pack_dir(self, node: Node, place: _Place) -> bytes:
-        entries = [(b".", node), (b"..", place.parent), *node.children.items()]
+    def _pack_dir(self, node: Node) -> bytes:
+        numbers = {b".": node.ino, b"..": self._parents[node.ino]}
         out = bytearray()
-        for block in _dir_blocks(sorted(entries, key=lambda e: e[0]), self._block):
+        for block in _dir_blocks(node, self._block):
             out += bytes(round_up(len(out), self._block) - len(out))
             name_off = EROFS_DIRENT_SIZE * len(block)
             heads = bytearray()
-            for name, child in block:
-                kind = _FILE_TYPES[stat.S_IFMT(child.mode)]
-                heads += DIRENT.pack(self.nid(child), name_off, kind, 0)
+            for name, kind in block:
+                child = node.children.get(name)
+                ino = child.ino if child is not None else numbers[name]
+                nid = self._off[ino] // EROFS_SLOTSIZE
+                heads += DIRENT.pack(nid, name_off, _FILE_TYPES[kind], 0)
                 name_off += len(name)
             out += heads + b"".join(name for name, _ in block)
         return bytes(out)
 
 
-def _dir_blocks(entries: list[tuple[bytes, Node]], block: int) -> list[list[tuple[bytes, Node]]]:
-    blocks: list[list[tuple[bytes, Node]]] = [[]]
+def _dir_blocks(node: Node, block: int) -> list[list[tuple[bytes, int]]]:
+    """(name, file type) of all entries, cut into blocks."""
+    entries = [(name, stat.S_IFMT(child.mode)) for name, child in node.children.items()]
+    entries += [(b".", stat.S_IFDIR), (b"..", stat.S_IFDIR)]
+    entries.sort()
+    blocks: list[list[tuple[bytes, int]]] = [[]]
     used = 0
     for entry in entries:
         need = EROFS_DIRENT_SIZE + len(entry[0])
@@ -236,8 +256,7 @@ def _dir_blocks(entries: list[tuple[bytes, Node]], block: int) -> list[list[tupl
 
 
 def _dir_size(node: Node, block: int) -> int:
-    entries = [(b".", node), (b"..", node), *sorted_children(node)]
-    blocks = _dir_blocks(sorted(entries, key=lambda e: e[0]), block)
+    blocks = _dir_blocks(node, block)
     last = sum(EROFS_DIRENT_SIZE + len(name) for name, _ in blocks[-1])
     return (len(blocks) - 1) * block + last
 

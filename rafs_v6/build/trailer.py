@@ -25,8 +25,8 @@ _ID_MAX = 64
 
 def write_trailer(
     out: BlobFile, chunks: StoredChunks, options: CreateOptions,
-    bootstrap: Callable[[BlobRecord], bytes],
-) -> tuple[bytes, str, str]:  # fmt: skip
+    bootstrap: Callable[[BlobRecord], bytearray],
+) -> tuple[bytearray, str, str]:  # fmt: skip
     """Everything behind the chunk data; (bootstrap, name of the object, blob id).
 
     ``bootstrap`` makes it with the record that this blob is to have.
@@ -42,7 +42,8 @@ def write_trailer(
     original = chunks.original
     toc = b""
     count = len(chunks.records)
-    ci_compressor, cct, plain_cct, ci_offset = Compressor.NONE, b"", b"", 0
+    cct: bytes | bytearray = b""
+    ci_compressor, plain_cct, ci_offset = Compressor.NONE, b"", 0
     if count:
         if original is None:
             data_size = out.size

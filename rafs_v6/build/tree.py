@@ -53,6 +53,7 @@ class Node:
     children: dict[bytes, Node] = field(default_factory=dict)
     extent: Extent | None = None
     chunks: list[Chunk] = field(default_factory=list)
+    ino: int = 0  # Layout's
 
     @property
     def is_dir(self) -> bool:
