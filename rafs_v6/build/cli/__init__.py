@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rafs_v6.build.cli import check, create, inspect, merge, unpack
+from rafs_v6.build.cli import check, create, diff, inspect, merge, stat, unpack
 from rafs_v6.build.cli.source import OpenBackend
 from rafs_v6.errors import RafsError
 
@@ -20,6 +20,7 @@ examples:
   nydus-image merge --bootstrap image.boot blobs/3f… blobs/9a…
   nydus-image check image.boot --blob-dir blobs/
   nydus-image inspect image.boot --request blobs
+  nydus-image diff old.boot new.boot
   nydus-image unpack image.boot --blob-dir blobs/ --output image.tar
 """
 
@@ -28,14 +29,14 @@ def main(argv: Sequence[str] | None = None, open_backend: OpenBackend | None = N
     """``open_backend``: see ``source``."""
     parser = argparse.ArgumentParser(
         prog="nydus-image",
-        description="Build, merge, check and unpack RAFS v6 images.",
+        description="Build, merge, check, compare and take apart RAFS v6 images.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-L", "--log-file", help="accepted for the original's callers")
     parser.add_argument("-l", "--log-level", default="info", help="accepted likewise")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (create, merge, check, inspect, unpack):
+    for module in (create, merge, check, inspect, stat, diff, unpack):
         module.add_parser(commands)
     args = parser.parse_args(argv, argparse.Namespace(open_backend=open_backend))
     try:

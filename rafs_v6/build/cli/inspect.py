@@ -1,53 +1,95 @@
-"""``nydus-image inspect -R``: one question about a bootstrap, answered in JSON (interface 7.2)."""
+"""``nydus-image inspect``: look into a bootstrap, one question (-R, answered in JSON) or many."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 from pathlib import Path
 
-import rafs_v6
+from rafs_v6.build.cli.output import add_log, examples
+from rafs_v6.build.cli.source import add_bootstrap, bootstrap_path
 from rafs_v6.build.errors import BuildError
+from rafs_v6.errors import ImageError
+from rafs_v6.tools.blobs import load_bootstrap
+from rafs_v6.tools.inspect import Answer, BadQuestion, Inspector
+
+HELP = """\
+stats            the superblock and its tables
+ls [DIR]         a directory
+cd DIR           go there
+stat NAME        an inode, its xattrs and chunks
+blobs            the blob table
+prefetch         the prefetch table
+chunk OFFSET     the chunk that holds this stored byte, and the files that use it
+icheck INODE     the paths of an inode
+exit, q          leave"""
+EXAMPLES = """\
+  nydus-image inspect image.boot --request blobs
+  nydus-image inspect image.boot --request 'stat /etc/passwd' | jq .chunks
+  nydus-image inspect image.boot
+"""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("inspect", help="ask a bootstrap: stats, blobs or prefetch")
-    parser.add_argument("source", type=Path, nargs="?", metavar="BOOTSTRAP")
-    parser.add_argument("-B", "--bootstrap", type=Path, help="the same, as older callers say it")
-    parser.add_argument("-R", "--request", choices=tuple(_ANSWERS), required=True)
+    parser = commands.add_parser(
+        "inspect", help="look into a bootstrap, with a prompt or one question",
+        **examples(f"{EXAMPLES}\ncommands:\n{HELP}"),
+    )  # fmt: skip
+    add_bootstrap(parser)
+    parser.add_argument("-R", "--request", metavar="COMMAND", help="one command; answers in JSON")
+    # Options of the original that a bootstrap alone does not need.
+    parser.add_argument("-D", "--blob-dir", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("-C", "--config", type=Path, help=argparse.SUPPRESS)
+    add_log(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    path = args.source or args.bootstrap
-    if path is None:
-        raise BuildError("which bootstrap? give its path")
-    print(json.dumps(_ANSWERS[args.request](rafs_v6.open(path).bootstrap)))
+    bootstrap = load_bootstrap(bootstrap_path(args))
+    bootstrap.validate()
+    inspector = Inspector(bootstrap)
+    if args.request is None:
+        _prompt(inspector)
+        return
+    if args.request.strip() == "help":
+        print(HELP)
+        return
+    try:
+        print(json.dumps(inspector.answer(args.request)))
+    except BadQuestion as error:
+        raise BuildError(str(error)) from error
 
 
-def _stats(boot: rafs_v6.Bootstrap) -> object:
-    return {"inodes_count": boot.tables.super_block.inos}
+def _prompt(inspector: Inspector) -> None:
+    terminal = sys.stdin.isatty()
+    if terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401, PLC0415 - history and editing for input()
+    while True:
+        try:
+            line = input(f"{inspector.directory} > " if terminal else "").strip()
+        except EOFError:
+            return
+        if line in ("exit", "q"):
+            return
+        if line == "help":
+            print(HELP)
+        elif line:
+            try:
+                _show(inspector.answer(line))
+            except (BadQuestion, ImageError) as error:
+                print(f"{error}", file=sys.stderr)
 
 
-def _blobs(boot: rafs_v6.Bootstrap) -> object:
-    return [
-        {
-            "blob_id": blob.blob_id,
-            "readahead_offset": 0,
-            "readahead_size": 0,
-            "decompressed_size": blob.uncompressed_size,
-            "compressed_size": blob.compressed_size,
-        }
-        for blob in boot.blobs
-    ]
-
-
-def _prefetch(boot: rafs_v6.Bootstrap) -> object:
-    names = {inode.nid: path for path, inode in boot.walk()}
-    return [
-        {"inode": nid, "path": names.get(nid, b"").decode(errors="backslashreplace")}
-        for nid in boot.prefetch_nids
-    ]
-
-
-_ANSWERS = {"stats": _stats, "blobs": _blobs, "prefetch": _prefetch}
+def _show(answer: Answer) -> None:
+    for item in answer if isinstance(answer, list) else [answer]:
+        if item.keys() == {"type", "inode", "name", "size"}:
+            print(f"{item['type']} {item['inode']:>10} {item['size']:>14} {item['name']}")
+            continue
+        width = max(map(len, item), default=0)
+        for name, value in item.items():
+            shown = value if isinstance(value, int | str) else json.dumps(value)
+            print(f"{name:{width}}  {shown}")
+        print()

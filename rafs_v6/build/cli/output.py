@@ -117,6 +117,10 @@ def report(
         "compressor": compressor,
         **(extra or {}),
     }
+    write_json(target, document)
+
+
+def write_json(target: Path, document: object) -> None:
     write_atomically(target, json.dumps(document, indent=2).encode() + b"\n")
 
 
