@@ -73,10 +73,13 @@ def _from_stat(path: bytes) -> Node:
         node.size = st.st_size
         node.extent = Extent(-1, 0, path)
     # System attributes of the file system's own (NFS, SMB ACLs) have no place in the format.
+    xattrs = {}
     for key in os.listxattr(path, follow_symlinks=False):
         name = os.fsencode(key)
         if not name.startswith(b"system.") or b"posix_acl" in name:
-            node.xattrs[name] = os.getxattr(path, key, follow_symlinks=False)
+            xattrs[name] = os.getxattr(path, key, follow_symlinks=False)
+    if xattrs:
+        node.xattrs = xattrs
     check_node(node, path)
     return node
 
@@ -118,10 +121,10 @@ class TarSource:
             raise SourceError(f"the tar does not parse: no header at byte {end}")
 
     def _entry(self, info: tarfile.TarInfo) -> None:
-        name = info.name.encode("utf-8", "surrogateescape")
+        name = _raw(info.name)
         parts = _parts(name)
         if info.islnk():
-            node = self._find(_parts(info.linkname.encode("utf-8", "surrogateescape")))
+            node = self._find(_parts(_raw(info.linkname)))
             if node is None or node.is_dir:
                 raise SourceError(f"{name!r}: a hard link to {info.linkname!r}, which is no file")
             self._add(parts, node, name)
@@ -131,12 +134,15 @@ class TarSource:
             raise SourceError(f"{name!r}: a tar entry of type {info.type!r}")
         seconds, nsec = _mtime(info, name)
         node = Node(kind | stat.S_IMODE(info.mode), info.uid, info.gid, seconds, nsec)
-        for key, value in info.pax_headers.items():
-            if key.startswith(_XATTR_PAX):
-                xattr = key[len(_XATTR_PAX) :].encode("utf-8", "surrogateescape")
-                node.xattrs[xattr] = value.encode("utf-8", "surrogateescape")
+        xattrs = {
+            _raw(key[len(_XATTR_PAX) :]): _raw(value)
+            for key, value in info.pax_headers.items()
+            if key.startswith(_XATTR_PAX)
+        }
+        if xattrs:
+            node.xattrs = xattrs
         if kind == stat.S_IFLNK:
-            node.target = info.linkname.encode("utf-8", "surrogateescape")
+            node.target = _raw(info.linkname)
         elif kind in (stat.S_IFCHR, stat.S_IFBLK):
             if not (0 <= info.devmajor < 1 << 12 and 0 <= info.devminor < 1 << 20):
                 raise SourceError(f"{name!r}: device {info.devmajor}:{info.devminor}")
@@ -200,6 +206,11 @@ class TarSource:
         if old is not None and old.is_dir and node.is_dir:
             node.children = old.children
         at.children[parts[-1]] = node
+
+
+def _raw(text: str) -> bytes:
+    """What stands in the tar."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _parts(name: bytes) -> list[bytes]:

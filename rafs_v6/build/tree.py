@@ -9,6 +9,8 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import cast
 
 from rafs_v6.build.errors import SourceError
 from rafs_v6.erofs import EROFS_NAME_LEN, SYMLINK_MAX, XATTR_PREFIXES
@@ -37,9 +39,17 @@ class Extent:
     path: bytes = b""
 
 
+# Most nodes have neither xattrs nor entries: they share what cannot be changed.
+_NO_XATTRS = cast("dict[bytes, bytes]", MappingProxyType({}))
+_NO_CHILDREN = cast("dict[bytes, Node]", MappingProxyType({}))
+
+
 @dataclass(slots=True, eq=False)
 class Node:
-    """Attributes of an inode; times in seconds and nanoseconds, ``rdev`` as ``os.makedev``."""
+    """Attributes of an inode; times in seconds and nanoseconds, ``rdev`` as ``os.makedev``.
+
+    ``xattrs`` is replaced as a whole; only directories have ``children`` to add to.
+    """
 
     mode: int
     uid: int = 0
@@ -49,11 +59,15 @@ class Node:
     size: int = 0
     rdev: int = 0
     target: bytes = b""
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
-    children: dict[bytes, Node] = field(default_factory=dict)
+    xattrs: dict[bytes, bytes] = field(default_factory=lambda: _NO_XATTRS)
+    children: dict[bytes, Node] = field(default_factory=lambda: _NO_CHILDREN)
     extent: Extent | None = None
     chunks: list[Chunk] = field(default_factory=list)
     ino: int = 0  # Layout's
+
+    def __post_init__(self) -> None:
+        if self.is_dir and self.children is _NO_CHILDREN:
+            self.children = {}
 
     @property
     def is_dir(self) -> bool:
