@@ -68,6 +68,8 @@ class Node:
     def __post_init__(self) -> None:
         if self.is_dir and self.children is _NO_CHILDREN:
             self.children = {}
+        if not self.xattrs:
+            self.xattrs = _NO_XATTRS
 
     @property
     def is_dir(self) -> bool:
