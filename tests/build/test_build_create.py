@@ -176,11 +176,11 @@ def test_hostile_tar_is_refused_and_leaves_nothing(
     _HOSTILE[name](source)
     out = tmp_path / "out"
     out.mkdir()
-    assert main(
-        ["create", "-t", "targz-rafs", "-B", str(out / "boot"), "-D", str(out), str(source)]
-    ) == 1  # fmt: skip
-    assert "nydus-image create: " in capsys.readouterr().err
-    assert list(out.iterdir()) == []
+    for kind in ("targz-rafs", "targz-ref", "tar-tarfs"):
+        argv = ["create", "-t", kind, "-B", str(out / "boot"), "-D", str(out), str(source)]
+        assert main(argv) == 1
+        assert "nydus-image create: " in capsys.readouterr().err
+        assert list(out.iterdir()) == []
 
 
 _NAMES = st.binary(min_size=1, max_size=255).filter(

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zlib
 from itertools import pairwise
 from pathlib import Path
@@ -230,3 +231,29 @@ def test_a_tar_gz_cannot_be_mounted_as_it_is(
     assert main(argv) == 1
     assert "choose --type targz-ref" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("full", ["temporary files", "blob", "bootstrap"])
+def test_full_disk_leaves_nothing(
+    full: str, layers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.mkdir()
+    large.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", small], check=True)
+    try:
+        if full == "temporary files":
+            monkeypatch.setattr(tempfile, "tempdir", str(small))
+        boot = (small if full == "bootstrap" else large) / "boot"
+        blobs = small if full == "blob" else large
+        argv = ["create", "-t", "targz-ref", "-B", str(boot), "-D", str(blobs), str(layers[0])]
+        assert main(argv) == 1
+        error = capsys.readouterr().err
+        assert "No space left on device" in error
+        assert full != "temporary files" or "TMPDIR" in error
+        assert list(small.iterdir()) == []
+        # A blob without a bootstrap is garbage of no name that means something, but whole.
+        assert len(list(large.iterdir())) == (full == "bootstrap")
+    finally:
+        subprocess.run(["umount", small], check=True)

@@ -30,14 +30,26 @@ _TAR_TYPES = {
     "estargz-ref": Into.REF,
     "tar-tarfs": Into.TARFS,
 }
+_EXAMPLES = """\
+examples:
+  nydus-image create --bootstrap image.boot --blob-dir blobs/ tree/
+  nydus-image create --type targz-ref --bootstrap image.boot --blob-dir blobs/ layer.tar.gz
+  nydus-image create --type tar-tarfs --bootstrap image.boot layer.tar
+  curl -s URL | nydus-image create --type targz-ref --blob-inline-meta --blob meta.blob -
+"""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("create", help="build an image from a directory or a tar")
+    parser = commands.add_parser(
+        "create", help="build an image from a directory or a tar", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("source", type=Path, metavar="SOURCE", help="- for standard input (tars)")
     parser.add_argument(
         "-t", "--type", "--source-type", default="dir-rafs",
         choices=("dir-rafs", "directory", *_TAR_TYPES),
+        help="-rafs: data are stored in chunks; -ref: they stay in the tar or tar.gz, which the"
+        " image refers to; tar-tarfs: the plain tar itself is mounted (default: dir-rafs)",
     )  # fmt: skip
     parser.add_argument("-B", "--bootstrap", type=Path, metavar="FILE")
     parser.add_argument("-D", "--blob-dir", type=Path, metavar="DIR")
