@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rafs_v6.build.cli import check, create, diff, inspect, merge, stat, unpack
+from rafs_v6.build.cli import check, create, diff, export, inspect, merge, stat, unpack
 from rafs_v6.build.cli.source import OpenBackend
 from rafs_v6.errors import RafsError
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None, open_backend: OpenBackend | None = N
     parser.add_argument("-L", "--log-file", help="accepted for the original's callers")
     parser.add_argument("-l", "--log-level", default="info", help="accepted likewise")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (create, merge, check, inspect, stat, diff, unpack):
+    for module in (create, merge, check, inspect, stat, diff, unpack, export):
         module.add_parser(commands)
     args = parser.parse_args(argv, argparse.Namespace(open_backend=open_backend))
     try:
