@@ -31,7 +31,7 @@ class Batch:
     """Decoded units.  ``starts``: where each lies in ``data``, which the next batch overwrites.
 
     ``unread``: by position in ``units``, what reading raised; ``undecoded``:
-    the error of the codec; ``bad``: how many chunks do not match their digests.
+    those that the codec refused; ``bad``: those with a chunk that does not match its digest.
     """
 
     units: Sequence[WantedUnit]
@@ -40,6 +40,12 @@ class Batch:
     unread: dict[int, Exception] = field(default_factory=dict)
     undecoded: list[int] = field(default_factory=list)
     bad: list[int] = field(default_factory=list)
+    sources: Sequence[Any] = ()
+
+    def stored(self, i: int) -> bytes:
+        """The stored bytes of a unit that was read."""
+        chunks, unit = self.units[i]
+        return bytes(ffi.buffer(self.sources[i], chunks.unit(unit).clen))
 
     def plain(self, i: int) -> memoryview:
         chunks, unit = self.units[i]
@@ -81,7 +87,7 @@ class UnitReader:
         need = sum(chunks.unit(unit).ulen for chunks, unit in units)
         if need > len(self._arena):
             self._arena = bytearray(need)
-        batch = Batch(units, memoryview(self._arena), unread=stored.errors)
+        batch = Batch(units, memoryview(self._arena), unread=stored.errors, sources=stored.sources)
         arena = ffi.from_buffer("uint8_t[]", self._arena)
         jobs = ffi.new("struct rafs_unit_job[]", len(units))
         numbers: list[int] = []

@@ -9,8 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from build_kit import differences, golden_tree, mounted
-from test_build_golden import _manifest
+from build_kit import differences, golden_tree, manifest, mounted
 
 from rafs_v6.build.cli import main
 
@@ -27,7 +26,7 @@ def test_golden(
     ]) == 0  # fmt: skip
     with mounted(disk, [], tmp_path / "mnt") as at:
         want = golden_tree(image / "expected.jsonl")
-        assert differences(_manifest(golden, at), want) == []
+        assert differences(manifest(golden, at), want) == []
     line = capsys.readouterr().out
     # As nydus-snapshotter scans it
     found = re.fullmatch(

@@ -9,7 +9,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rafs_v6.build.cli import check, create, diff, export, inspect, merge, stat, unpack
+from rafs_v6.build.cli import (
+    check,
+    compact,
+    create,
+    diff,
+    export,
+    inspect,
+    merge,
+    optimize,
+    stat,
+    unpack,
+)
 from rafs_v6.build.cli.source import OpenBackend
 from rafs_v6.errors import RafsError
 
@@ -22,6 +33,9 @@ examples:
   nydus-image inspect image.boot --request blobs
   nydus-image diff old.boot new.boot
   nydus-image unpack image.boot --blob-dir blobs/ --output image.tar
+  nydus-image export --block --verity image.boot --blob-dir blobs/
+  nydus-image optimize -B image.boot -D blobs/ -p started-files.txt
+each COMMAND --help has more
 """
 
 
@@ -36,7 +50,7 @@ def main(argv: Sequence[str] | None = None, open_backend: OpenBackend | None = N
     parser.add_argument("-L", "--log-file", help="accepted for the original's callers")
     parser.add_argument("-l", "--log-level", default="info", help="accepted likewise")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (create, merge, check, inspect, stat, diff, unpack, export):
+    for module in (create, merge, check, inspect, stat, diff, unpack, export, compact, optimize):
         module.add_parser(commands)
     args = parser.parse_args(argv, argparse.Namespace(open_backend=open_backend))
     try:

@@ -55,22 +55,21 @@ def add_blobs(parser: argparse.ArgumentParser, *, single: bool = False) -> None:
 
 @contextlib.contextmanager
 def open_blobs(args: argparse.Namespace) -> Iterator[Blobs | None]:
-    """What the options name; None when they name nothing."""
-    if getattr(args, "blob", None) is not None:
+    """What the options name, a backend first; None when they name nothing."""
+    config = backend_config(args)
+    if config is not None:
+        if args.open_backend is None:
+            raise BuildError("no backends here: use the program nydus-image, or --blob-dir")
+        with args.open_backend(config) as blobs:
+            yield blobs
+    elif getattr(args, "blob", None) is not None:
         yield file_blobs(args.blob)
     elif args.blob_dir is not None:
         if not args.blob_dir.is_dir():
             raise BuildError(f"{args.blob_dir} is no directory: give the one with the blobs")
         yield directory_blobs(args.blob_dir)
     else:
-        config = backend_config(args)
-        if config is None:
-            yield None
-            return
-        if args.open_backend is None:
-            raise BuildError("no backends here: use the program nydus-image, or --blob-dir")
-        with args.open_backend(config) as blobs:
-            yield blobs
+        yield None
 
 
 @contextlib.contextmanager

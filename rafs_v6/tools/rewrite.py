@@ -1,0 +1,191 @@
+"""Chunks of an image are copied into a new blob: what ``compact`` and ``optimize`` share.
+
+A chunk that is stored alone, by the compressor that the new blob has, keeps its
+stored bytes; others are compressed anew.  All are decoded and verified first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rafs_v6._codec import ffi, lib
+from rafs_v6.blob import ChunkMap
+from rafs_v6.build.blobfile import BlobFile, pack_v1, shrink, write_atomically
+from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
+from rafs_v6.build.chunks import ChunkOptions, StoredChunks
+from rafs_v6.build.errors import BuildError
+from rafs_v6.build.load import Loaded, load, used_names
+from rafs_v6.build.options import CreateOptions
+from rafs_v6.build.prefetch import prefetch_nodes
+from rafs_v6.build.trailer import write_trailer
+from rafs_v6.build.tree import Chunk, Node, traverse
+from rafs_v6.erofs import (
+    EROFS_BLOCK,
+    BlobFeatures,
+    BlobRecord,
+    ChunkFlags,
+    ChunkRecord,
+    Compressor,
+    round_up,
+)
+from rafs_v6.image import Image
+from rafs_v6.stream import Batch, UnitReader, grouped
+from rafs_v6.tools.blobs import Blobs, open_image
+from rafs_v6.tools.records import ChunkKey
+
+_ALONE = lib.RAFS_UNIT_BATCH | lib.RAFS_UNIT_ZRAN | lib.RAFS_UNIT_ENCRYPTED
+_LEVEL = 3
+
+
+@dataclass(slots=True)
+class Rewrite:
+    """An image on its way to a new bootstrap.  ``entries``: blobs by name, new ones are added."""
+
+    image: Image
+    blobs: Blobs
+    root: Node
+    entries: dict[str, BlobEntry]
+    defaults: Defaults
+    prefetch: Sequence[bytes]
+    threads: int = 0
+
+    @classmethod
+    def open(cls, path: Path, blobs: Blobs, *, threads: int = 0) -> Rewrite:
+        loaded: Loaded = load(path)
+        image, named = open_image(path, blobs)
+        names = dict.fromkeys(image.bootstrap.prefetch_nids, b"")
+        for name, inode in image.walk():
+            if names.get(inode.nid) == b"":
+                names[inode.nid] = name
+        return cls(
+            image, named, loaded.root, dict(loaded.blobs), loaded.defaults,
+            [name for name in names.values() if name], threads,
+        )  # fmt: skip
+
+    def move(
+        self, chunks: Iterable[Chunk], nodes: Iterable[Node], directory: Path, *,
+        features: int = 0,
+    ) -> str:  # fmt: skip
+        """Copy ``chunks`` into one new blob in ``directory``, in their order, and let ``nodes``
+        refer to the copies; the new blob's id.  ``features``: more of ``BlobFeatures`` for it.
+
+        ``BuildError`` for chunks of an encrypted blob: the copies would not be.
+        """
+        index = {name: i for i, name in enumerate(self.entries)}
+        wanted = list(dict.fromkeys((index[c.blob], c.index) for c in chunks))
+        infos = [self.image.bootstrap.blobs[i] for i in dict.fromkeys(i for i, _ in wanted)]
+        for info in infos:
+            if info.is_encrypted:
+                raise BuildError(f"blob {info.blob_id} is encrypted, a copy of its data is not")
+        compressor = infos[0].compressor
+        options = ChunkOptions(
+            # Nobody stores gzip chunks anew.
+            Compressor.ZSTD if compressor is Compressor.GZIP else compressor,
+            infos[0].digester, self.defaults.chunk_size, _LEVEL, self.threads,
+        )  # fmt: skip
+        toc = all(i.features & BlobFeatures.INLINED_CHUNK_DIGEST for i in infos)
+        stored = StoredChunks("", features=features)
+        out = BlobFile(directory / "new")
+        try:
+            copies = self._copy(wanted, stored, options, out.write)
+            record: list[BlobRecord] = []
+
+            def remember(own: BlobRecord) -> bytearray:
+                record.append(own)
+                return bytearray()
+
+            create = CreateOptions(options, None, None, directory, toc=toc)
+            _, name, blob_id = write_trailer(out, stored, create, remember)
+            out.publish(directory / name)
+        finally:
+            out.discard()
+        self.entries[blob_id] = BlobEntry(blob_id, record[-1], stored.records)
+        for node in nodes:
+            node.chunks = [
+                _renamed(copies.get((index.get(c.blob, -1), c.index)), c, blob_id)
+                for c in node.chunks
+            ]
+        return blob_id
+
+    def write(self, target: Path, *, last: str | None = None) -> list[str]:
+        """The new bootstrap; the ids of the blobs that it still uses, ``last`` at the end."""
+        ids = used_names(self.root, self.entries)
+        if last in ids:
+            ids = [i for i in ids if i != last] + [last]
+        first = prefetch_nodes(self.root, self.prefetch)
+        boot = write_bootstrap(self.root, [self.entries[i] for i in ids], self.defaults, first)
+        write_atomically(target, boot)
+        return ids
+
+    def _copy(
+        self, wanted: Sequence[ChunkKey], stored: StoredChunks, options: ChunkOptions,
+        write: Callable[[bytes], object],
+    ) -> dict[ChunkKey, Chunk]:  # fmt: skip
+        members: dict[tuple[int, int], list[int]] = {}
+        for blob, chunk in wanted:
+            unit = self.image.chunk_map(blob).blob.chunks[chunk].unit
+            members.setdefault((blob, unit), []).append(chunk)
+        units = ((self.image.chunk_map(blob), unit) for blob, unit in members)
+        copies: dict[ChunkKey, Chunk] = {}
+        for batch in UnitReader(self.blobs.read_at, self.threads).batches(grouped(units)):
+            batch.require()
+            for i, (chunks, unit) in enumerate(batch.units):
+                blob = chunks.info.index
+                for number in members[blob, unit]:
+                    copies[blob, number] = _store(batch, i, number, stored, options, write)
+        return copies
+
+
+def _renamed(copy: Chunk | None, old: Chunk, blob_id: str) -> Chunk:
+    return old if copy is None else Chunk(blob_id, copy.index, copy.flat_off, old.size)
+
+
+def _store(
+    batch: Batch, i: int, number: int, out: StoredChunks, options: ChunkOptions,
+    write: Callable[[bytes], object],
+) -> Chunk:  # fmt: skip
+    chunks, unit_number = batch.units[i]
+    source, unit = chunks.blob.chunks[number], chunks.unit(unit_number)
+    plain = bytes(batch.plain(i)[source.unit_off : source.unit_off + source.usize])
+    digest = _digest(chunks, number, plain, options)
+    known = out.known.get((digest, len(plain)))
+    if known is not None:
+        return known
+    alone = not unit.flags & _ALONE
+    if alone and chunks.info.compressor is options.compressor:
+        data = batch.stored(i)
+    elif alone and not unit.flags & lib.RAFS_UNIT_COMPRESSED:
+        data = plain
+    else:
+        data = bytes(shrink(options.compressor, plain)[1])
+    copy = Chunk(out.blob, len(out.records), out.flat_size, len(plain))
+    flags = ChunkFlags.HAS_CRC32C
+    if len(data) != len(plain):
+        flags |= ChunkFlags.COMPRESSED
+    record = ChunkRecord(
+        digest, 0, flags, len(data), len(plain), out.stored_size, out.flat_size, 0, copy.index,
+        lib.rafs_crc32c(plain, len(plain)),
+    )  # fmt: skip
+    out.known[digest, len(plain)] = copy
+    out.records.append(record)
+    out.cct += pack_v1(record)
+    out.stored_size += len(data)
+    out.flat_size += round_up(len(plain), EROFS_BLOCK)
+    write(data)
+    return copy
+
+
+def _digest(chunks: ChunkMap, number: int, plain: bytes, options: ChunkOptions) -> bytes:
+    source = chunks.blob.chunks[number]
+    if source.flags & lib.RAFS_CHUNK_HAS_DIGEST and chunks.info.digester is options.digester:
+        return bytes(source.digest)
+    out = ffi.new("uint8_t[32]")
+    lib.rafs_digest(options.digester, plain, len(plain), out)
+    return bytes(out)
+
+
+def regular_files(root: Node) -> list[Node]:
+    """Each once, however many names it has."""
+    return list({id(node): node for _, node in traverse(root) if node.chunks}.values())
