@@ -13,6 +13,7 @@ import pytest
 
 from nydus_fscache import errors
 from nydus_fscache.cli.main import COMMANDS
+from rafs_v6.build.cli import main as image_main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,6 +40,16 @@ def test_commands_of_the_readme_exist() -> None:
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert named
     assert named <= set(COMMANDS)
+
+
+def test_every_command_of_nydus_image_has_its_section(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        image_main(["--help"])
+    commands = re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.M)
+    page = (ROOT / "docs" / "nydus-image.md").read_text()
+    sections = re.findall(r"^## ([a-z]+)$", page, re.M)
+    assert sorted(sections) == sorted(commands)
+    assert {"create", "check", "diff"} <= set(commands)
 
 
 def test_exit_codes() -> None:
