@@ -13,6 +13,7 @@
 #include "core_internal.h"
 
 #define MSG_MAX 1024
+#define ERROR_PAUSE_US 1000
 #define OP_OPEN 0
 #define OP_CLOSE 1
 #define OP_READ 2
@@ -107,10 +108,13 @@ static void handle_read(struct nf_core *c, const struct msg_header *h, const uin
 	struct nf_object *o = nf_get_kernel(c, h->object_id);
 	struct msg_read r;
 
-	/* READs come only after the OPEN of their object was answered, so it is known */
-	if (!o || len < sizeof(r)) {
-		if (o)
-			nf_put(o);
+	if (!o) {	/* closed here while the READ was on its way */
+		nf_push(c, &(struct nf_event){ .type = NF_EV_LOST, .fd = -1 });
+		return;
+	}
+	if (len < sizeof(r)) {
+		ioctl(o->fill_fd, READ_COMPLETE, (unsigned long)h->msg_id);
+		nf_put(o);
 		return;
 	}
 	memcpy(&r, p, sizeof(r));
@@ -138,6 +142,15 @@ static void handle_close(struct nf_core *c, const struct msg_header *h)
 	nf_push(c, &ev);
 }
 
+/*
+ * The kernel has failed this one message with the error, and has maybe others:
+ * it announces each but once.  EEXIST: `restore` met an OPEN that is not answered yet.
+ */
+static bool is_of_one_message(int err)
+{
+	return err == EMFILE || err == ENFILE || err == ENOMEM || err == EEXIST;
+}
+
 bool nf_cachefiles_drain(struct nf_core *c)
 {
 	_Alignas(8) uint8_t buf[MSG_MAX];
@@ -152,12 +165,18 @@ bool nf_cachefiles_drain(struct nf_core *c)
 		n = read(c->cache_fd, buf, sizeof(buf));
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n < 0 && errno == EAGAIN)
+			return true;
 		if (n < 0) {
+			bool of_one = is_of_one_message(errno);
 			struct nf_event ev = { .type = NF_EV_BROKEN, .fd = -1,
 					       .len = (uint64_t)errno };
 
 			nf_push(c, &ev);
-			return true;
+			if (!of_one)
+				return true;
+			usleep(ERROR_PAUSE_US);
+			continue;
 		}
 		if ((size_t)n < sizeof(h))	/* 0 means that nothing is pending */
 			return true;

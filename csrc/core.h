@@ -16,6 +16,8 @@ struct nf_core;
 #define NF_EV_OPEN 3	/* cachefiles OPEN: answer with nf_cachefiles_copen */
 #define NF_EV_CLOSE 4	/* cachefiles CLOSE: remove the object, which closes its descriptor */
 #define NF_EV_BROKEN 5	/* the transport's descriptor failed; len is the errno */
+#define NF_EV_LOST 6	/* cachefiles READ of an object that is not known, so it has no descriptor
+			 * to answer by: `restore` makes the kernel open the object and send again */
 
 #define NF_KEY_MAX 512
 

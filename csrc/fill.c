@@ -14,6 +14,8 @@
 
 #define STAGE (256u * 1024u)
 #define MAX_FILLERS 16u
+#define BACKING_PAUSE_US 20000
+#define BACKING_PAUSES 250u	/* 5 s */
 
 /*
  * What one fill works with.  A core has one more than there are processors,
@@ -104,11 +106,18 @@ static int reserve(uint8_t **buf, size_t *cap, size_t len)
 
 static int write_all(int fd, const uint8_t *data, size_t len, uint64_t off)
 {
+	uint32_t pauses = 0;
+
 	while (len) {
 		ssize_t n = pwrite(fd, data, len, (off_t)off);
 
 		if (n < 0 && errno == EINTR)
 			continue;
+		/* cachefiles makes the backing file only some time after copen */
+		if (n < 0 && errno == ENOBUFS && pauses++ < BACKING_PAUSES) {
+			usleep(BACKING_PAUSE_US);
+			continue;
+		}
 		if (n <= 0)
 			return n ? -errno : -EIO;
 		data += n;

@@ -10,6 +10,7 @@ class _Lib(Protocol):
     NF_EV_AHEAD: int
     NF_EV_OPEN: int
     NF_EV_CLOSE: int
+    NF_EV_LOST: int
     NF_EV_BROKEN: int
     NF_NO_URING: int
 

@@ -13,32 +13,39 @@
     POST   /v1/stop
 
 An error is ``{"error": {"kind", "message", "hint", "exit_code"}}`` with status
-400 (the request), 404 (no such path) or 500.
+400 (the request), 404 (no such path), 500, or 503 (more than ``MAX_CONNECTIONS``);
+what is no HTTP gets 4xx or 5xx and the same document.  A request has to be here whole
+``CALL_TIMEOUT_S`` after its connection was made or its predecessor answered.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from nydus_fscache.errors import FscacheError, UsageError
+from nydus_fscache.errors import DaemonError, FscacheError, UsageError
 from nydus_fscache.handover import Handover
 from nydus_fscache.service import Service
 
 log = logging.getLogger("api")
 
 MAX_BODY = 1 << 20
-CALL_TIMEOUT_S = 30.0  # a client that stops in the middle of a request
+CALL_TIMEOUT_S = 30.0  # a client that is slow with its request, or to take the answer
+MAX_CONNECTIONS = 512
+_LENGTH_DIGITS = 10
 _SOCKET_MODE = 0o600
+_BUSY_PAUSE_S = 0.1
 
 
 def _route(service: Service, method: str, target: str, body: dict[str, Any]) -> Any:
@@ -75,9 +82,18 @@ class _Handler(BaseHTTPRequestHandler):
         except FscacheError as e:
             status = 400 if isinstance(e, UsageError) else 500
             document = _error(type(e).__name__, str(e), e.hint, e.exit_code)
+        except (OSError, MemoryError) as e:  # descriptors, memory or space are used up
+            log.error("%s %s: %s", self.command, self.path, e)
+            hint = "see the log; what the system lacks may come free: try again"
+            status, code = 500, DaemonError.exit_code
+            document = _error("DaemonError", f"the daemon cannot do it: {e}", hint, code)
         except Exception as e:  # a fault of ours is an answer too, or the client waits for ever
             log.exception("%s %s", self.command, self.path)
             status, document = 500, _error("Internal", f"internal error: {e!r}", "see the log", 1)
+        self._send(status, document)
+        self.server.expect_request(self.connection)
+
+    def _send(self, status: int, document: dict[str, Any]) -> None:
         data = json.dumps(document).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -85,14 +101,26 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What http.server itself refuses: too long, too many headers, no HTTP."""
+        self.close_connection = True
+        self._send(code, _error("UsageError", message or "bad request", None, UsageError.exit_code))
+
     do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - names that http.server looks for
 
     def _body(self) -> dict[str, Any]:
         text = self.headers.get("Content-Length") or "0"
-        if not text.isascii() or not text.isdigit() or int(text) > MAX_BODY:
+        is_number = text.isascii() and text.isdigit() and len(text) < _LENGTH_DIGITS
+        if not is_number or int(text) > MAX_BODY or "Transfer-Encoding" in self.headers:
             self.close_connection = True
-            raise UsageError(f"a body of {text[:20]!r} bytes", hint=f"at most {MAX_BODY}")
+            raise UsageError(
+                f"a body of {text[:20]!r} bytes", hint=f"Content-Length: at most {MAX_BODY}"
+            )
         data = self.rfile.read(int(text))
+        self.server.expect_nothing(self.connection)
+        if len(data) < int(text):
+            self.close_connection = True
+            raise UsageError(f"{len(data)} bytes of a body of {text}")
         try:
             document = json.loads(data) if data else {}
         except (ValueError, RecursionError) as e:
@@ -119,15 +147,67 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         super().__init__(listener.getsockname(), _Handler)
         self.socket = listener
         self.service = service
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, float] = {}  # when its request has to be here
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        return self.socket.accept()
+        try:
+            return self.socket.accept()
+        except OSError as e:
+            log.error("a call is not accepted: %s", e)
+            time.sleep(_BUSY_PAUSE_S)  # no descriptors: it waits in the queue, and so do we
+            raise
+
+    def expect_request(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._open[connection] = time.monotonic() + CALL_TIMEOUT_S
+
+    def expect_nothing(self, connection: socket.socket) -> None:
+        """The request is here; what it asks for has deadlines of its own."""
+        with self._lock:
+            self._open[connection] = float("inf")
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        with self._lock:
+            has_room = len(self._open) < MAX_CONNECTIONS
+        if has_room:
+            self.expect_request(request)
+        else:
+            log.error("more than %d connections: one is refused", MAX_CONNECTIONS)
+            request.setblocking(False)
+            with contextlib.suppress(OSError):
+                request.send(_TOO_MANY)
+        return has_room
+
+    def service_actions(self) -> None:
+        """Between calls, twice a second: end the connections whose request does not come."""
+        now = time.monotonic()
+        with self._lock:
+            for connection in [c for c, until in self._open.items() if until < now]:
+                with contextlib.suppress(OSError):  # its thread sees the end of the stream
+                    connection.shutdown(socket.SHUT_RD)
 
     def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
         request.close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away, or a thread that could not be started."""
+        log.info("a call ended early", exc_info=True)
+
+
+def _too_many() -> bytes:
+    error = _error("DaemonError", "too many connections", "try again", DaemonError.exit_code)
+    data = json.dumps(error).encode()
+    head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data
+
+
+_TOO_MANY = _too_many()
 
 
 def listen(path: Path, handover: Handover) -> socket.socket:

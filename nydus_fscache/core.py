@@ -63,7 +63,12 @@ class Broken:
     errno: int
 
 
-Event = Missed | Passed | Opened | Closed | Broken
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A cachefiles READ of an object that is not known: its reader waits, and cannot be told."""
+
+
+Event = Missed | Passed | Opened | Closed | Broken | Lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +215,8 @@ class Core:
             return Opened(e.msg_id, e.kernel_object, e.fd, volume, cookie)
         if e.type == lib.NF_EV_CLOSE:
             return Closed(e.object)
+        if e.type == lib.NF_EV_LOST:
+            return Lost()
         return Broken(e.len)
 
     def wake(self) -> None:
@@ -259,8 +266,9 @@ class Core:
         return lib.nf_expire(self._core, int(age_s * 1e9), error)
 
     def copen(self, msg_id: int, size: int) -> None:
-        """Answer an OPEN; a reader that is gone makes no error."""
-        lib.nf_cachefiles_copen(self._core, msg_id, size)
+        """Answer an OPEN; ``OSError`` when the kernel does not take the answer (who waited for
+        it was killed), and the object is not open."""
+        _checked(lib.nf_cachefiles_copen(self._core, msg_id, size))
 
     # -- looking in ----------------------------------------------------------------------------
 

@@ -50,8 +50,9 @@ from nydus_fscache.state import Binding
 from nydus_fscache.status import status_document
 from nydus_fscache.trace import Tracer
 from nydus_fscache.transport.base import Bound, Transport
-from nydus_fscache.transport.cachefiles import CachefilesTransport, mark_synced
+from nydus_fscache.transport.cachefiles import CachefilesTransport
 from nydus_fscache.transport.fanotify import FanotifyTransport
+from nydus_fscache.transport.kernel_cache import is_held
 
 log = logging.getLogger("service")
 
@@ -77,7 +78,7 @@ class Service:
     """Thread-safe; every public method is an API call."""
 
     def __init__(self, root: Path, handover: Handover) -> None:
-        self.started_at = time.time()
+        self.started_at = time.monotonic()
         self._handover = handover
         # before anything else is opened: it occupies the numbers of events that wait
         self.core = Core(self._journal())
@@ -154,9 +155,9 @@ class Service:
 
     def _outlived_umount(self, binding: Binding) -> bool:
         """Is the superblock still there without its mount (overlay, lazy umount)?"""
-        return binding.transport == "fanotify" and not kernel.try_write_lease(
-            self.store.images / f"{binding.digest}.boot"
-        )
+        if binding.transport == "cachefiles":
+            return is_held(binding.domain or binding.fsid, binding.fsid, ())
+        return not kernel.try_write_lease(self.store.images / f"{binding.digest}.boot")
 
     def _mount_again(self, binding: Binding) -> Served:
         """Service and keeper died together: the kernel let readers see holes as zeros since.
@@ -212,8 +213,8 @@ class Service:
         self._served.clear()
         self.core.stop()
         self._save()
-        if "cachefiles" in self._transports:
-            mark_synced(self.store.cachefiles)
+        for transport in self._transports.values():
+            transport.close()
         self.store.close()
         self._handover.bye()
 
@@ -227,16 +228,20 @@ class Service:
         while not self._stopped.is_set():
             for event in self.core.next(timeout_ms=1000):
                 try:
-                    if isinstance(event, Missed):
-                        obj = self.objects.get(event.object)
-                        if obj is not None:
-                            obj.demand(event.off, event.len)
+                    obj = (
+                        self.objects.get(event.object)
+                        if isinstance(event, Missed | Passed)
+                        else None
+                    )
+                    if isinstance(event, Missed) and obj is not None:
+                        obj.demand(event.off, event.len)
                     elif isinstance(event, Passed):
-                        obj = self.objects.get(event.object)
                         if obj is not None:
                             obj.read_ahead(event.off)
-                    else:
+                    elif "cachefiles" in self._transports:
                         self._transports["cachefiles"].handle(event)
+                    else:
+                        log.error("event that nobody expects: %s", event)
                 except Exception:  # one bad event must not end the service of the others
                     log.exception("event %s", event)
                     if isinstance(event, Missed):

@@ -18,7 +18,7 @@ def status_document(
 ) -> dict[str, Any]:
     stats = core.stats()
     return {
-        "uptime_s": round(time.time() - started_at, 1),
+        "uptime_s": round(time.monotonic() - started_at, 1),
         "mounts": [_mount(s) for s in served],
         "blobs": [_blob(obj) for obj in objects.all()],
         "requests": {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import machine
@@ -15,7 +16,8 @@ sys.path[:0] = [str(HERE / "guest"), str(HERE.parent / "tests" / "daemon")]
 
 from trees import GOLDEN  # noqa: E402
 
-LIMIT_S = 600  # of one machine; on an idle one it takes a fraction
+KEEPER_KILLS = os.environ.get("NYDUS_TEST_KEEPER_KILLS", "3")
+LIMIT_S = 900  # of a machine; on an idle one it takes a fraction
 
 
 @pytest.fixture(scope="session")
@@ -34,18 +36,35 @@ def kernel() -> Path:
 
 
 @pytest.fixture(scope="session")
-def assert_check(
-    kernel: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, str], None]:
-    """Assert that a check of a script passed in the machine; the first call boots it."""
-    consoles: dict[str, str] = {}
+def consoles(
+    kernel: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[dict[str, Future[str]]]:
+    """By script, what a machine of its own printed.  All that are wanted run side by side."""
+    items = request.session.items
+    scripts = {i.module.SCRIPT for i in items if hasattr(getattr(i, "module", None), "SCRIPT")}
+    seen = [HERE.parent, GOLDEN, Path(sys.prefix), Path(sys.base_prefix)]
+    with ThreadPoolExecutor(max(1, len(scripts))) as pool:
+        yield {
+            script: pool.submit(
+                machine.run,
+                kernel,
+                tmp_path_factory.mktemp("vm"),
+                [str(HERE / "guest" / script), KEEPER_KILLS],
+                seen,
+                LIMIT_S,
+            )
+            for script in scripts
+        }
 
-    def assert_one(script: str, name: str) -> None:
-        if script not in consoles:
-            work = tmp_path_factory.mktemp("vm")
-            seen = [HERE.parent, GOLDEN, Path(sys.prefix), Path(sys.base_prefix)]
-            consoles[script] = machine.run(kernel, work, HERE / "guest" / script, seen, LIMIT_S)
-        console = consoles[script]
+
+@pytest.fixture
+def assert_check(
+    consoles: dict[str, Future[str]], request: pytest.FixtureRequest
+) -> Callable[[str], None]:
+    """Assert that a check of the module's script passed in its machine."""
+
+    def assert_one(name: str) -> None:
+        console = consoles[request.module.SCRIPT].result()
         outcome = machine.outcomes(console).get(name)
         assert outcome is not None, f"{name} did not report\n{console[-6000:]}"
         assert outcome.ok, f"{outcome.detail}\n{console[-3000:]}"

@@ -149,12 +149,13 @@ def _qemu(kernel: Path, initrd: Path, socket: Path, disk: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def run(kernel: Path, work: Path, script: Path, seen: list[Path], limit_s: int) -> str:
-    """Boot, run ``script`` by this interpreter as root, power off; the console's text.
+def run(kernel: Path, work: Path, words: list[str], seen: list[Path], limit_s: int) -> str:
+    """Boot, run a script (``words``: its path and arguments) by this interpreter as root, power
+    off; the console's text.
 
     ``seen``: directories that the script needs, besides the system's.
     """
-    command = [sys.executable, "-B", str(script)]
+    command = [sys.executable, "-B", *words]
     initrd = _initrd(kernel, work, command, seen, limit_s)
     disk = work / "cache.img"
     with disk.open("wb") as f:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import images
 import pytest
 
+SCRIPT = "images.py"
+
 
 @pytest.mark.parametrize("name", images.CHECKS)
-def test_in_the_machine(assert_check: Callable[[str, str], None], name: str) -> None:
-    assert_check("images.py", name)
+def test_in_the_machine(assert_check: Callable[[str], None], name: str) -> None:
+    assert_check(name)

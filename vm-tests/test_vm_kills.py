@@ -1,13 +1,19 @@
-"""Over cachefiles the death of the service costs readers a pause, never a byte."""
+"""Over cachefiles the death of service and keeper costs readers a pause, never a byte.
+
+NYDUS_TEST_KEEPER_KILLS=20 for the long run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import faults
 import kills
 import pytest
 
+SCRIPT = "kills.py"
 
-@pytest.mark.parametrize("name", kills.CHECKS)
-def test_in_the_machine(assert_check: Callable[[str, str], None], name: str) -> None:
-    assert_check("kills.py", name)
+
+@pytest.mark.parametrize("name", [*kills.CHECKS, *faults.CHECKS])
+def test_in_the_machine(assert_check: Callable[[str], None], name: str) -> None:
+    assert_check(name)

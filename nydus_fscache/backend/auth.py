@@ -173,7 +173,7 @@ def _token(body: bytes, realm: Url) -> tuple[str, float]:
         answer = json.loads(body)
         token = answer.get("token") or answer.get("access_token")
         ttl_s = float(answer.get("expires_in") or _DEFAULT_TTL_S)
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         token, ttl_s = None, 0.0
     if (
         not isinstance(token, str)

@@ -12,6 +12,8 @@ from typing import Any
 from nydus_fscache.backend.url import Url
 from nydus_fscache.errors import UsageError
 
+MAX_NUMBER = 10**9
+
 
 def parse_url(text: str, option: str) -> Url:
     try:
@@ -54,7 +56,11 @@ class Options:
         return bool(self._take(name, default, (bool,), "true or false"))
 
     def number(self, name: str, default: float) -> float:
-        return float(self._take(name, default, (int, float), "a number"))
+        value = self._take(name, default, (int, float), "a number")
+        if not 0 <= value <= MAX_NUMBER:  # nor NaN
+            shown = "too large" if value > MAX_NUMBER else value
+            raise UsageError(f"{self.kind}.{name} is {shown}", hint=f"0 to {MAX_NUMBER}")
+        return float(value)
 
     def table(self, name: str) -> Options:
         """A table within; empty when it is missing."""

@@ -48,3 +48,7 @@ class Transport(Protocol):
     def handle(self, event: Event) -> None:
         """An event that is of this dialect only."""
         ...
+
+    def close(self) -> None:
+        """Nothing is mounted and the core has stopped: the service ends for good."""
+        ...

@@ -13,38 +13,38 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from nydus_fscache import kernel
 from nydus_fscache.cache.object import CacheObject
 from nydus_fscache.cache.objects import Objects
 from nydus_fscache.cache.presence import PAGE, PageMap
 from nydus_fscache.cache.store import Store
-from nydus_fscache.core import Closed, Core, Event, Opened
+from nydus_fscache.core import Broken, Closed, Core, Event, Lost, Missed, Opened
 from nydus_fscache.errors import KernelRefused
-from nydus_fscache.files import replace_file, status_of_ours, sync
 from nydus_fscache.handover import Handover
 from nydus_fscache.image import Image
 from nydus_fscache.transport.base import Bound
 from nydus_fscache.transport.fsid_mount import mount_apart
+from nydus_fscache.transport.kernel_cache import (
+    KernelCache,
+    checked_name,
+    is_held,
+    open_cookies,
+)
 
 log = logging.getLogger("cachefiles")
 
-_T = TypeVar("_T")
-
 DEVICE = "/dev/cachefiles"
 TAG = "nydus-fscache"
-USED_IN = "used-in"
 _BACKING_FILE_PATIENCE_S = 5.0
 _OPEN_PATIENCE_S = 5.0
 _RETRY_S = 0.02
+_RESEND_PAUSE_S = 0.2  # in which READs that were lost are gathered
 _FILL_STEP = 1 << 20
 
 
@@ -59,8 +59,9 @@ class BoundNames:
 class _Bootstrap:
     """The bootstrap's object in the C core; its page map must outlive it."""
 
-    oid: int
+    image: Image
     pages: PageMap
+    filling: bool = False
 
 
 @dataclass(slots=True)
@@ -76,13 +77,15 @@ class CachefilesTransport:
         self._core = core
         self._objects = objects
         self._lock = threading.RLock()
-        self._directory = store.cachefiles
+        self._cache = KernelCache(store.cachefiles)
         self._domains: dict[str, _Domain] = {}
-        self._bootstraps: dict[tuple[str, str], _Bootstrap] = {}
+        self._bootstraps: dict[int, _Bootstrap] = {}  # by number, as in the C core
+        self._orphans: dict[int, PageMap] = {}  # what the kernel reads and nobody bound
+        self._resending = False
         inherited = handover.take("cachefiles")
         self._took_over = inherited is not None
         if inherited is None:
-            _drop_unsynced(store.cachefiles)
+            self._cache.drop_unsynced()
             self._device = _open_and_bind(store.cachefiles)
             handover.keep("cachefiles", self._device)
         else:
@@ -92,16 +95,31 @@ class CachefilesTransport:
     def resume(self) -> None:
         """Have the kernel send again what a predecessor had not answered."""
         if self._took_over:
+            self._restore()
+
+    def _restore(self) -> None:
+        try:
             os.write(self._device, b"restore")
+        except OSError as e:  # EOPNOTSUPP: Linux 5.19 to 6.7 without the fixes of 2024
+            log.error(
+                "this kernel cannot send again what was not answered (%s): mounts of before are "
+                "dead, their readers get EIO; unmount them and mount again", e.strerror,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """After the last unmount: what is cached outlives a reboot."""
+        self._cache.mark_synced()
 
     def bind(self, image: Image, fsid: str, domain: str) -> BoundNames:
+        checked_name(fsid, "fsid")
+        key = checked_name(domain, "domain") if domain else fsid
         with self._lock:
-            entry = self._domains.get(domain or fsid) or _Domain()
-            _check_shared(entry, image, fsid, domain)
-            if (domain or fsid, fsid) not in self._bootstraps:
-                _drop_other_bootstrap(self._directory, domain or fsid, fsid, image.path)
+            entry = self._domains.get(key) or _Domain()
+            _check_shared(entry, image, fsid, key)
+            blobs = {b.info.blob_id: b.identity for b in image.blobs}
+            self._cache.prepare(key, fsid, image.path, blobs)
             names = BoundNames([])
-            self._domains[domain or fsid] = entry
+            self._domains[key] = entry
             entry.images[fsid] = image
             entry.bound[fsid] = names
             return names
@@ -113,7 +131,15 @@ class CachefilesTransport:
 
     def in_use(self, image: Image, fsid: str, domain: str) -> bool:
         with self._lock:
-            return (domain or fsid, fsid) in self._bootstraps
+            entry = self._domains.get(domain or fsid) or _Domain()
+            others = {
+                blob.info.blob_id
+                for other, its in entry.images.items()
+                if other != fsid
+                for blob in its.blobs
+            }
+        blobs = {blob.info.blob_id for blob in image.blobs} - others
+        return is_held(domain or fsid, fsid, blobs)
 
     def unbind(self, image: Image, bound: Bound, fsid: str, domain: str) -> None:
         with self._lock:
@@ -131,61 +157,94 @@ class CachefilesTransport:
             self._open(event)
         elif isinstance(event, Closed):
             self._close(event.object)
+        elif isinstance(event, Missed):
+            self._bootstrap_missed(event)
+        elif isinstance(event, Lost):
+            self._send_again()
+        elif isinstance(event, Broken):
+            log.error("read of %s: %s", DEVICE, os.strerror(event.errno))
 
     def _open(self, event: Opened) -> None:
-        domain = event.volume.removeprefix("erofs,")
-        name = event.cookie
-        size = -errno.ENOENT
+        """Answer the OPEN; what was made for it goes when the answer is no, or is not taken."""
+        domain, name = event.volume.removeprefix("erofs,"), event.cookie
+        oid, size = 0, -errno.EIO
         try:
-            with self._lock:
-                entry = self._domains.get(domain)
-                image = entry.images.get(name) if entry else None
-                if image is not None:
-                    size = self._open_bootstrap(event, domain, image)
-                elif entry is not None:
-                    size = self._open_blob(event, domain, entry)
-        except OSError as e:
-            log.error("open of %s in domain %s: %s", name, domain, e)
-            size = -(e.errno or errno.EIO)
+            oid, size = self._register(event, domain, name)
+        except Exception as e:  # unanswered, the kernel would wait where nothing can kill it
+            log.exception("open of %s in domain %s", name, domain)
+            size = -((isinstance(e, OSError) and e.errno) or errno.EIO)
         if size == -errno.ENOENT:
             log.error("the kernel opens %s in domain %s, which nobody bound", name, domain)
-        self._core.copen(event.msg_id, size)
-        if size < 0:
+        try:
+            self._core.copen(event.msg_id, size)
+        except OSError as e:
+            log.warning("open of %s in domain %s is not wanted any more: %s", name, domain, e)
+            size = -errno.EBADF
+        if size >= 0:
+            self._begin(oid)
+        elif oid:
+            self._close(oid)
+        else:
             os.close(event.fd)
 
-    def _open_bootstrap(self, event: Opened, domain: str, image: Image) -> int:
+    def _register(self, event: Opened, domain: str, name: str) -> tuple[int, int]:
+        """(number of the object, its size); (0, -ENOENT) when it is nobody's."""
+        with self._lock:
+            entry = self._domains.get(domain)
+            image = entry.images.get(name) if entry else None
+            if image is not None:
+                return self._open_bootstrap(event, image), image.size
+            for fsid, image in (entry.images if entry else {}).items():
+                for blob in image.blobs:
+                    if entry is not None and blob.info.blob_id == name:
+                        obj = self._objects.add_kernel(
+                            f"{domain}/{name}#{event.kernel_object}",
+                            blob,
+                            image.backend,
+                            event.kernel_object,
+                            event.fd,
+                        )
+                        entry.bound[fsid].objects.append(obj)
+                        return obj.oid, blob.chunks.flat_size
+            if open_cookies(domain).get(name):
+                return self._open_orphan(event)
+        return 0, -errno.ENOENT
+
+    def _open_bootstrap(self, event: Opened, image: Image) -> int:
         oid = self._objects.next_number()
         pages = PageMap(image.size)
         self._core.add_object(oid, 0, 0, event.fd, image.size, pages.memory, aligned=True)
         self._core.bind_kernel(oid, event.kernel_object, event.fd)
-        self._bootstraps[domain, event.cookie] = _Bootstrap(oid, pages)
-        self._in_background(self._fill_bootstrap, oid, image)
-        return image.size
+        self._bootstraps[oid] = _Bootstrap(image, pages)
+        return oid
 
-    def _open_blob(self, event: Opened, domain: str, entry: _Domain) -> int:
-        for fsid, image in entry.images.items():
-            for blob in image.blobs:
-                if blob.info.blob_id != event.cookie:
-                    continue
-                obj = self._objects.add_kernel(
-                    f"{domain}/{event.cookie}#{event.kernel_object}",
-                    blob,
-                    image.backend,
-                    event.kernel_object,
-                    event.fd,
-                )
-                entry.bound[fsid].objects.append(obj)
-                self._in_background(self._find_present, obj)
-                return blob.chunks.flat_size
-        return -errno.ENOENT
+    def _open_orphan(self, event: Opened) -> tuple[int, int]:
+        """A mount that lives, whose binding a predecessor lost.
+
+        Refused, the kernel would open it again for the same reader, without end.  Of an
+        object of no size the C core completes every READ without data, which is EIO.
+        """
+        log.error("%s in domain %s cannot be served: EIO", event.cookie, event.volume)
+        size = os.lseek(event.fd, 0, os.SEEK_END)
+        oid, pages = self._objects.next_number(), PageMap(PAGE)
+        self._core.add_object(oid, 0, 0, event.fd, 0, pages.memory, aligned=True)
+        self._core.bind_kernel(oid, event.kernel_object, event.fd)
+        self._orphans[oid] = pages
+        return oid, max(size, PAGE)
+
+    def _begin(self, oid: int) -> None:
+        with self._lock:
+            bootstrap, obj = self._bootstraps.get(oid), self._objects.get(oid)
+            if bootstrap is not None:
+                self._fill_soon(oid, bootstrap)
+        if obj is not None:
+            self._in_background(self._find_present, obj)
 
     def _close(self, oid: int) -> None:
         with self._lock:
-            for key, bootstrap in list(self._bootstraps.items()):
-                if bootstrap.oid == oid:
-                    self._core.remove_object(oid)
-                    del self._bootstraps[key]
-                    return
+            if self._bootstraps.pop(oid, None) or self._orphans.pop(oid, None):
+                self._core.remove_object(oid)
+                return
             obj = self._objects.get(oid)
             if obj is None:
                 return
@@ -195,28 +254,63 @@ class CachefilesTransport:
                         bound.objects.remove(obj)
         self._in_background(self._objects.release, obj)
 
+    def _bootstrap_missed(self, event: Missed) -> None:
+        """Nobody waits for long for what is being written; what could not be is tried again."""
+        with self._lock:
+            bootstrap = self._bootstraps.get(event.object)
+            if bootstrap is not None:
+                self._fill_soon(event.object, bootstrap)
+                return
+        self._core.fail(event.object, event.off, event.len, errno.EIO)
+
+    def _send_again(self) -> None:
+        """A READ came for an object that had just been closed here: once the kernel knows that,
+        it opens the object again, and sends the READ when it is told to."""
+        with self._lock:
+            if self._resending:
+                return
+            self._resending = True
+
+        def restore() -> None:
+            time.sleep(_RESEND_PAUSE_S)
+            with self._lock:
+                self._resending = False
+            self._restore()
+
+        self._in_background(restore)
+
     # -- in the background: the reader of events must never wait ---------------------------------
 
     def _in_background(self, work: Callable[..., object], *args: Any) -> None:
         threading.Thread(target=work, args=args, daemon=True).start()
 
-    def _fill_bootstrap(self, oid: int, image: Image) -> None:
+    def _fill_soon(self, oid: int, bootstrap: _Bootstrap) -> None:
+        """With the lock."""
+        if not bootstrap.filling:
+            bootstrap.filling = True
+            self._in_background(self._fill_bootstrap, oid, bootstrap)
+
+    def _fill_bootstrap(self, oid: int, bootstrap: _Bootstrap) -> None:
         """Write it whole: the kernel reads metadata page by page, one request each."""
+        image, error = bootstrap.image, 0
         try:
             with image.path.open("rb") as f:
                 for off in range(0, image.size, _FILL_STEP):
-                    data = f.read(_FILL_STEP)
-                    _when_backed(partial(self._core.fill_flat, oid, off, data))
+                    self._core.fill_flat(oid, off, f.read(_FILL_STEP))
         except OSError as e:
             log.error("bootstrap of %s: %s", image.digest, e)
-            self._core.fail(oid, 0, image.size, errno.EIO)
+            error = errno.EIO
+        with self._lock:
+            bootstrap.filling = False
+        if error:  # after that: who comes later starts another try
+            self._core.fail(oid, 0, image.size, error)
 
     def _find_present(self, obj: CacheObject) -> None:
         extents: list[tuple[int, int]] = []
         at = 0
         try:
             while at < obj.chunks.flat_size:
-                start = _when_backed(partial(os.lseek, obj.fill_fd, at, os.SEEK_DATA))
+                start = _seek_data(obj.fill_fd, at)
                 at = os.lseek(obj.fill_fd, start, os.SEEK_HOLE)
                 extents.append((start, at))
         except OSError as e:
@@ -227,12 +321,12 @@ class CachefilesTransport:
                            for off, end in extents])
 
 
-def _when_backed(call: Callable[[], _T]) -> _T:
+def _seek_data(fd: int, at: int) -> int:
     """The kernel makes the backing file only some time after copen; ENOBUFS until then."""
     deadline = time.monotonic() + _BACKING_FILE_PATIENCE_S
     while True:
         try:
-            return call()
+            return os.lseek(fd, at, os.SEEK_DATA)
         except OSError as e:
             if e.errno != errno.ENOBUFS or time.monotonic() > deadline:
                 raise
@@ -240,70 +334,22 @@ def _when_backed(call: Callable[[], _T]) -> _T:
 
 
 def _check_shared(entry: _Domain, image: Image, fsid: str, domain: str) -> None:
-    """The kernel knows a blob of a domain by its id alone, and has one file for it."""
+    """The kernel knows what is in a domain by one name alone, and has one file for it."""
     known = {b.info.blob_id: b.identity for i in entry.images.values() for b in i.blobs}
     if fsid in entry.images:
         raise KernelRefused(f"{fsid} is bound already", hint="unbind it, or take another fsid")
+    if fsid in known or {fsid, *entry.images} & {b.info.blob_id for b in image.blobs}:
+        raise KernelRefused(
+            f"in domain {domain} a blob would have the name of a bootstrap",
+            hint="bind it in a domain of its own",
+        )
     for blob in image.blobs:
         if known.get(blob.info.blob_id, blob.identity) != blob.identity:
             raise KernelRefused(
-                f"another image of domain {domain or fsid} describes blob {blob.info.blob_id} "
+                f"another image of domain {domain} describes blob {blob.info.blob_id} "
                 "differently",
                 hint="bind it in a domain of its own",
             )
-
-
-def _drop_other_bootstrap(directory: Path, domain: str, fsid: str, bootstrap: Path) -> None:
-    """The fsid may have named another image: what the kernel has cached it would not ask for."""
-    volume = directory / "cache" / f"Ierofs,{domain}"
-    if not volume.is_dir():
-        return
-    for bucket in volume.iterdir():
-        cached = bucket / f"D{fsid}"
-        if cached.is_file() and not _is_part_of(cached, bootstrap):
-            log.info("%s in domain %s is another image now", fsid, domain)
-            cached.unlink(missing_ok=True)
-
-
-def _is_part_of(sparse: Path, whole: Path) -> bool:
-    """Do all data of a sparse file stand in the other at the same place?"""
-    with sparse.open("rb") as f, whole.open("rb") as g:
-        size, at = whole.stat().st_size, 0
-        while True:
-            try:
-                at = os.lseek(f.fileno(), at, os.SEEK_DATA)
-            except OSError:  # ENXIO: no more
-                return True
-            end = min(os.lseek(f.fileno(), at, os.SEEK_HOLE), size)
-            if at >= size:
-                return False
-            if os.pread(f.fileno(), end - at, at) != os.pread(g.fileno(), end - at, at):
-                return False
-            at = os.lseek(f.fileno(), at, os.SEEK_HOLE)
-
-
-def _drop_unsynced(directory: Path) -> None:
-    """After a power cut a block may be allocated and yet old: what was cached is not trusted.
-
-    ``USED_IN`` names the boot during which data were written, until they are synced.
-    """
-    marker, boot = directory / USED_IN, kernel.boot_id()
-    if status_of_ours(marker) is not None and marker.read_bytes() != boot.encode():
-        log.warning("the machine stopped while cachefiles was in use: cached data are dropped")
-        for name in ("cache", "graveyard"):
-            shutil.rmtree(directory / name, ignore_errors=True)
-    replace_file(marker, boot.encode())
-    sync(directory)
-
-
-def mark_synced(directory: Path) -> None:
-    """All cached data are on the disk: they outlive a reboot."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        kernel.syncfs(fd)
-    finally:
-        os.close(fd)
-    (directory / USED_IN).unlink(missing_ok=True)
 
 
 def _open_and_bind(directory: Path) -> int:

@@ -99,3 +99,6 @@ class FanotifyTransport:
 
     def handle(self, event: Event) -> None:
         raise AssertionError(f"no event of this dialect reaches Python: {event}")
+
+    def close(self) -> None:
+        """The group ends with its last descriptor, which is the keeper's."""

@@ -201,8 +201,17 @@ def test_bad_redirects(blobs: Path, make: Make, blob_id: str, location: str) -> 
 
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"[]", b'{"token": 5}', b'{"token": "a\\r\\nX: y"}', b"x" * (2 << 20)],
-    ids=["empty", "list", "number", "line break", "huge"],
+    [
+        b"",
+        b"[]",
+        b'{"token": 5}',
+        b'{"token": "a\\r\\nX: y"}',
+        b"x" * (2 << 20),
+        b"[" * 60_000,
+        b'{"token": "a", "expires_in": 1' + b"0" * 400 + b"}",
+        b'{"token": "a", "expires_in": 1' + b"0" * 5000 + b"}",
+    ],
+    ids=["empty", "list", "number", "line break", "huge", "deep", "long time", "digits"],
 )
 def test_hostile_token_server(blobs: Path, make: Make, blob_id: str, answer: bytes) -> None:
     def route(

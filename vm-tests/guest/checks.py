@@ -22,10 +22,13 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT / "tests" / "daemon"))
 
 from rig import Rig  # noqa: E402
+from trees import GOLDEN  # noqa: E402
 
 DISK = Path("/mnt/cache")
+IMAGES = GOLDEN / "images"
 MARK = "@check "  # machine.py looks for it
 PATIENCE_S = 90.0
+START_PATIENCE_S = 60.0  # for one start of the service
 
 
 class GuestRig(Rig):
@@ -44,6 +47,34 @@ class GuestRig(Rig):
         if check and code != 0:
             raise AssertionError(f"{words}: {code}\n{err.getvalue()}\n{self.log()}")
         return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+    def service_pid(self) -> int:
+        """Of a service that answers."""
+        deadline = time.monotonic() + START_PATIENCE_S
+        while True:
+            with contextlib.suppress(AssertionError):
+                return int(self.status()["pid"])
+            assert time.monotonic() < deadline, f"no service\n{self.log()}"
+            time.sleep(0.05)
+
+    def any_service(self) -> int:
+        """Of a service that runs, whether it answers yet or not."""
+        deadline = time.monotonic() + START_PATIENCE_S
+        while True:
+            for pid in self.processes():
+                with contextlib.suppress(OSError):
+                    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                    if not any(word.endswith(b"keeper.py") for word in words):
+                        return pid
+            assert time.monotonic() < deadline, f"no service\n{self.log()}"
+            time.sleep(0.02)
+
+    def kill_service(self) -> None:
+        """Returns when a successor answers."""
+        pid = self.service_pid()
+        os.kill(pid, signal.SIGKILL)
+        while self.service_pid() == pid:
+            time.sleep(0.02)
 
 
 def tell(name: str, ok: bool, detail: str) -> None:
@@ -111,3 +142,9 @@ def read_all(root: Path) -> None:
             path = Path(top, name)
             if path.is_file() and not path.is_symlink():
                 path.read_bytes()
+
+
+def wanted(name: str, at: Path) -> list[tuple[str, str]]:
+    """Regular files of an image below its mountpoint, with their digests."""
+    entries = map(json.loads, (IMAGES / name / "expected.jsonl").read_text().splitlines())
+    return [(f"{at}{e['path']}", e["sha256"]) for e in entries if e["type"] == "reg"]

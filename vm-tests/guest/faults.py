@@ -1,0 +1,127 @@
+"""In the guest: what the death of the service, or another image, must not do over cachefiles."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from checks import DISK, IMAGES, GuestRig, drop_caches, wanted
+from trees import assert_tree
+
+rig = GuestRig(DISK / "faults")
+OVER = ("--transport", "cachefiles")
+
+
+def umount(at: Path) -> None:
+    subprocess.run(["umount", str(at)], check=True, timeout=30)
+
+
+def read_outcome(path: Path) -> int:
+    """errno of a read by a process of its own, 0 when it was read; it must end."""
+    code = "import sys\ntry: open(sys.argv[1], 'rb').read()\nexcept OSError as e: sys.exit(e.errno)"
+    return subprocess.run(
+        [sys.executable, "-S", "-c", code, str(path)], timeout=60, check=False
+    ).returncode
+
+
+def outlives_umount() -> str:
+    """What somebody has open of a mount that is gone: a successor serves it, until it is closed."""
+    image = IMAGES / "one-lz4"
+    mount = rig.mount(image / "image.boot", image / "blobs", "m", *OVER, "--prefetch", "none")
+    inside = os.open(mount, os.O_RDONLY | os.O_DIRECTORY)
+    subprocess.run(["umount", "-l", str(mount)], check=True, timeout=30)
+    rig.kill_service()
+    drop_caches()
+    time.sleep(3)  # housekeeping has looked for what can be released
+    files = wanted("one-lz4", Path("."))
+    for path, digest in files:
+        with open(os.open(path.removeprefix("./"), os.O_RDONLY, dir_fd=inside), "rb") as f:
+            assert hashlib.file_digest(f, "sha256").hexdigest() == digest, path
+    assert rig.run("stop", check=False).returncode == 6, "it is in use"
+    os.close(inside)
+    deadline = time.monotonic() + 20
+    while rig.status()["mounts"]:
+        assert time.monotonic() < deadline, "it is not released"
+        time.sleep(0.1)
+    return f"{len(files)} files"
+
+
+def build(name: str, seed: int) -> Path:
+    """An image of one file that does not compress, so that all of them have the same sizes."""
+    from rafs_v6.build.cli import main
+
+    out = DISK / name
+    (out / "tree").mkdir(parents=True)
+    (out / "blobs").mkdir()
+    (out / "tree" / "file").write_bytes(random.Random(seed).randbytes(300_000))
+    words = ["create", "-B", out / "image.boot", "-D", out / "blobs", out / "tree"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main([str(word) for word in words]) == 0
+    return out
+
+
+def another_image_of_the_same_blob() -> str:
+    """What an image that is gone had cached is not shown as another one's blob of that name."""
+    first, second = build("first", 1), build("second", 2)
+    (name,), (other,) = ([p.name for p in (i / "blobs").iterdir()] for i in (first, second))
+    (second / "blobs" / other).rename(second / "blobs" / name)
+    boot = second / "image.boot"
+    boot.write_bytes(boot.read_bytes().replace(other.encode(), name.encode()))
+    at = rig.mountpoint("shared")
+    for number, image in enumerate((first, second, second, first)):
+        fsid = f"fsid{number}"
+        words = (image / "image.boot", "--blob-dir", image / "blobs", "--domain", "shared")
+        rig.run("bind", *words, "--fsid", fsid)
+        options = f"fsid={fsid},domain_id=shared"
+        subprocess.run(["mount", "-t", "erofs", "-o", options, "none", str(at)], check=True)
+        shown = (at / "file").read_bytes()
+        assert shown == (image / "tree" / "file").read_bytes(), f"wrong bytes in mount {number}"
+        assert (rig.fetched() == 0) == (number == 2), "only what was cached of this very blob"
+        if not number:  # both at once are refused
+            boot = second / "image.boot"
+            done = rig.run("bind", boot, *("--blob-dir", second / "blobs", "--domain", "shared"),
+                           "--fsid", "both", check=False)
+            assert done.returncode == 5, done.stderr
+        umount(at)
+        deadline = time.monotonic() + 20
+        while rig.run("unbind", "--fsid", fsid, "--domain", "shared", check=False).returncode:
+            assert time.monotonic() < deadline, "still in use"
+            time.sleep(0.05)
+    return name
+
+
+def lost_binding_is_eio() -> str:
+    """The successor has no record of a mount: its readers get EIO, and nobody waits for ever."""
+    image = IMAGES / "one-batch"
+    mount = rig.mount(image / "image.boot", image / "blobs", "lost", *OVER, "--prefetch", "none")
+    files = [p for p in sorted(mount.rglob("*")) if p.is_file() and not p.is_symlink()]
+    big = max(files, key=lambda p: p.stat().st_size)
+    (rig.root / "state.json").unlink()
+    rig.kill_service()
+    started = time.monotonic()
+    outcome = read_outcome(big)
+    assert outcome == errno.EIO, outcome
+    took = time.monotonic() - started
+    waiting = rig.status()["requests"]["waiting"]
+    assert waiting == 0, waiting
+    umount(mount)
+    again = rig.mount(image / "image.boot", image / "blobs", "lost", *OVER)
+    assert_tree(again, image / "expected.jsonl")
+    rig.run("umount", again)
+    return f"EIO after {took:.1f} s"
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "what outlives umount is served by a successor": outlives_umount,
+    "another image of the same blob": another_image_of_the_same_blob,
+    "a mount that nobody knows is EIO": lost_binding_is_eio,
+}
