@@ -10,6 +10,7 @@
     GET    /v1/prefetches
     POST   /v1/gc                     {"to": bytes, "dry_run"}
     GET    /v1/traces?digest=sha256:D
+    POST   /v1/upgrade                {"python", "dry_run"}
     POST   /v1/stop
 
 An error is ``{"error": {"kind", "message", "hint", "exit_code"}}`` with status
@@ -28,7 +29,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def _route(service: Service, method: str, target: str, body: dict[str, Any]) -> 
         ("GET", "/v1/prefetches"): service.prefetches,
         ("POST", "/v1/gc"): lambda: service.gc(body),
         ("GET", "/v1/traces"): lambda: service.trace(query.get("digest", "")),
+        ("POST", "/v1/upgrade"): lambda: service.upgrade(body),
         ("POST", "/v1/stop"): service.stop,
     }
     return calls[method, url.path]()
@@ -74,6 +76,10 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def _answer(self) -> None:
+        with self.server.answering():
+            self._answer_call()
+
+    def _answer_call(self) -> None:
         status = 200
         try:
             document = _route(self.server.service, self.command, self.path, self._body())
@@ -149,6 +155,24 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self.service = service
         self._lock = threading.Lock()
         self._open: dict[socket.socket, float] = {}  # when its request has to be here
+        self._answering = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        with self._changed:
+            self._answering += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._answering -= 1
+                self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Return when no call is being answered, or after ``CALL_TIMEOUT_S``."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._answering, CALL_TIMEOUT_S)
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -228,8 +252,13 @@ def listen(path: Path, handover: Handover) -> socket.socket:
 
 
 def serve(service: Service, listener: socket.socket) -> Callable[[], None]:
-    """Answer calls until the returned function is called."""
+    """Answer calls until the returned function is called, which lets those under way finish."""
     server = _Server(listener, service)
     thread = threading.Thread(target=server.serve_forever, name="api", daemon=True)
     thread.start()
-    return server.shutdown
+
+    def end() -> None:
+        server.shutdown()
+        server.finish()
+
+    return end

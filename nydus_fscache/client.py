@@ -21,6 +21,8 @@ from nydus_fscache.errors import DaemonError, FscacheError
 START_PATIENCE_S = 20.0
 CALL_PATIENCE_S = 120.0
 _POLL_S = 0.02
+_NOT_FROM_HERE = ["-P"]  # root must not import what lies in the current directory
+_KEEPER = Path(__file__).with_name("keeper.py")
 
 
 class _Connection(http.client.HTTPConnection):
@@ -86,14 +88,27 @@ class Client:
                 )
             time.sleep(_POLL_S)
 
+    def wait_for_successor(self, pid: int) -> dict[str, Any]:
+        """After an upgrade was begun: the status of the service that is not ``pid``."""
+        deadline = time.monotonic() + CALL_PATIENCE_S
+        while time.monotonic() < deadline:
+            # a service that makes way accepts no call; this one waits for the next service
+            with contextlib.suppress(DaemonError):
+                document: dict[str, Any] = self.call("GET", "/v1/status")
+                if document["pid"] != pid:
+                    return document
+            time.sleep(_POLL_S)
+        raise DaemonError("no new service answers", hint="see its log, daemon.log")
+
     def _spawn(self) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         log = os.open(self.root / "daemon.log", flags, 0o600)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        program, service = daemon_argv(self.root)
         try:
             return os.posix_spawn(
                 sys.executable,
-                daemon_argv(self.root),
+                [*program, *service],
                 os.environ,
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, null, 0),
@@ -129,11 +144,12 @@ class Client:
         raise DaemonError("the daemon does not end", hint="see its log, daemon.log")
 
 
-def daemon_argv(root: Path) -> list[str]:
-    """The command line of the keeper, which starts the service."""
-    keeper = str(Path(__file__).with_name("keeper.py"))
-    service = [sys.executable, "-m", "nydus_fscache.daemon", "--root", str(root)]
-    return [sys.executable, "-I", "-S", keeper, *service]
+def daemon_argv(
+    root: Path, python: str = sys.executable, keeper: Path = _KEEPER
+) -> tuple[list[str], list[str]]:
+    """The commands of keeper and service; the service's goes behind the keeper's."""
+    service = [python, *_NOT_FROM_HERE, "-m", "nydus_fscache.daemon", "--root", str(root)]
+    return [python, "-I", "-S", str(keeper)], service
 
 
 def _as_exception(error: dict[str, Any]) -> FscacheError:

@@ -1,6 +1,7 @@
 """The service process: started by the keeper, never by hand.
 
 usage: python -m nydus_fscache.daemon --root DIR [--log-level LEVEL]
+       python -m nydus_fscache.daemon --root DIR --ask JOURNAL    (upgrade.py)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import threading
 from pathlib import Path
 
-from nydus_fscache import api, log, privilege
+from nydus_fscache import api, log, privilege, upgrade
 from nydus_fscache.backend.make import preload
 from nydus_fscache.client import daemon_argv
 from nydus_fscache.errors import DaemonError, FscacheError, MountpointError
@@ -28,7 +29,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--log-level", default=os.environ.get("NYDUS_FSCACHE_LOG", "INFO"))
+    parser.add_argument("--ask", type=int, metavar="JOURNAL")
     args = parser.parse_args()
+    if args.ask is not None:
+        print(json.dumps(upgrade.answer(args.root, args.ask)))
+        return 0
     os.umask(0o077)
     privilege.reduce()  # before the first thread, which the log starts
     listener = log.start(args.log_level)
@@ -58,7 +63,7 @@ def _run(root: Path) -> int:
     handover.ready()
     threading.Thread(target=preload, name="preload", daemon=True).start()
     threading.Thread(
-        target=handover.watch, args=(daemon_argv(root),), name="keeper", daemon=True
+        target=handover.watch, args=daemon_argv(root), name="keeper", daemon=True
     ).start()
     logging.getLogger("daemon").info(
         "%s in %s, pid %d", "successor" if socket_was_kept else "started", root, os.getpid()
@@ -66,6 +71,9 @@ def _run(root: Path) -> int:
     _stop_on_signals(service)
     service.wait_until_stopped()
     end_calls()
+    if service.successor is not None:
+        service.make_way()
+        return 0
     calls.close()
     (root / "api.sock").unlink(missing_ok=True)
     service.close()

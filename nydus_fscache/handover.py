@@ -3,6 +3,8 @@
 Messages on a SOCK_SEQPACKET pair, text, one descriptor where stated:
 
     service -> keeper   ``keep NAME`` +fd · ``drop NAME`` · ``ready`` · ``bye``
+                        ``upgrade KEEPER SERVICE``, two commands (words end with a zero byte,
+                        and the first command with another)
     keeper -> service   ``have NAME`` +fd, for all that is kept · ``end``
 
 A name is kept before what it stands for is used (the fill descriptor before the
@@ -24,6 +26,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 from nydus_fscache import keeper
 from nydus_fscache.errors import DaemonError
@@ -104,6 +107,22 @@ class Handover:
             self._ending = True
             self._send("bye")
 
+    def upgrade(self, program: list[str], service: list[str]) -> None:
+        """The coming exit is for a successor, which the keeper starts by this command."""
+        with self._lock:
+            self._ending = True
+            self._send("upgrade " + "\0".join([*program, "", *service]))
+
+    @contextlib.contextmanager
+    def journal(self) -> Iterator[int]:
+        """The event journal's descriptor, inheritable, for a program that has to look at it."""
+        copy = os.dup(self._held["journal"])
+        try:
+            os.set_inheritable(copy, True)
+            yield copy
+        finally:
+            os.close(copy)
+
     def _send(self, text: str, fd: int | None = None) -> None:
         """With the lock.  When the keeper is lost, returns once another holds everything."""
         try:
@@ -116,8 +135,8 @@ class Handover:
 
     # -- the keeper's end ----------------------------------------------------------------------
 
-    def watch(self, argv: list[str]) -> None:
-        """Start a new keeper by ``argv`` whenever it is gone; returns when this process ends."""
+    def watch(self, program: list[str], service: list[str]) -> None:
+        """Start a new keeper by these commands whenever it is gone; returns when this ends."""
         while True:
             with contextlib.suppress(OSError):
                 while self._socket.recv(_MESSAGE):
@@ -126,21 +145,19 @@ class Handover:
                 return
             log.error("the keeper (%d) is gone: starting another", self.keeper_pid)
             try:
-                self._renew(argv)
+                self._renew(program, service)
                 log.warning("keeper %d holds everything again", self.keeper_pid)
             except OSError as e:
                 log.error("no new keeper: %s", e)
             time.sleep(_RENEWAL_PAUSE_S)
 
-    def _renew(self, argv: list[str]) -> None:
+    def _renew(self, program: list[str], service: list[str]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             os.set_inheritable(theirs.fileno(), True)
-            program, *options, script = argv[: argv.index(keeper.__file__) + 1]
-            service = argv[len(options) + 2 :]
             pid = os.posix_spawn(
-                program,
-                [program, *options, script, "--adopt", str(os.getpid()), *service],
+                program[0],
+                [*program, "--adopt", str(os.getpid()), *service],
                 {**os.environ, "NYDUS_KEEPER_FD": str(theirs.fileno())},
                 setsid=True,
             )

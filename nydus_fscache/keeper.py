@@ -11,13 +11,20 @@ lets waiting readers through only when the last descriptor of the group closes
 When the service dies it is started again, with back-off.  When that has not
 helped for ``NYDUS_FSCACHE_DENY_AFTER_S`` (30 s), waiting and new readers get EIO
 from here, until a start succeeds; and a request that several services died over
-gets EIO at that age.
+gets EIO at that age.  A service that is not ready after ``NYDUS_FSCACHE_START_S`` (60 s) is killed.
 
-usage: keeper.py ARGV...             start the service by this command; it finds its end of the
-                                     socket in the environment variable NYDUS_KEEPER_FD
-       keeper.py --adopt PID ARGV... the same for a service that runs already and lost its
-                                     keeper: its socket is NYDUS_KEEPER_FD, its pidfd comes as
-                                     ``keep service``
+An upgrade goes in three steps: the old service names its successor and exits; the successor
+starts; once it is ready, this process becomes the keeper of the new version (exec).  A
+successor that exits before it is ready is given up for the old command.
+
+usage: keeper.py ARGV...                    start the service by this command; it finds its end
+                                            of the socket in the variable NYDUS_KEEPER_FD
+       keeper.py --adopt PID ARGV...        the same for a service that runs already and lost its
+                                            keeper: its socket is NYDUS_KEEPER_FD, its pidfd
+                                            comes as ``keep service``
+       keeper.py --resume PID TABLE ARGV... after an upgrade, in the process of the old keeper;
+                                            TABLE: a file of "descriptor name" lines, of all that
+                                            is kept
 """
 
 import _signal as signal  # type: ignore[import-not-found]
@@ -32,12 +39,16 @@ import time
 import mmap  # isort: skip
 
 DENY_AFTER_S = float(os.environ.get("NYDUS_FSCACHE_DENY_AFTER_S") or 30)
+START_S = float(os.environ.get("NYDUS_FSCACHE_START_S") or 60)
 BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 QUICK_STARTS = 2  # failures that stay counted when a service became ready, and died soon after
 STABLE_S = 10.0  # a service that lived so long starts the back-off anew
 TAKE_OVER_S = 30.0  # a service that takes nothing from its socket for so long is stuck
 EXIT_PATIENCE_MS = 10_000  # from a service's end of the socket closing to its death
 SERVING = ("fanotify", "cachefiles")  # with one of these held, a reader may be waiting
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LINK = "link"  # in a table: the socket to the service
+UPGRADE_ERROR = "NYDUS_FSCACHE_UPGRADE_ERROR"  # tells the old service why it runs again
 
 SOL_SOCKET, SCM_RIGHTS, MESSAGE = _socket.SOL_SOCKET, _socket.SCM_RIGHTS, 4096
 FAN_DENY_EIO = 0x02 | errno.EIO << 24
@@ -69,6 +80,8 @@ class Keeper:
         self.next_start = 0.0
         self.stop_asked = False
         self.ready = self.ever_ready = self.bye = False
+        self.successor: tuple[list[str], list[str]] | None = None  # commands: keeper, service
+        self.fallback: list[str] = []  # the old service's command while the successor starts
 
     # -- the service -----------------------------------------------------------------------
 
@@ -78,7 +91,7 @@ class Keeper:
         if self.child == 0:
             os.set_inheritable(theirs.fileno(), True)
             os.environ["NYDUS_KEEPER_FD"] = str(theirs.fileno())
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             try:
                 os.execv(self.argv[0], self.argv)
@@ -131,9 +144,52 @@ class Keeper:
             self.down_since = 0.0
             if self.stop_asked:
                 self.pass_stop_on()
+            if self.successor and self.fallback:
+                self.become(*self.successor)
+        elif verb == "upgrade":
+            words = name.split("\0")
+            end = words.index("")
+            os.environ.pop(UPGRADE_ERROR, None)
+            self.successor = (words[:end], words[end + 1 :])
         elif verb == "bye":
             self.bye = True
         return True
+
+    def become(self, program: list[str], service: list[str]) -> None:
+        """Go on as another keeper program: the same process, child and descriptors.
+
+        Should that program fail, the service starts another keeper, as whenever it loses one.
+        """
+        self.successor, self.fallback = None, []
+        assert self.link is not None
+        self.kept[LINK] = self.link.fileno()
+        table = os.memfd_create("keeper", 0)
+        os.write(table, "".join(f"{fd} {name}\n" for name, fd in self.kept.items()).encode())
+        # a signal that comes meanwhile waits for the new program's handlers
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for fd in self.kept.values():
+            os.set_inheritable(fd, True)
+        try:
+            words = [*program, "--resume", str(self.child), str(table), *service]
+            os.execv(words[0], words)
+        except OSError as e:
+            say(f"goes on as the old keeper: {program[0]}: {e.strerror}")
+        for fd in self.kept.values():
+            os.set_inheritable(fd, False)
+        del self.kept[LINK]
+        os.close(table)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    def resume(self, pid: int, table: int) -> None:
+        """Take over from the keeper that this process was."""
+        for line in os.pread(table, os.fstat(table).st_size, 0).decode().splitlines():
+            fd, _, name = line.partition(" ")
+            self.kept[name] = int(fd)
+            os.set_inheritable(int(fd), False)
+        os.close(table)
+        self.link = _socket.socket(fileno=self.kept.pop(LINK))
+        self.child, self.adopted, self.started = pid, "service" in self.kept, time.monotonic()
+        say(f"is of the new version; service {pid}")
 
     def drop(self, name: str) -> None:
         fd = self.kept.pop(name, None)
@@ -203,8 +259,9 @@ class Keeper:
     def run(self) -> int:
         wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         if not self.child:
             self.start()
         while True:
@@ -213,6 +270,9 @@ class Keeper:
             if self.link is not None:
                 poll.register(self.link.fileno(), select.POLLIN)
             ready = dict(poll.poll(self.patience_ms()))
+            if self.starting() and time.monotonic() - self.started > START_S:
+                say(f"service {self.child} was not ready in {START_S:.0f} s")
+                os.kill(self.child, signal.SIGKILL)
             if wake_r in ready:
                 os.read(wake_r, 64)
                 self.stop_asked = True
@@ -228,10 +288,14 @@ class Keeper:
                 if time.monotonic() >= self.next_start:
                     self.start()
 
+    def starting(self) -> bool:
+        return bool(self.child) and not self.ready
+
     def patience_ms(self) -> int | None:
-        if self.child:
+        if self.child and self.ready:
             return None
-        return max(0, min(1000, int((self.next_start - time.monotonic()) * 1000) + 1))
+        until = self.started + START_S if self.child else self.next_start
+        return max(1, min(1000, int((until - time.monotonic()) * 1000) + 1))
 
     def over(self, code: int) -> bool:
         """The service is gone with ``code``: is that the end, or when to start it again?"""
@@ -240,9 +304,12 @@ class Keeper:
         if not self.serving() and (self.stop_asked or (not self.ever_ready and 1 <= code <= 9)):
             return True  # nobody waits, and it never got so far as to serve, and said why
         now = time.monotonic()
+        self.down_since = self.down_since or now
+        if self.changed_version(code):
+            self.next_start = now
+            return False
         if self.ready and now - self.started > STABLE_S:
             self.failures = 0
-        self.down_since = self.down_since or now
         self.next_start = now + BACKOFF_S[min(self.failures, len(BACKOFF_S) - 1)]
         self.failures += 1
         if {"fanotify", "journal"} <= self.kept.keys():
@@ -251,6 +318,19 @@ class Keeper:
                 say(f"{old} requests got EIO: older than {DENY_AFTER_S:.0f} s, services died over")
         say(f"service exited with {code}; start {self.failures} in {self.next_start - now:.1f} s")
         return False
+
+    def changed_version(self, code: int) -> bool:
+        """Has the command changed, since the old service made way or its successor failed?"""
+        if self.successor is None:
+            return False
+        if not self.fallback:
+            self.fallback, self.argv = self.argv, self.successor[1]
+            say(f"service exited with {code} for its successor {self.argv[0]}")
+        else:
+            self.successor, self.argv, self.fallback = None, self.fallback, []
+            os.environ[UPGRADE_ERROR] = f"the successor exited with {code} before it was ready"
+            say(f"{os.environ[UPGRADE_ERROR]}: back to {self.argv[0]}")
+        return True
 
 
 def answer(group: int, fd: int) -> None:
@@ -307,11 +387,13 @@ def owed(memory: mmap.mmap) -> set[int]:
 
 
 def main(words: list[str]) -> int:
-    if words[:1] != ["--adopt"]:
-        return Keeper(words).run()
-    keeper = Keeper(words[2:])
-    keeper.ever_ready = keeper.ready = True
-    keeper.adopt(int(words[1]), int(os.environ.pop("NYDUS_KEEPER_FD")))
+    mode = words[0] if words[0] in {"--adopt", "--resume"} else ""
+    keeper = Keeper(words[{"": 0, "--adopt": 2, "--resume": 3}[mode] :])
+    keeper.ever_ready = keeper.ready = bool(mode)
+    if mode == "--adopt":
+        keeper.adopt(int(words[1]), int(os.environ.pop("NYDUS_KEEPER_FD")))
+    elif mode == "--resume":
+        keeper.resume(int(words[1]), int(words[2]))
     return keeper.run()
 
 

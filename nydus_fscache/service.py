@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import nydus_fscache
-from nydus_fscache import kernel, state
+from nydus_fscache import keeper, kernel, state, upgrade
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.backend.make import make_backend
 from nydus_fscache.cache.evict import Evictor
@@ -102,6 +102,8 @@ class Service:
         self._served: list[Served] = []
         self._lock = threading.RLock()
         self._stopped = threading.Event()
+        self._end_asked = threading.Event()
+        self.successor: upgrade.Successor | None = None
         for pid in (0, handover.keeper_pid):
             kernel.raise_nofile_limit(pid)
         self._take_over()
@@ -202,11 +204,12 @@ class Service:
                 f"still in use: {', '.join(held)}",
                 hint="unmount what lies on top of them (overlay, bind mounts), then stop again",
             )
-        self._stopped.set()
+        self._end_asked.set()
         return {}
 
     def close(self) -> None:
         """After ``stop``: give everything back."""
+        self._stopped.set()
         self._fetcher.stop()
         for served in self._served:
             self._unbind(served)
@@ -218,8 +221,36 @@ class Service:
         self.store.close()
         self._handover.bye()
 
+    def upgrade(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Make way for the service of another installation, whose interpreter is ``python``;
+        ``dry_run``: only ask it whether it can take over.  The versions and the old pid."""
+        with self._handover.journal() as journal:
+            successor = upgrade.ask(str(request.get("python")), self.store.root, journal)
+        if not request.get("dry_run"):
+            with self._lock:
+                if self._end_asked.is_set():
+                    raise DaemonError("the service is ending", hint="see nydus-fscache status")
+                self.successor = successor
+                self._end_asked.set()
+        versions = {"old_version": nydus_fscache.__version__, "new_version": successor.version}
+        return {**versions, "pid": os.getpid()}
+
+    def make_way(self) -> None:
+        """After ``upgrade``: leave everything as a successor takes it up; to be followed by exit.
+
+        Requests that wait stay in the journal; what is on its way is fetched again, which takes
+        less time than a slow backend.
+        """
+        assert self.successor is not None
+        log.info("making way for version %s", self.successor.version)
+        self._stopped.set()
+        self._handover.upgrade(self.successor.keeper, self.successor.service)
+        self.core.stop()
+        self._tracer.collect()
+        self._save()
+
     def wait_until_stopped(self) -> None:
-        self._stopped.wait()
+        self._end_asked.wait()
 
     # -- threads -----------------------------------------------------------------------------
 
@@ -525,6 +556,7 @@ class Service:
             "root": str(self.store.root),
             "pid": os.getpid(),
             "keeper_pid": self._handover.keeper_pid,
+            "upgrade_error": os.environ.get(keeper.UPGRADE_ERROR, ""),
             **status_document(served, self.objects, self.core, self.started_at),
         }
 

@@ -22,6 +22,7 @@ COMMANDS = (
     "umount",
     "status",
     "serve",
+    "upgrade",
     "stop",
     "bind",
     "unbind",

@@ -40,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
     if args.cache_limit is not None:
         os.environ["NYDUS_FSCACHE_CACHE_LIMIT"] = str(args.cache_limit)
     sys.stdout.flush()
-    argv = daemon_argv(args.root)
-    os.execv(argv[0], argv)
+    program, service = daemon_argv(args.root)
+    os.execv(program[0], [*program, *service])

@@ -31,7 +31,7 @@ def mount_apart(target: Path, fsid: str, domain: str) -> None:
     """Raises what ``kernel.mount_erofs_fsid`` does, or ``KernelRefused`` when it does not end."""
     words = [str(os.getpid()), str(target), fsid, domain]
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__, *words],
+        [sys.executable, "-P", "-m", __name__, *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )
