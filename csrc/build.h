@@ -1,8 +1,8 @@
 /*
- * The builder's inner loop: read, digest and compress many pieces of files in
- * one call, over several threads.  Also the cffi declaration of
+ * The builder's inner loop: read, digest, compress and encrypt many pieces of
+ * files in one call, over several threads.  Also the cffi declaration of
  * rafs_v6._build.  No dedup and no layout here: the caller decides between the
- * two calls what is to be stored.
+ * two calls what is to be stored, and in which units.
  */
 
 /* One chunk to be.  The caller fills the first part, rafs_build_read the second. */
@@ -10,27 +10,44 @@ struct rafs_piece {
 	int32_t fd;
 	uint32_t len;		/* 1..RAFS_MAX_CHUNK_SIZE */
 	uint64_t off;		/* bytes, in fd */
-	uint64_t at;		/* bytes, in the input arena */
-	uint32_t store;		/* 0: a copy of an earlier chunk, leave it out */
+	uint64_t at;		/* bytes, in the arena */
 
 	int32_t error;		/* 0, or a negative errno; -ENODATA: fd ended too soon */
 	uint32_t crc32c;
-	uint32_t clen;		/* bytes stored; equal to len when raw */
 	uint8_t digest[32];
 };
 
-/* Read pieces into arena and digest them.  0, or the first error. */
+/* Read pieces into arena and digest them.  0, or an error of one of them. */
 int rafs_build_read(struct rafs_piece *pieces, uint32_t n, uint8_t *arena, size_t arena_len,
 		    uint32_t digester, uint32_t threads);
 
+/* What an encrypted unit takes at least: XTS has none below 16 bytes (sheet 6.1). */
+#define RAFS_BUILD_ROOM 18
+
+/* What is compressed and encrypted as one: a chunk, or a batch of small ones. */
+struct rafs_parcel {
+	uint64_t at;		/* bytes, in both arenas; RAFS_BUILD_ROOM of them are its own */
+	uint32_t len;		/* 1..RAFS_MAX_CHUNK_SIZE */
+	uint32_t clen;		/* out: bytes stored */
+	uint32_t compressed;	/* out: 0 when it does not shrink and is stored raw */
+};
+
+struct rafs_recipe {
+	uint32_t compressor;
+	int32_t level;
+	uint32_t threads;
+	uint32_t encrypt;
+	uint8_t key[32];
+	uint8_t iv[16];
+};
+
 /*
- * Compress the pieces with store set and pack them back to back, in order, at
- * the start of out, which is as large as arena.  A piece that does not shrink
- * is stored raw.  Returns the bytes in out, or a negative errno.
+ * Compress and encrypt parcels of arena and pack them back to back, in order,
+ * at the start of out, which is as large as arena.  Returns the bytes in out,
+ * or a negative errno; -EILSEQ: 18 bytes that decryption would take for padded.
  */
-int64_t rafs_build_store(struct rafs_piece *pieces, uint32_t n, const uint8_t *arena,
-			 uint8_t *out, size_t arena_len, uint32_t compressor, int level,
-			 uint32_t threads);
+int64_t rafs_build_store(struct rafs_parcel *parcels, uint32_t n, const uint8_t *arena,
+			 uint8_t *out, size_t arena_len, const struct rafs_recipe *recipe);
 
 /*
  * A place in a .gz where inflating can start: a deflate block begins there, or

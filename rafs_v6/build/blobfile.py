@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import stat
-import struct
 import tempfile
 import time
 from pathlib import Path
@@ -19,11 +18,6 @@ from typing import IO
 from rafs_v6._codec import ffi, lib
 from rafs_v6.build.errors import BuildError
 from rafs_v6.erofs import (
-    CCT_HEADER_SIZE,
-    CCT_MAGIC,
-    CctHeader,
-    ChunkRecord,
-    ChunkV2Flags,
     Compressor,
     TocEntry,
     TocFlags,
@@ -65,41 +59,6 @@ def shrink(
     if size <= 0 or size >= len(data):
         return Compressor.NONE, data
     return compressor, bytes(ffi.buffer(out, size))
-
-
-def pack_v1(c: ChunkRecord) -> bytes:
-    """A chunk's record in the CCT, version 1 (sheet 2.4)."""
-    return struct.pack(
-        "<2Q",
-        c.uncompressed_offset | _size_bits(c.uncompressed_size, 8),
-        c.compressed_offset | _size_bits(c.compressed_size, 40),
-    )
-
-
-def pack_v2(c: ChunkRecord, flags: ChunkV2Flags, data: int) -> bytes:
-    """A chunk's record in the CCT, version 2 (sheet 2.5): ``data`` is its last word."""
-    return struct.pack(
-        "<3Q",
-        c.uncompressed_offset >> 12 | c.uncompressed_size - 1 << 32 | flags << 56,
-        c.compressed_offset | c.compressed_size << 40,
-        data,
-    )
-
-
-def _size_bits(size: int, high_at: int) -> int:
-    size -= 1
-    return (size & 0xFFFFF) << 44 | (size >> 20) << high_at
-
-
-def cct_header(
-    features: int, compressor: Compressor, count: int, offset: int, stored: int, plain: int,
-    contexts: tuple[int, int, int] = (0, 0, 0),
-) -> bytes:  # fmt: skip
-    """``contexts``: their offset in the plain CCT, their size and their number."""
-    head = CctHeader(
-        CCT_MAGIC, features, compressor, count, offset, stored, plain, *contexts
-    ).pack()  # fmt: skip
-    return head + bytes(CCT_HEADER_SIZE - len(head) - 4) + struct.pack("<I", CCT_MAGIC)
 
 
 def toc_entry(

@@ -127,7 +127,10 @@ def write_bootstrap(
 
 def _flags(blobs: Sequence[BlobEntry], defaults: Defaults, has_xattr: bool) -> SuperFlags:
     flags = _COMPRESSION_FLAG[defaults.compressor] | _HASH_FLAG[defaults.digester]
-    flags |= SuperFlags.ENCRYPTION_NONE
+    if any(b.record.features & BlobFeatures.ENCRYPTED for b in blobs):
+        flags |= SuperFlags.ENCRYPTION_AES_128_XTS
+    else:
+        flags |= SuperFlags.ENCRYPTION_NONE
     if defaults.explicit_uid_gid:
         flags |= SuperFlags.EXPLICIT_UID_GID
     if defaults.block_size == TARFS_BLOCK:

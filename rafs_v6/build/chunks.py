@@ -7,22 +7,27 @@ many threads work.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 from rafs_v6._build import ffi, lib
 from rafs_v6.build.base import Known
-from rafs_v6.build.blobfile import pack_v1
+from rafs_v6.build.cct import pack_batch, pack_v1, pack_v2
+from rafs_v6.build.cipher import XtsKey
 from rafs_v6.build.errors import BuildError
-from rafs_v6.build.pieces import Pieces
+from rafs_v6.build.pieces import MAX_PIECES, Pieces
 from rafs_v6.build.tree import Chunk, Node, traverse
 from rafs_v6.erofs import (
     EROFS_BLOCK,
     MAX_CHUNKS,
+    BlobFeatures,
     ChunkFlags,
     ChunkRecord,
+    ChunkV2Flags,
     Compressor,
     Digester,
     round_up,
@@ -31,11 +36,15 @@ from rafs_v6.erofs import (
 
 @dataclass(frozen=True, slots=True)
 class ChunkOptions:
+    """``batch_size``: files of one chunk below half of it are compressed together; 0: none."""
+
     compressor: Compressor
     digester: Digester
     chunk_size: int
     level: int
     threads: int
+    batch_size: int = 0
+    cipher: XtsKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +69,7 @@ class StoredChunks:
     known: Known = field(default_factory=dict)
     records: list[ChunkRecord] = field(default_factory=list)
     cct: bytearray = field(default_factory=bytearray)
-    contexts: bytes = b""
+    contexts: bytearray = field(default_factory=bytearray)
     context_count: int = 0
     features: int = 0  # BlobFeatures
     original: Original | None = None
@@ -71,7 +80,7 @@ class StoredChunks:
     @property
     def context_place(self) -> tuple[int, int, int]:
         """The contexts' offset in the plain CCT, their size and their number."""
-        if not self.context_count:
+        if not self.features & (BlobFeatures.BATCH | BlobFeatures.ZRAN):
             return 0, 0, 0
         return len(self.cct), len(self.contexts), self.context_count
 
@@ -79,7 +88,6 @@ class StoredChunks:
         """Give a digested piece of ``node`` its chunk; the chunk, when there was none like it."""
         key = bytes(piece.digest), int(piece.len)
         chunk = self.known.get(key)
-        piece.store = chunk is None
         fresh = None
         if chunk is None:
             if self._count >= MAX_CHUNKS - 1:
@@ -92,42 +100,123 @@ class StoredChunks:
         return fresh
 
 
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """The (piece, chunk) of a parcel; ``batched``: also when it is only one."""
+
+    batched: bool
+    chunks: list[tuple[int, Chunk]]
+
+
 class _Store:
-    """Pieces become chunks: new ones are compressed and written, the others found again."""
+    """Pieces become chunks: new ones are compressed and written, the others found again.
+
+    What is compressed as one is a parcel: a chunk, or a batch, which ends with
+    its arena at the latest.
+    """
 
     def __init__(
         self, options: ChunkOptions, out: StoredChunks, write: Callable[[memoryview], None]
     ) -> None:
-        self._options, self._out, self._write = options, out, write
-        self.pieces = Pieces(options.chunk_size, options.digester, options.threads, self._process)
+        self._out, self._write, self._batch_size = out, write, options.batch_size
+        self._recipe = ffi.new("struct rafs_recipe *")
+        self._recipe.compressor, self._recipe.level = options.compressor, options.level
+        self._recipe.threads = options.threads
+        self._flags = ChunkFlags.HAS_CRC32C
+        if options.batch_size:
+            out.features |= BlobFeatures.BATCH | BlobFeatures.CHUNK_INFO_V2
+        if options.cipher is not None:
+            out.features |= BlobFeatures.ENCRYPTED | BlobFeatures.CHUNK_INFO_V2
+            self._flags |= ChunkFlags.ENCRYPTED
+            self._recipe.encrypt = 1
+            self._recipe.key, self._recipe.iv = options.cipher.key, options.cipher.iv
+        self.pieces = Pieces(
+            options.chunk_size, options.digester, options.threads, self._process,
+            room=lib.RAFS_BUILD_ROOM if options.cipher else 0,
+        )  # fmt: skip
         self._stored = bytearray(self.pieces.arena_len)
+        self._parcels = ffi.new("struct rafs_parcel[]", MAX_PIECES)
 
     def _process(self) -> None:
-        options, pieces, n = self._options, self.pieces, len(self.pieces)
-        fresh = [self._out.place(pieces.array[i], pieces.users[i][0]) for i in range(n)]
+        packed = self._pack()
+        stored = ffi.from_buffer("uint8_t[]", self._stored)
         size = lib.rafs_build_store(
-            pieces.array, n, pieces.arena, ffi.from_buffer("uint8_t[]", self._stored),
-            pieces.arena_len, options.compressor, options.level, options.threads,
+            self._parcels, len(packed), self.pieces.arena, stored, self.pieces.arena_len,
+            self._recipe,
         )  # fmt: skip
+        if size == -errno.EILSEQ:
+            raise BuildError(
+                "18 bytes of a file end as if encryption had padded them, and would be read back"
+                " cut: the format cannot hold them encrypted; build without --encrypt"
+            )
         if size < 0:
-            pieces.fail()
-        for i, chunk in enumerate(fresh):
-            if chunk is not None:
-                self._record(i, chunk)
+            raise OSError(-size, os.strerror(-size))
+        for i, members in enumerate(packed):
+            self._record(self._parcels[i], members)
         self._write(memoryview(self._stored)[:size])
 
-    def _record(self, i: int, chunk: Chunk) -> None:
-        piece, out = self.pieces.array[i], self._out
-        flags = ChunkFlags.HAS_CRC32C
-        if piece.clen != piece.len:
+    def _pack(self) -> list[_Members]:
+        """Fill ``_parcels`` with the pieces that are new."""
+        packed: list[_Members] = []
+        pieces, limit = self.pieces, self._batch_size
+        for i, (node, _, _) in enumerate(pieces.users):
+            piece = pieces.array[i]
+            chunk = self._out.place(piece, node)
+            if chunk is None:
+                continue
+            small = piece.len == node.size and 2 * piece.len < limit
+            if small and packed and packed[-1].batched:
+                parcel = self._parcels[len(packed) - 1]
+                if parcel.len + piece.len < limit:
+                    # Copies, which are not stored, and room may lie between the two.
+                    ffi.memmove(
+                        pieces.arena + (parcel.at + parcel.len), pieces.arena + piece.at, piece.len
+                    )
+                    parcel.len += piece.len
+                    packed[-1].chunks.append((i, chunk))
+                    continue
+            parcel = self._parcels[len(packed)]
+            parcel.at, parcel.len = piece.at, piece.len
+            packed.append(_Members(small, [(i, chunk)]))
+        return packed
+
+    def _record(self, parcel: Any, members: _Members) -> None:
+        out, inside = self._out, 0
+        flags, clen, coff = self._flags, parcel.clen, out.stored_size
+        if members.batched:
+            clen = 0
+        elif parcel.compressed:
             flags |= ChunkFlags.COMPRESSED
-        record = ChunkRecord(
-            bytes(piece.digest), 0, flags, piece.clen, piece.len, out.stored_size,
-            chunk.flat_off, self.pieces.users[i][1], chunk.index, piece.crc32c,
-        )  # fmt: skip
-        out.records.append(record)
-        out.cct += pack_v1(record)
-        out.stored_size += piece.clen
+        for i, chunk in members.chunks:
+            piece = self.pieces.array[i]
+            record = ChunkRecord(
+                bytes(piece.digest), 0, flags, clen, piece.len, coff, chunk.flat_off,
+                self.pieces.users[i][1], chunk.index, piece.crc32c,
+            )  # fmt: skip
+            out.cct += self._pack_record(record, inside, batched=members.batched)
+            # The chunk table does not say where a batch lies (sheet 1.17).
+            out.records.append(replace(record, compressed_offset=0) if members.batched else record)
+            inside += piece.len
+        if members.batched:
+            out.contexts += pack_batch(parcel.clen, parcel.len)
+            out.context_count += 1
+        out.stored_size += parcel.clen
+
+    def _pack_record(self, record: ChunkRecord, inside: int, *, batched: bool) -> bytes:
+        if not self._out.features & BlobFeatures.CHUNK_INFO_V2:
+            return pack_v1(record)
+        flags = ChunkV2Flags(0)
+        if record.flags & ChunkFlags.ENCRYPTED:
+            flags |= ChunkV2Flags.ENCRYPTED
+        if batched:
+            flags |= ChunkV2Flags.BATCH | ChunkV2Flags.COMPRESSED
+            return pack_v2(record, flags, self._out.context_count << 32 | inside)
+        if record.flags & ChunkFlags.COMPRESSED:
+            flags |= ChunkV2Flags.COMPRESSED
+        # Upstream's reader takes a crc of 0 for damage.
+        if record.crc32c:
+            flags |= ChunkV2Flags.CRC
+        return pack_v2(record, flags, record.crc32c)
 
 
 def store_chunks(

@@ -39,6 +39,10 @@ def create_from_tar(
 ) -> list[str]:
     """Build an image of a tar or tar.gz, which may be a pipe; the ids of its blobs."""
     refers = into is not Into.RAFS
+    if refers and (options.chunks.batch_size or options.chunks.cipher):
+        raise BuildError(
+            "--batch-size and --encrypt are for data that are stored: choose --type targz-rafs"
+        )
     stored = open_stored(source, digest=refers)
     with (
         closing(stored.file),

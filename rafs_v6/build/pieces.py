@@ -15,26 +15,27 @@ from rafs_v6.build.tree import Node
 from rafs_v6.erofs import Digester
 
 _ARENA = 16 << 20
-_PIECES = 512  # also bounds the descriptors that are open at once
+MAX_PIECES = 512  # also bounds the descriptors that are open at once
 
 
 class Pieces:
     """``add`` files, then ``flush``; ``ready`` is called for every arena that is full.
 
     ``array``: ``struct rafs_piece[]``, of which ``users`` has one (node, offset in
-    the file, path) each; ``arena``: their data.
+    the file, path) each; ``arena``: their data, ``room`` bytes of it at least for each.
     """
 
     def __init__(
-        self, chunk_size: int, digester: Digester, threads: int, ready: Callable[[], None]
-    ) -> None:
+        self, chunk_size: int, digester: Digester, threads: int, ready: Callable[[], None],
+        room: int = 0,
+    ) -> None:  # fmt: skip
         self.arena_len = max(_ARENA, chunk_size)
-        self.array: Any = ffi.new("struct rafs_piece[]", _PIECES)
+        self.array: Any = ffi.new("struct rafs_piece[]", MAX_PIECES)
         self.users: list[tuple[Node, int, bytes]] = []
         self._buffer = bytearray(self.arena_len)
         self.arena: Any = ffi.from_buffer("uint8_t[]", self._buffer)
         self._chunk_size, self._digester, self._threads = chunk_size, digester, threads
-        self._ready = ready
+        self._ready, self._room = ready, room
         self._fds: list[int] = []
         self._used = 0
 
@@ -47,7 +48,8 @@ class Pieces:
         fd = extent.fd
         for at in range(0, node.size, self._chunk_size):
             length = min(self._chunk_size, node.size - at)
-            if self._used + length > self.arena_len or len(self.users) == _PIECES:
+            room = max(length, self._room)
+            if self._used + room > self.arena_len or len(self.users) == MAX_PIECES:
                 self.flush()
                 if extent.fd < 0:
                     fd = -1
@@ -57,7 +59,7 @@ class Pieces:
             piece = self.array[len(self.users)]
             piece.fd, piece.len = fd, length
             piece.off, piece.at = extent.off + at, self._used
-            self._used += length
+            self._used += room
             self.users.append((node, at, path))
 
     def flush(self) -> None:
@@ -68,19 +70,19 @@ class Pieces:
                     self._threads,
                 )  # fmt: skip
                 if rc:
-                    self.fail()
+                    raise self._error(rc)
                 self._ready()
         finally:
             self._close_files()
             self.users.clear()
             self._used = 0
 
-    def fail(self) -> None:
-        """Raise for the piece that a C call gave an error."""
+    def _error(self, rc: int) -> Exception:
         for i, (_, _, path) in enumerate(self.users):
             error = -self.array[i].error
             if error:
-                raise BuildError(f"{os.fsdecode(path)}: {os.strerror(error)} while it was read")
+                return BuildError(f"{os.fsdecode(path)}: {os.strerror(error)} while it was read")
+        return OSError(-rc, os.strerror(-rc))
 
     def _close_files(self) -> None:
         for fd in self._fds:

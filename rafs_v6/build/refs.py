@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rafs_v6.build.blobfile import pack_v2
+from rafs_v6.build.cct import pack_v2
 from rafs_v6.build.chunks import ChunkOptions, Original, StoredChunks
 from rafs_v6.build.errors import BuildError, SourceError
 from rafs_v6.build.pieces import Pieces
@@ -126,7 +126,7 @@ def refer_chunks(root: Node, out: StoredChunks, options: ChunkOptions, tar: Stor
     compressor = Compressor.NONE
     if refer.contexts is not None:
         out.features |= BlobFeatures.ZRAN
-        out.contexts = refer.contexts.pack(tar.file.fileno())
+        out.contexts += refer.contexts.pack(tar.file.fileno())
         out.context_count = len(refer.contexts)
         compressor = Compressor.GZIP
     out.original = Original(tar.sha256, tar.size, compressor)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 
 from rafs_v6.build.blobfile import (
     BlobFile,
-    cct_header,
     shrink,
     tar_header,
     toc_entry,
     toc_flag,
 )
+from rafs_v6.build.cct import cct_header
 from rafs_v6.build.chunks import StoredChunks
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.options import CreateOptions
-from rafs_v6.erofs import CCT_HEADER_SIZE, BlobFeatures, BlobRecord, Compressor, TocFlags
+from rafs_v6.erofs import CCT_HEADER_SIZE, BlobFeatures, BlobRecord, Cipher, Compressor, TocFlags
 
 _INLINED_ID = b"x" * 64
 _ID_MAX = 64
@@ -39,7 +40,7 @@ def write_trailer(
         features |= BlobFeatures.INLINED_FS_META
     if options.toc:
         features |= BlobFeatures.HAS_TOC | BlobFeatures.INLINED_CHUNK_DIGEST
-    original = chunks.original
+    original, cipher = chunks.original, options.chunks.cipher
     toc = b""
     count = len(chunks.records)
     cct: bytes | bytearray = b""
@@ -56,6 +57,8 @@ def write_trailer(
         ci_compressor, cct = shrink(
             options.chunks.compressor if original is None else Compressor.ZSTD, plain_cct
         )
+        if cipher is not None:
+            cct = cipher.encrypt(bytes(cct))
         ci_offset = out.size
         header = cct_header(
             features, ci_compressor, count, ci_offset, len(cct), len(plain_cct),
@@ -70,7 +73,7 @@ def write_trailer(
             CCT_HEADER_SIZE, CCT_HEADER_SIZE, TocFlags.RAW,
         )  # fmt: skip
         out.write(cct)
-        out.write(header)
+        out.write(cipher.encrypt(header) if cipher is not None else header)
         if framed:
             out.write(tar_header(b"blob.meta", len(cct) + CCT_HEADER_SIZE))
         if options.toc:
@@ -87,6 +90,12 @@ def write_trailer(
             compressed_size=original.size,
         )  # fmt: skip
 
+    if cipher is not None:
+        low, high = struct.unpack("<2Q", cipher.iv)
+        record = replace(
+            record, blob_meta_digest=cipher.key, blob_meta_size=low, cipher_iv=high,
+            cipher_algo=Cipher.AES_128_XTS,
+        )  # fmt: skip
     if options.inline_meta:
         boot = bootstrap(record)
         compressor, kept = shrink(Compressor.ZSTD if options.toc else Compressor.NONE, boot)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from rafs_v6._codec import ffi, lib
 from rafs_v6.blob import ChunkMap
-from rafs_v6.build.blobfile import BlobFile, pack_v1, shrink, write_atomically
+from rafs_v6.build.blobfile import BlobFile, shrink, write_atomically
 from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
+from rafs_v6.build.cct import pack_v1
 from rafs_v6.build.chunks import ChunkOptions, StoredChunks
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.load import Loaded, load, used_names

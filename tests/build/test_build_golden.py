@@ -47,14 +47,16 @@ def test_estargz_equals_golden(golden: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "layer", "options"),
     [
-        ("one-lz4", ["--compressor", "lz4_block", "--digester", "sha256"]),
-        ("one-none-64k", ["--compressor", "none", "--chunk-size", "0x10000"]),
+        ("one-lz4", 3, ["--compressor", "lz4_block", "--digester", "sha256"]),
+        ("one-none-64k", 3, ["--compressor", "none", "--chunk-size", "0x10000"]),
+        ("one-batch", 2, ["--batch-size", "0x100000"]),
+        ("one-encrypted", 3, ["--encrypt"]),
     ],
 )
-def test_layer3_equals_golden(
-    golden: Path, layers: list[Path], tmp_path: Path, name: str, options: list[str]
+def test_one_layer_equals_golden(
+    golden: Path, layers: list[Path], tmp_path: Path, name: str, layer: int, options: list[str]
 ) -> None:
     want = golden / "images" / name
     theirs = rafs_v6.open(want / "image.boot")
@@ -62,8 +64,32 @@ def test_layer3_equals_golden(
     options += ["--digester", theirs.bootstrap.blobs[0].digester.name.lower()]
     assert main([
         "create", "-t", "targz-rafs", "-B", str(boot), "-D", str(tmp_path), *options,
-        str(layers[2]),
+        str(layers[layer - 1]),
     ]) == 0  # fmt: skip
     image = rafs_v6.open(boot, blobs=tmp_path)
     assert digests(image.bootstrap) == digests(theirs.bootstrap)
+    assert image.bootstrap.tables.flags == theirs.bootstrap.tables.flags
+    assert image.bootstrap.blobs[0].features == theirs.bootstrap.blobs[0].features
     assert differences(image_tree(image), golden_tree(want / "expected.jsonl")) == []
+
+
+def test_the_golden_dictionary_gives_the_golden_chunks(
+    golden: Path, layers: list[Path], tmp_path: Path
+) -> None:
+    low, up = tmp_path / "low.boot", tmp_path / "up.boot"
+    create = ["create", "-t", "targz-rafs", "-D", str(tmp_path)]
+    assert main([*create, "-B", str(low), str(layers[0])]) == 0
+    assert main([*create, "-B", str(up), "--chunk-dict", f"bootstrap={low}", str(layers[2])]) == 0
+    want = golden / "images" / "chunk-dict"
+    theirs, image = rafs_v6.open(want / "image.boot"), rafs_v6.open(up, blobs=tmp_path)
+    assert differences(image_tree(image), golden_tree(want / "expected.jsonl")) == []
+
+    def references(boot: rafs_v6.Bootstrap) -> list[tuple[bytes, int, int, int]]:
+        # Not the offsets: the original stores a tar's files in another order.
+        return [
+            (path, i, chunk.blob_index, chunk.size)
+            for path, inode in boot.walk() if inode.is_reg
+            for i, chunk in enumerate(boot.chunks(inode))
+        ]  # fmt: skip
+
+    assert references(image.bootstrap) == references(theirs.bootstrap)

@@ -22,7 +22,10 @@ _COVERING = [
     (2, "targz-ref", "--chunk-size 0x1000000"),
     (2, "tar-tarfs", "--chunk-size 0x1000"),
     (2, "dir-rafs", "--compressor zstd --digester sha256 --features blob-toc"),
+    (2, "tar-rafs", "--compressor lz4_block --batch-size 0x10000 --features blob-toc"),
+    (2, "dir-rafs", "--compressor none --batch-size 0x1000 --chunk-size 0x1000 --encrypt"),
     (3, "tar-rafs", "--compressor zstd --digester blake3 --chunk-size 0x1000000"),
+    (3, "targz-rafs", "--batch-size 0x100000 --encrypt --features blob-toc"),
     (3, "targz-ref", "--chunk-size 0x1000 --digester sha256"),
 ]
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from rafs_v6.build.chunks import ChunkOptions
+from rafs_v6.build.cipher import XtsKey
 from rafs_v6.build.cli.output import (
     add_chunk_dict,
     add_common,
@@ -57,6 +58,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--blob-inline-meta", "--inline-bootstrap", action="store_true")
     parser.add_argument("--blob-id")
     parser.add_argument("--chunk-size", type=_chunk_size, default=0x100000, metavar="BYTES")
+    parser.add_argument(
+        "--batch-size", type=_batch_size, default=0, metavar="BYTES",
+        help="compress small files together, in units of so much at most; 0, the default: never",
+    )  # fmt: skip
+    parser.add_argument(
+        "-E", "--encrypt", action="store_true",
+        help="encrypt the data by a new key, which lies in the bootstrap: keep that secret",
+    )  # fmt: skip
     parser.add_argument("--compressor", choices=sorted(_COMPRESSORS), default="zstd")
     parser.add_argument("--compression-level", type=int, default=3, help="for zstd, 1 to 19")
     parser.add_argument(
@@ -90,10 +99,13 @@ def run(args: argparse.Namespace) -> None:
         raise BuildError("--compression-level goes from 1 to 19")
     into = _TAR_TYPES.get(args.type)
     digester = args.digester or ("blake3" if into in (None, Into.RAFS) else "sha256")
+    if args.batch_size > args.chunk_size:
+        raise BuildError("--batch-size is at most --chunk-size")
     options = CreateOptions(
         ChunkOptions(
             _COMPRESSORS[args.compressor], _DIGESTERS[digester], args.chunk_size,
-            args.compression_level, max(1, args.threads),
+            args.compression_level, max(1, args.threads), args.batch_size,
+            XtsKey.random() if args.encrypt else None,
         ),
         args.bootstrap, args.blob, args.blob_dir, args.blob_inline_meta,
         args.features == "blob-toc", args.blob_id, args.repeatable,
@@ -109,6 +121,10 @@ def run(args: argparse.Namespace) -> None:
         args.output_json, bootstrap=args.bootstrap, blobs=blobs, compressor=args.compressor,
         data=args.blob,
     )  # fmt: skip
+
+
+def _batch_size(text: str) -> int:
+    return 0 if text == "0" else _chunk_size(text)
 
 
 def _chunk_size(text: str) -> int:
