@@ -2,9 +2,10 @@
 
     GET    /v1/status
     POST   /v1/mounts                 {"bootstrap", "backend", "mountpoint", "transport", "source",
-                                       "prefetch", "cache_limit"}
+                                       "prefetch", "cache_limit", "tuning"}
     DELETE /v1/mounts?mountpoint=M
-    POST   /v1/bindings               {"bootstrap", "backend", "transport", "fsid", "domain"}
+    POST   /v1/bindings               {"bootstrap", "backend", "transport", "fsid", "domain",
+                                       "tuning"}
     DELETE /v1/bindings?fsid=F&domain=D
     POST   /v1/prefetches             {"mountpoint", "paths" or "prefetch"}
     GET    /v1/prefetches

@@ -8,7 +8,6 @@ in flight at once is the fetcher's doing.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
@@ -37,6 +36,30 @@ Wanted = Sequence[tuple[CacheObject, Sequence[int]]]
 
 def by_blob(objects: Iterable[CacheObject]) -> dict[str, CacheObject]:
     return {obj.source.blob_id: obj for obj in objects}
+
+
+def select(
+    policy: str,
+    paths: Sequence[str],
+    path: Path,
+    objects: Sequence[CacheObject],
+    trace: Sequence[Access],
+) -> tuple[str, Wanted]:
+    """What ``paths`` or else ``policy`` (of ``POLICIES``) mean for the image at ``path``.
+
+    The kind is "paths", "none", "table", "trace" or "all".
+    """
+    if paths:
+        return "paths", from_paths(path, paths, objects)
+    if policy == "all":
+        return "all", from_all(objects)
+    if policy in ("auto", "trace"):
+        wanted = from_trace(trace, objects)
+        if wanted or policy == "trace":
+            return "trace", wanted
+    if policy in ("auto", "table"):
+        return "table", from_table(path, objects)
+    return "none", []
 
 
 def from_trace(accesses: Sequence[Access], objects: Sequence[CacheObject]) -> Wanted:
@@ -163,7 +186,7 @@ def _jobs(wanted: Wanted, pace: Pace) -> Iterator[Job]:
         for unit in units:
             batch.setdefault(obj, set()).add(unit)
             size += obj.size(unit)
-            if size >= min(MAX_BATCH, pace.in_flight()):
+            if size >= max(pace.piece(), min(MAX_BATCH, pace.in_flight())):
                 yield from _requests(batch, pace)
                 batch, size = {}, 0
     yield from _requests(batch, pace)
@@ -180,17 +203,21 @@ class Prefetcher:
 
     def __init__(self, fetcher: Fetcher) -> None:
         self._fetcher = fetcher
-        self._numbers = itertools.count(1)
+        self._next = 1
         self._lock = threading.Lock()
         self._runs: dict[int, Run] = {}
 
-    def start(self, image: str, kind: str, wanted: Wanted) -> Run | None:
-        """None when there is nothing to load."""
+    def start(
+        self, image: str, kind: str, wanted: Wanted, number: int | None = None
+    ) -> Run | None:
+        """None when there is nothing to load; ``number``: of a run that this one goes on with."""
         if all(obj.is_present(unit) for obj, units in wanted for unit in units):
             return None
         with self._lock:
-            run = Run(next(self._numbers), image, kind, wanted)
-            self._runs[run.number] = run
+            if number is None or number in self._runs:
+                number = self._next
+            self._next = max(self._next, number + 1)
+            run = self._runs[number] = Run(number, image, kind, wanted)
             while len(self._runs) > KEPT_RUNS:
                 del self._runs[min(self._runs)]
         log.info("%s: prefetch from %s", image, kind)

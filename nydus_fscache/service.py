@@ -26,6 +26,7 @@ from nydus_fscache.cache.evict import Evictor
 from nydus_fscache.cache.fetch import Fetcher
 from nydus_fscache.cache.objects import Objects
 from nydus_fscache.cache.store import Store
+from nydus_fscache.config import tuning_of
 from nydus_fscache.core import Core, Missed, Passed
 from nydus_fscache.errors import (
     BadImage,
@@ -36,15 +37,7 @@ from nydus_fscache.errors import (
 )
 from nydus_fscache.handover import Handover
 from nydus_fscache.image import Image, image_key, load_image
-from nydus_fscache.prefetch import (
-    POLICIES,
-    Prefetcher,
-    Wanted,
-    from_all,
-    from_paths,
-    from_table,
-    from_trace,
-)
+from nydus_fscache.prefetch import POLICIES, Prefetcher, select
 from nydus_fscache.probe import TRANSPORTS, choose
 from nydus_fscache.state import Binding
 from nydus_fscache.status import status_document
@@ -151,6 +144,8 @@ class Service:
         self.core.start()
         for transport in self._transports.values():
             transport.resume()
+        for served in self._served:
+            self._resume_prefetch(served)
         if self._served:
             log.info("took over %d images, %d requests", len(self._served), settled)
         self._save()
@@ -346,6 +341,7 @@ class Service:
                 raise
             with self._lock:
                 image = self._images.setdefault(key, image)
+        self._fetcher.tune(image.backend, tuning_of(binding.tuning, "tuning"))
         bound = self._transport(binding.transport).bind(image, binding.fsid, binding.domain)
         self._tracer.watch(binding.digest, bound.objects)
         return Served(binding, image, bound)
@@ -427,6 +423,8 @@ class Service:
         if request.get("cache_limit") is not None:
             self._evictor.limit = _size(request["cache_limit"], "cache_limit")
         binding = self._binding(request, mountpoint=str(mountpoint))
+        if policy == "auto":
+            policy = binding.tuning.get("prefetch") or policy
         if binding.transport == "cachefiles":
             binding.fsid, binding.domain = self._free_fsid(binding.digest), DEFAULT_DOMAIN
         served = self._bind(binding)
@@ -441,6 +439,7 @@ class Service:
             self._transport(binding.transport).mount(
                 served.image, served.bound, mountpoint, binding.fsid, binding.domain
             )
+            self._save()
         except BaseException:
             with self._lock:
                 self._unbind(served)
@@ -453,22 +452,30 @@ class Service:
 
     # -- prefetch --------------------------------------------------------------------------------
 
-    def _start_prefetch(self, served: Served, policy: str, paths: list[str]) -> int:
+    def _start_prefetch(
+        self, served: Served, policy: str, paths: list[str], number: int | None = None
+    ) -> int:
         """The run's number, or 0 when there is nothing to load."""
-        objects, digest = served.bound.objects, served.binding.digest
-        wanted: Wanted = []
-        if paths:
-            policy, wanted = "paths", from_paths(served.image.path, paths, objects)
-        if policy in ("auto", "trace"):
-            accesses = self._tracer.watch(digest, objects)
-            wanted = from_trace(accesses, objects)
-            policy = "trace" if wanted or policy == "trace" else "table"
-        if policy == "table":
-            wanted = from_table(served.image.path, objects)
-        elif policy == "all":
-            wanted = from_all(objects)
-        run = self._prefetcher.start(served.binding.source, policy, wanted)
-        return run.number if run else 0
+        binding, objects = served.binding, served.bound.objects
+        trace = self._tracer.watch(binding.digest, objects)
+        kind, wanted = select(policy, paths, served.image.path, objects, trace)
+        run = self._prefetcher.start(binding.source, kind, wanted, number)
+        if run is None:
+            return 0
+        with self._lock:
+            binding.prefetch = {"number": run.number, "policy": policy, "paths": paths}
+        return run.number
+
+    def _resume_prefetch(self, served: Served) -> None:
+        """A predecessor was at it when it was killed."""
+        known = served.binding.prefetch
+        try:
+            if known:
+                self._start_prefetch(
+                    served, str(known["policy"]), list(known["paths"]), int(known["number"])
+                )
+        except (FscacheError, KeyError, TypeError, ValueError) as e:
+            log.error("%s: prefetch is not resumed: %s", served.binding.source, e)
 
     def prefetch(self, request: dict[str, Any]) -> dict[str, Any]:
         """``mountpoint``; ``paths`` (list) or ``prefetch`` (policy): returns the run's number."""
@@ -484,7 +491,9 @@ class Service:
             raise MountpointError(
                 f"nothing of ours is mounted at {mountpoint}", hint="see nydus-fscache status"
             )
-        return {"id": self._start_prefetch(found[0], policy, paths)}
+        number = self._start_prefetch(found[0], policy, paths)
+        self._save()
+        return {"id": number}
 
     def prefetches(self) -> dict[str, Any]:
         return {"prefetches": self._prefetcher.progress()}
@@ -504,8 +513,12 @@ class Service:
 
     def _binding(self, request: dict[str, Any], mountpoint: str) -> Binding:
         path, backend = request.get("bootstrap"), request.get("backend")
+        tuning = request.get("tuning") or {}
         if not isinstance(path, str) or not isinstance(backend, dict):
             raise UsageError("a request needs bootstrap (path) and backend (object)")
+        if not isinstance(tuning, dict):
+            raise UsageError("tuning is no object")
+        tuning_of(tuning, "tuning")
         try:
             with open(path, "rb") as f:
                 # by its size: read(n) sets aside n bytes, and a small machine has no GiB
@@ -524,6 +537,7 @@ class Service:
             domain=str(request.get("domain", "")),
             mountpoint=mountpoint,
             source=str(request.get("source") or path),
+            tuning=tuning,
         )
 
     def _free_fsid(self, digest: str) -> str:

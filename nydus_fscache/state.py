@@ -29,6 +29,9 @@ class Binding:
     domain: str
     mountpoint: str
     source: str  # what the user named: a path or an image reference
+    tuning: dict[str, Any] = field(default_factory=dict)  # see cache.plan.Tuning
+    # of the last prefetch, which a successor goes on with: its number, policy and paths
+    prefetch: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -54,7 +57,10 @@ def load(path: Path) -> State:
         cache_limit = int(document.get("cache_limit", 0))
         for b in bindings:
             strings = (b.digest, b.transport, b.fsid, b.domain, b.mountpoint, b.source)
-            if not all(isinstance(s, str) for s in strings) or not isinstance(b.backend, dict):
+            tables = (b.backend, b.tuning, b.prefetch)
+            if not all(isinstance(s, str) for s in strings) or not all(
+                isinstance(t, dict) for t in tables
+            ):
                 raise TypeError("a field has the wrong type")
     except FileNotFoundError:
         return State()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nydus_fscache.backend.base import Backend
-from nydus_fscache.cache.plan import MAX_REQUEST, Extent, Pace
+from nydus_fscache.cache.plan import MAX_REQUEST, Extent, Pace, Tuning
 from nydus_fscache.cache.receive import JOB_DEADLINE_S, Receiver
 from nydus_fscache.core import Core
 
@@ -69,6 +69,10 @@ class Fetcher:
     def pace(self, backend: Backend) -> Pace:
         return self._lane(backend).pace
 
+    def tune(self, backend: Backend, tuning: Tuning) -> None:
+        """From now on, for all images of this backend."""
+        self._lane(backend).pace.tuning = tuning
+
     def submit(self, job: Job) -> None:
         self._lane(job.object.source.backend).submit(job)
 
@@ -107,7 +111,9 @@ class _Lane:
         self._planned: Job | None = None  # the next of the first plan
         self._ready = threading.Condition()
         self._background = 0
+        self._prefetches = 0  # of those in the background
         self._prefetching = 0  # stored bytes of prefetch that are asked for and not here
+        self._rests_until = 0.0  # prefetch, by its bandwidth; monotonic
         self._idle = 0
         self._stopping = False
         self._threads: set[threading.Thread] = set()
@@ -163,7 +169,8 @@ class _Lane:
                 if job is not None:
                     return job
                 self._idle += 1
-                woken = self._ready.wait(IDLE_S)
+                rest = self._rests_until - time.monotonic()
+                woken = self._ready.wait(rest if self._planned and rest > 0 else IDLE_S)
                 self._idle -= 1
                 if not woken and not (self._demand or self._ahead or self._plans):
                     break
@@ -174,19 +181,28 @@ class _Lane:
 
     def _take(self) -> Job | None:
         if self._demand:
-            return self._demand.popleft()
+            return self._spend(self._demand.popleft())
         if self._background < BACKGROUND_WORKERS:
             if self._ahead:
                 self._background += 1
-                return self._ahead.popleft()
+                return self._spend(self._ahead.popleft())
             if self._may_prefetch():
                 job, self._planned = self._planned, None
                 assert job is not None
                 self._background += 1
+                self._prefetches += 1
                 self._prefetching += job.size
+                self._spend(job)
                 self._hire()
                 return job
         return None
+
+    def _spend(self, job: Job) -> Job:
+        """What anybody fetches is taken from prefetch's share of the link."""
+        rate = self.pace.tuning.bandwidth
+        if rate:
+            self._rests_until = max(self._rests_until, time.monotonic()) + job.size / rate
+        return job
 
     def _may_prefetch(self) -> bool:
         """Is there prefetch to do, and no more in flight than keeps the link busy?
@@ -197,7 +213,9 @@ class _Lane:
             self._planned = next(self._plans[0], None)
             if self._planned is None:
                 self._plans.popleft()
-        if self._planned is None:
+        if self._planned is None or self._prefetches >= (self.pace.tuning.threads or WORKERS):
+            return False
+        if self.pace.tuning.bandwidth and time.monotonic() < self._rests_until:
             return False
         size = self._planned.size
         return not self._prefetching or self._prefetching + size <= self.pace.in_flight()
@@ -209,10 +227,11 @@ class _Lane:
             if self._background < BACKGROUND_WORKERS and self._may_prefetch():
                 self._hire()
 
-    def _done(self) -> None:
+    def _done(self, job: Job) -> None:
         """One of those in the background is free again."""
         with self._ready:
             self._background -= 1
+            self._prefetches -= job.priority is Priority.PREFETCH
             self._hire()
 
     def _work(self) -> None:
@@ -241,7 +260,7 @@ class _Lane:
                     receiver.run(job.object, extent, self.pace, arrived)
         finally:
             arrived(due)
-            self._done()
+            self._done(job)
 
 
 def _refuse(job: Job) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.fetch import Fetcher, Job, Priority
-from nydus_fscache.cache.plan import FIRST_WINDOW, Extent, Planner
+from nydus_fscache.cache.plan import FIRST_WINDOW, LEAST_AMPLIFIED, Extent, Planner
 from nydus_fscache.cache.presence import PAGE, ChunkMapFile, PageMap
 from nydus_fscache.cache.reuse import Copies, holds_chunk
 from nydus_fscache.core import Core, unit_columns
@@ -212,7 +212,10 @@ class CacheObject:
             window = self._planner.window(wanted[0], wanted[-1] + 1, pace)
             extents = self._planner.merge(wanted)
             asked = extents[-1].end
-            extents[-1] = self._planner.extend(extents[-1], window, self._may_read_ahead)
+            along = window
+            if pace.tuning.amplify is not None:
+                along = max(along, self._amplified(off, pace.tuning.amplify, extents[-1]))
+            extents[-1] = self._planner.extend(extents[-1], along, self._may_read_ahead)
             end = extents[-1].end
             self._planner.follow(wanted[0], end)
             self._take(extents)
@@ -221,6 +224,12 @@ class CacheObject:
         if window >= FIRST_WINDOW and end > asked:
             # a reader that goes on: one window more is under way while it reads this one
             self._load_ahead(wanted[0], end, window)
+
+    def _amplified(self, off: int, size: int, extent: Extent) -> int:
+        """Stored bytes behind ``extent`` that a request for ``size`` flat bytes would hold."""
+        size = min(max(size, LEAST_AMPLIFIED), self.chunks.flat_size - off)
+        units = self.chunks.units_of(off, size)
+        return self.stored(units.stop - 1)[1] - extent.end_off if units else 0
 
     def _is_wanted(self, unit: int) -> bool:
         """A miss was read off the page map, so a unit counts as present only with all its pages."""

@@ -30,11 +30,30 @@ GROWTH = 4  # of the window, each time that a reader goes on
 MAX_REQUEST = 8 * MIB
 MAX_IN_FLIGHT = 16 * MIB
 PREFETCH_REQUEST = MIB
+LEAST_PIECE = MIB // 4
+LEAST_AMPLIFIED = 128 * KIB
 RATE_SAMPLE_S = 0.03
 BRIDGED_UNITS = 8
 STREAMS = 16  # readers followed at once in one blob
 SLACK = 2  # units that a reader may skip and still count as sequential
 SMALL_SLACK = 16  # the same where units are small
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What a configuration says of fetching; None: found out as it runs.
+
+    ``amplify``: flat bytes that a miss brings at least, with what follows.  Of prefetch:
+    ``prefetch`` (the policy that "auto" stands for, "": ours), ``threads`` (requests at once),
+    ``merging`` (stored bytes of a request), ``bandwidth`` (stored bytes/s, 0: no limit; demand
+    takes its share of it and does not wait).
+    """
+
+    amplify: int | None = None
+    prefetch: str = ""
+    threads: int | None = None
+    merging: int | None = None
+    bandwidth: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +82,7 @@ class Pace:
     """
 
     def __init__(self) -> None:
+        self.tuning = Tuning()
         self.latency_s = 0.02
         self.rate = 50.0 * MIB
         self._lock = threading.Lock()
@@ -111,7 +131,14 @@ class Pace:
 
     def piece(self) -> int:
         """Bytes of prefetch in one request: a miss of its last unit waits for all of it."""
-        return max(MIB // 4, min(PREFETCH_REQUEST, self.in_flight() // 2))
+        merging = self.tuning.merging
+        if merging is None:
+            size = max(LEAST_PIECE, min(PREFETCH_REQUEST, self.in_flight() // 2))
+        else:  # as nydusd rounds it
+            size = PREFETCH_REQUEST if merging <= 1 else 1 << (merging - 1).bit_length()
+            size = max(LEAST_PIECE, min(MAX_REQUEST, size))
+        rate = self.tuning.bandwidth
+        return min(size, max(LEAST_PIECE, rate)) if rate else size
 
 
 class Transfer:

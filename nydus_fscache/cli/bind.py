@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from nydus_fscache.cli.common import add_root, require_root
-from nydus_fscache.cli.mount import add_backend, backend_config
+from nydus_fscache.cli.mount import add_backend, fetch_config, request_of
 from nydus_fscache.errors import UsageError
 
 NAME = "bind"
@@ -43,12 +43,12 @@ def run(args: argparse.Namespace) -> int:
     from nydus_fscache.client import Client  # noqa: PLC0415 - start-up time of other commands
 
     require_root("bind")
-    backend = backend_config(args)
-    if backend is None:
+    config = fetch_config(args)
+    if config is None:
         raise UsageError("where are the blobs?", hint="add --blob-dir DIR or --backend FILE")
     request = {
         "bootstrap": str(args.bootstrap.resolve()),
-        "backend": backend,
+        **request_of(config),
         "transport": "cachefiles",
         "fsid": args.fsid,
         "domain": args.domain,

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nydus_fscache.cli.common import add_bootstrap
-from nydus_fscache.cli.mount import add_backend, backend_config
+from nydus_fscache.cli.mount import add_backend, fetch_config
 from nydus_fscache.errors import BadImage, FscacheError, UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from rafs_v6.tables import is_inlined_id  # noqa: PLC0415
 
     bootstrap, inside = open_bootstrap(args.bootstrap)
-    config = backend_config(args)
+    given = fetch_config(args)
+    config = given.backend if given else None
     if inside and any(is_inlined_id(info.blob_id) for info in bootstrap.blobs):
         # such a blob does not know its own name, and is all that there is to read
         config = {"type": "localfs", "localfs": {"blob_file": str(args.bootstrap.resolve())}}

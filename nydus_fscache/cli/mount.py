@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from nydus_fscache.errors import FscacheError, UsageError
 
 if TYPE_CHECKING:
     from nydus_fscache.client import Client
+    from nydus_fscache.config import Config
 
 NAME = "mount"
 HELP = "mount an image that is loaded lazily"
@@ -78,25 +79,29 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
         "--backend",
         metavar="FILE",
         type=Path,
-        help="JSON: the backend object of nydusd's configuration v2",
+        help="a configuration of nydusd (JSON or TOML), or its backend object alone",
     )
 
 
-def backend_config(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The backend that the options name, or None."""
+def fetch_config(args: argparse.Namespace) -> Config | None:
+    """The backend that the options name, with what a configuration says of fetching, or None."""
+    from nydus_fscache import config  # noqa: PLC0415 - start-up time of other commands
+
     if args.blob_dir is not None:
         if not args.blob_dir.is_dir():
             raise UsageError(f"{args.blob_dir} is no directory", hint="see --blob-dir in --help")
-        return {"type": "localfs", "localfs": {"dir": str(args.blob_dir.resolve())}}
+        directory = str(args.blob_dir.resolve())
+        return config.of_backend({"type": "localfs", "localfs": {"dir": directory}})
     if args.backend is None:
         return None
     try:
-        config = json.loads(args.backend.read_text())
+        with args.backend.open("rb") as f:
+            text = f.read(config.MAX_DOCUMENT + 1).decode()
     except (OSError, ValueError) as e:
         raise UsageError(f"cannot read the backend from {args.backend}: {e}") from e
-    if not isinstance(config, dict):
-        raise UsageError(f"{args.backend} holds no object", hint='{"type": "localfs", …}')
-    return config
+    if len(text) > config.MAX_DOCUMENT:
+        raise UsageError(f"{args.backend} is larger than {config.MAX_DOCUMENT} bytes")
+    return config.parse(text, args.backend)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -128,15 +133,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]:
     """What the request says of the image: bootstrap, backend, source."""
-    backend = backend_config(args)
+    config = fetch_config(args)
     if os.path.exists(args.image):
-        if backend is None:
+        if config is None:
             raise UsageError(
                 "where are the blobs?", hint="add --blob-dir DIR or --backend FILE"
             )
         return {
             "bootstrap": str(Path(args.image).resolve()),
-            "backend": backend,
+            **request_of(config),
             "source": str(Path(args.image).resolve()),
         }
     if args.image.startswith(("/", ".")) or "/" not in args.image:
@@ -151,9 +156,15 @@ def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]
     bootstrap.write_bytes(pulled.bootstrap)
     return {
         "bootstrap": str(bootstrap),
-        "backend": backend or pulled.backend,
+        "backend": pulled.backend,
+        **(request_of(config) if config else {}),
         "source": pulled.reference,
     }
+
+
+def request_of(config: Config) -> dict[str, Any]:
+    """The members of a request to the daemon."""
+    return {"backend": config.backend, "tuning": asdict(config.tuning)}
 
 
 def _leave_nothing(client: Client) -> None:

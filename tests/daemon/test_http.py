@@ -162,6 +162,43 @@ def test_trouble_while_reading(rig: Rig, golden: Path, fault: Fault) -> None:
     assert rig.leftovers() == []
 
 
+def test_trouble_that_is_mended_behind_the_reader(rig: Rig, golden: Path) -> None:
+    """Right bytes and no error: broken ranges go on where they broke, busy answers are repeated."""
+    image = golden / "images" / "one-lz4"
+    trouble = [
+        Fault(reset=True, after=5000),
+        Fault(),
+        Fault(status=500),
+        Fault(close=True, after=1),
+        Fault(status=429, headers={"Retry-After": "0"}),
+        Fault(ignore_range=True),
+        Fault(stall=True, after=100_000),
+        Fault(chunked=True),
+        Fault(shift=0),
+    ]
+    with RangeServer(image / "blobs") as server:
+        mount = rig.mountpoint()
+        backend = _proxy(rig, server, retry_limit=5)
+        rig.run("mount", image / "image.boot", mount, "--backend", backend)
+        server.faults.extend(trouble * 2)
+        assert_tree(mount, image / "expected.jsonl")
+        assert len(server.faults) < len(trouble)
+        assert [b["errors"] for b in rig.status()["blobs"]] == [0]
+
+
+def test_a_host_that_has_no_address(rig: Rig, golden: Path) -> None:
+    image = golden / "images" / "one-lz4"
+    backend = rig.base / "backend.json"
+    table = {"scheme": "http", "host": "registry.invalid", "repo": "test"}
+    backend.write_text(json.dumps({"type": "registry", "registry": table}))
+    done = rig.run(
+        "mount", image / "image.boot", rig.mountpoint(), "--backend", backend, check=False
+    )
+    assert done.returncode == BACKEND, done.stderr
+    assert "cannot resolve registry.invalid" in done.stderr
+    _nothing_left(rig)
+
+
 def test_a_mirror_that_lies_costs_no_reader_anything(rig: Rig, golden: Path) -> None:
     """The digests find it out; the origin is asked for just these bytes, and from then on."""
     image = golden / "images" / "one-lz4"

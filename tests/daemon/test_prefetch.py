@@ -4,8 +4,10 @@ come first."""
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,8 @@ from pathlib import Path
 import pytest
 from rangeserver import Fault, RangeServer
 from rig import Rig
+
+import rafs_v6
 
 CREATE = "import sys; from rafs_v6.build.cli import main; sys.exit(main())"
 FILES = 40
@@ -56,6 +60,18 @@ def _build(base: Path, table: str = "") -> Image:
     return Image(base / "boot", blobs, contents, base / "backend.json")
 
 
+def _table_of(image: Image, paths: list[str], out: Path) -> list[str]:
+    """The prefetch table of the image when it is built again with these paths."""
+    policy = ["--prefetch-policy", "fs", image.blobs.parent / "tree"]
+    subprocess.run(
+        [sys.executable, "-c", CREATE, "create", "-B", out, "-D", image.blobs, *policy],
+        input="\n".join(paths), text=True, check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    bootstrap = rafs_v6.Bootstrap.from_file(out)
+    names = {bootstrap.lookup(path).nid: path for path in paths}
+    return [names[nid] for nid in bootstrap.prefetch_nids if nid]
+
+
 @pytest.fixture
 def image(tmp_path: Path) -> Image:
     return _build(tmp_path)
@@ -93,6 +109,7 @@ def test_a_start_is_recorded_and_loaded_ahead_the_next_time(rig: Rig, image: Ima
         _forget_data(rig)
         # the daemon is gone, the trace is not
         assert rig.run("trace", image.bootstrap, "--paths").stdout.split() == paths
+        assert _table_of(image, paths, rig.base / "optimized") == paths
 
         mount = image.mount(rig)
         _wait_until_loaded(rig, len(names) * SIZE)
@@ -171,3 +188,22 @@ def test_prefetch_gives_up_on_a_server_that_has_it_not(rig: Rig, image: Image) -
         server.always = Fault()
         rig.run("prefetch", mount)
         assert rig.status()["blobs"][0]["complete"]
+
+
+def test_a_successor_goes_on_with_a_prefetch(rig: Rig, image: Image) -> None:
+    with RangeServer(image.blobs, latency_ms=5, mbps=4) as server:  # 2 s for all of it
+        image.serve_from(server)
+        mount = image.mount(rig, "--prefetch", "none")
+        rig.run("prefetch", mount, "/d2", "/d0", "--no-wait")
+        killed = rig.status()
+        os.kill(killed["pid"], signal.SIGKILL)
+        server.budget = type(server.budget)(0)  # no limit any more
+        _wait_until_loaded(rig, SIZE * FILES // 2)
+        status = rig.status()
+        assert status["pid"] != killed["pid"]
+        assert killed["blobs"][0]["present"] < status["blobs"][0]["present"]
+        requests = len(server.requests())
+        for name in ("d0/f00", "d2/f38"):
+            assert (mount / name).read_bytes() == image.contents[name]
+        assert len(server.requests()) == requests
+        assert not status["blobs"][0]["complete"]
