@@ -30,7 +30,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ CALL_TIMEOUT_S = 30.0  # a client that is slow with its request, or to take the 
 MAX_CONNECTIONS = 512
 _LENGTH_DIGITS = 10
 _SOCKET_MODE = 0o600
+_NEVER = float("inf")
 _BUSY_PAUSE_S = 0.1
 
 
@@ -77,10 +78,6 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def _answer(self) -> None:
-        with self.server.answering():
-            self._answer_call()
-
-    def _answer_call(self) -> None:
         status = 200
         try:
             document = _route(self.server.service, self.command, self.path, self._body())
@@ -154,26 +151,13 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         super().__init__(listener.getsockname(), _Handler)
         self.socket = listener
         self.service = service
-        self._lock = threading.Lock()
-        self._open: dict[socket.socket, float] = {}  # when its request has to be here
-        self._answering = 0
         self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
-        with self._changed:
-            self._answering += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._answering -= 1
-                self._changed.notify_all()
+        self._open: dict[socket.socket, float] = {}  # when its request has to be here
 
     def finish(self) -> None:
         """Return when no call is being answered, or after ``CALL_TIMEOUT_S``."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._answering, CALL_TIMEOUT_S)
+            self._changed.wait_for(lambda: _NEVER not in self._open.values(), CALL_TIMEOUT_S)
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -187,16 +171,17 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
             raise
 
     def expect_request(self, connection: socket.socket) -> None:
-        with self._lock:
+        with self._changed:
             self._open[connection] = time.monotonic() + CALL_TIMEOUT_S
+            self._changed.notify_all()
 
     def expect_nothing(self, connection: socket.socket) -> None:
         """The request is here; what it asks for has deadlines of its own."""
-        with self._lock:
-            self._open[connection] = float("inf")
+        with self._changed:
+            self._open[connection] = _NEVER
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        with self._lock:
+        with self._changed:
             has_room = len(self._open) < MAX_CONNECTIONS
         if has_room:
             self.expect_request(request)
@@ -210,14 +195,15 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
     def service_actions(self) -> None:
         """Between calls, twice a second: end the connections whose request does not come."""
         now = time.monotonic()
-        with self._lock:
+        with self._changed:
             for connection in [c for c, until in self._open.items() if until < now]:
                 with contextlib.suppress(OSError):  # its thread sees the end of the stream
                     connection.shutdown(socket.SHUT_RD)
 
     def shutdown_request(self, request: Any) -> None:
-        with self._lock:
+        with self._changed:
             self._open.pop(request, None)
+            self._changed.notify_all()
         request.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
