@@ -109,7 +109,8 @@ class Client:
             return os.posix_spawn(
                 sys.executable,
                 [*program, *service],
-                os.environ,
+                # a unit that the caller belongs to is not ours to report to
+                {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"},
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, null, 0),
                     (os.POSIX_SPAWN_DUP2, null, 1),

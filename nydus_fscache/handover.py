@@ -2,10 +2,13 @@
 
 Messages on a SOCK_SEQPACKET pair, text, one descriptor where stated:
 
-    service -> keeper   ``keep NAME`` +fd · ``drop NAME`` · ``ready`` · ``bye``
+    service -> keeper   ``keep NAME`` +fd · ``barrier`` +pipe · ``drop NAME`` · ``ready`` · ``bye``
                         ``upgrade KEEPER SERVICE``, two commands (words end with a zero byte,
                         and the first command with another)
-    keeper -> service   ``have NAME`` +fd, for all that is kept · ``end``
+    keeper -> service   ``have NAME`` +fd, for all that is kept · ``barriers`` · ``end``
+
+``barriers`` says that the keeper hands on what it gets (systemd.py): it closes the
+pipe of a ``barrier`` when it has handed on everything that came before.
 
 A name is kept before what it stands for is used (the fill descriptor before the
 mark, the group before its first mark), so that a kill between two steps never
@@ -23,6 +26,7 @@ import fcntl
 import logging
 import mmap
 import os
+import select
 import socket
 import threading
 import time
@@ -35,6 +39,7 @@ log = logging.getLogger("handover")
 
 _MESSAGE = 512
 _RENEWAL_PATIENCE_S = 10.0
+_BARRIER_PATIENCE_MS = 10_000
 _RENEWAL_PAUSE_S = 0.1
 
 
@@ -47,6 +52,7 @@ class Handover:
         self._lock = threading.Condition()
         self._held: dict[str, int] = {}
         self._ending = False
+        self._barriers = False
         self.keeper_pid = os.getppid()
         self.inherited: dict[str, int] = {}
         while (message := self._receive()) != "end":
@@ -58,6 +64,7 @@ class Handover:
     def _receive(self) -> str:
         message, ancillary, _, _ = self._socket.recvmsg(_MESSAGE, socket.CMSG_SPACE(4))
         verb, _, name = message.decode().partition(" ")
+        self._barriers = self._barriers or verb == "barriers"
         for _, _, data in ancillary:
             received = array.array("i", data[:4])[0]
             os.set_inheritable(received, False)
@@ -89,6 +96,23 @@ class Handover:
         with self._lock:
             self._held[name] = fd
             self._send(f"keep {name}", fd)
+            if self._barriers:
+                self._wait_until_handed_on()
+
+    def _wait_until_handed_on(self) -> None:
+        """Or the kernel had, after a kill of keeper and service, what nobody holds."""
+        ours, theirs = os.pipe()
+        try:
+            try:
+                self._send("barrier", theirs)
+            finally:
+                os.close(theirs)
+            closed = select.poll()
+            closed.register(ours, 0)
+            if not closed.poll(_BARRIER_PATIENCE_MS):
+                log.error("the keeper (%d) is slow", self.keeper_pid)
+        finally:
+            os.close(ours)
 
     def drop(self, name: str) -> None:
         """Before the descriptor is closed."""
@@ -169,6 +193,7 @@ class Handover:
                     _send_one(ours, f"keep {name}", fd)
                 self._socket.close()
                 self._socket, self.keeper_pid = ours, pid
+                self._barriers = False  # systemd listens only to the one that it started
                 self._lock.notify_all()
         finally:
             os.close(self_fd)

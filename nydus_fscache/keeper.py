@@ -1,9 +1,10 @@
 """The keeper: holds descriptors, restarts the service, and does nothing else.
 
 Run by path with ``python -I -S``; imports only what is built into the
-interpreter, so that it stays small and hardly anything can kill it.  It holds,
-by name, whatever the service sent (handover.py): the fanotify group, the event
-journal, the API socket, fill descriptors, /dev/cachefiles.  As long as it
+interpreter, and systemd.py, so that it stays small and hardly anything can kill
+it.  It holds, by name, whatever the service sent (handover.py): the fanotify
+group, the event journal, the API socket, fill descriptors, /dev/cachefiles; as
+the main process of a systemd unit it has systemd hold the same.  As long as it
 lives, a reader whose service died waits instead of seeing zeros: the kernel
 lets waiting readers through only when the last descriptor of the group closes
 (reference kernel-transports 2.10).
@@ -38,6 +39,10 @@ import time
 
 import mmap  # isort: skip
 
+if __name__ == "__main__":  # run by path, isolated: the package is not found by itself
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from nydus_fscache.systemd import Unit
+
 DENY_AFTER_S = float(os.environ.get("NYDUS_FSCACHE_DENY_AFTER_S") or 30)
 START_S = float(os.environ.get("NYDUS_FSCACHE_START_S") or 60)
 BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -70,7 +75,8 @@ def say(text: str) -> None:
 class Keeper:
     def __init__(self, argv: list[str]) -> None:
         self.argv = argv
-        self.kept: dict[str, int] = {}  # descriptors by name
+        self.unit = Unit()
+        self.kept = self.unit.stored()  # descriptors by name
         self.link: _socket.socket | None = None
         self.child = 0
         self.adopted = False  # the child is another process's: no waitpid
@@ -107,6 +113,8 @@ class Keeper:
                     [f"have {name}".encode()],
                     [(SOL_SOCKET, SCM_RIGHTS, struct.pack("i", fd))],
                 )
+            if self.unit.keeps:
+                ours.send(b"barriers")
             ours.send(b"end")
         except OSError as e:
             say(f"service {self.child} took nothing over: {e}")
@@ -131,17 +139,23 @@ class Keeper:
         if not message:
             return False
         verb, _, name = message.decode().partition(" ")
+        received = [struct.unpack("i", data[:FD])[0] for _, _, data in ancillary]
         if verb == "keep":
             self.drop(name)
-            for _, _, data in ancillary:
-                (self.kept[name],) = struct.unpack("i", data[:FD])
-                os.set_inheritable(self.kept[name], False)
+            for fd in received:
+                os.set_inheritable(fd, False)
+                self.kept[name] = fd
+                self.unit.store(name, fd)
+        elif verb == "barrier":
+            for fd in received:
+                os.close(fd)
         elif verb == "drop":
             self.drop(name)
         elif verb == "ready":
             self.ready = self.ever_ready = True
             self.failures = min(self.failures, QUICK_STARTS)
             self.down_since = 0.0
+            self.unit.ready(f"service {self.child} serves")
             if self.stop_asked:
                 self.pass_stop_on()
             if self.successor and self.fallback:
@@ -153,6 +167,7 @@ class Keeper:
             self.successor = (words[:end], words[end + 1 :])
         elif verb == "bye":
             self.bye = True
+            self.unit.send("STOPPING=1")
         return True
 
     def become(self, program: list[str], service: list[str]) -> None:
@@ -169,11 +184,13 @@ class Keeper:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for fd in self.kept.values():
             os.set_inheritable(fd, True)
+        self.unit.give_back()
         try:
             words = [*program, "--resume", str(self.child), str(table), *service]
             os.execv(words[0], words)
         except OSError as e:
             say(f"goes on as the old keeper: {program[0]}: {e.strerror}")
+        self.unit.take()
         for fd in self.kept.values():
             os.set_inheritable(fd, False)
         del self.kept[LINK]
@@ -194,6 +211,7 @@ class Keeper:
     def drop(self, name: str) -> None:
         fd = self.kept.pop(name, None)
         if fd is not None:
+            self.unit.remove(name)
             os.close(fd)
 
     def pass_stop_on(self) -> None:
@@ -281,6 +299,8 @@ class Keeper:
             if self.link is not None and self.link.fileno() in ready and not self.receive():
                 code = self.buried()
                 if self.over(code):
+                    for name in list(self.kept):
+                        self.drop(name)
                     return code
             if not self.child:
                 if time.monotonic() - self.down_since > DENY_AFTER_S and (count := self.deny()):
@@ -292,10 +312,12 @@ class Keeper:
         return bool(self.child) and not self.ready
 
     def patience_ms(self) -> int | None:
+        sign_of_life = self.unit.alive_for_ms()
         if self.child and self.ready:
-            return None
+            return sign_of_life
         until = self.started + START_S if self.child else self.next_start
-        return max(1, min(1000, int((until - time.monotonic()) * 1000) + 1))
+        patience = max(1, min(1000, int((until - time.monotonic()) * 1000) + 1))
+        return patience if sign_of_life is None else min(patience, sign_of_life)
 
     def over(self, code: int) -> bool:
         """The service is gone with ``code``: is that the end, or when to start it again?"""
@@ -316,7 +338,10 @@ class Keeper:
             old = deny_journal(self.kept["fanotify"], self.kept["journal"], DENY_AFTER_S)
             if old:
                 say(f"{old} requests got EIO: older than {DENY_AFTER_S:.0f} s, services died over")
-        say(f"service exited with {code}; start {self.failures} in {self.next_start - now:.1f} s")
+        wait = self.next_start - now
+        text = f"service exited with {code}; start {self.failures} in {wait:.1f} s"
+        self.unit.send(f"STATUS={text}")
+        say(text)
         return False
 
     def changed_version(self, code: int) -> bool:
