@@ -19,7 +19,7 @@ from rafs_v6.build.base import Known
 from rafs_v6.build.cct import pack_batch, pack_v1, pack_v2
 from rafs_v6.build.cipher import XtsKey
 from rafs_v6.build.errors import BuildError
-from rafs_v6.build.pieces import MAX_PIECES, Pieces
+from rafs_v6.build.pieces import MAX_PIECES, Pieces, Progress
 from rafs_v6.build.tree import Chunk, Node, traverse
 from rafs_v6.erofs import (
     EROFS_BLOCK,
@@ -221,7 +221,7 @@ class _Store:
 
 def store_chunks(
     root: Node, out: StoredChunks, options: ChunkOptions, write: Callable[[memoryview], None],
-    first: Sequence[Node] = (),
+    first: Sequence[Node] = (), progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """Cut the files below ``root`` that have an extent; hand the stored bytes to ``write``.
 
@@ -229,14 +229,13 @@ def store_chunks(
 
     Raises ``BuildError`` when a file shrinks meanwhile, ``OSError`` of opening and writing.
     """
+    early = chain.from_iterable(traverse(node) for node in first)
+    files: dict[int, tuple[bytes, Node]] = {}
+    for path, node in chain(early, traverse(root)):
+        if node.extent is not None and node.size:
+            files.setdefault(id(node), (path, node))
     pieces = _Store(options, out, write).pieces
-    seen: set[int] = set()
     try:
-        early = chain.from_iterable(traverse(node) for node in first)
-        for path, node in chain(early, traverse(root)):
-            if node.extent is not None and node.size and id(node) not in seen:
-                seen.add(id(node))
-                pieces.add(node, path)
-        pieces.flush()
+        pieces.add_all(list(files.values()), progress)
     finally:
         pieces.close()

@@ -71,9 +71,11 @@ def create(root: Node, options: CreateOptions, tar: StoredTar | None = None) -> 
     out = BlobFile(target)
     try:
         if tar is None:
-            store_chunks(root, chunks, options.chunks, out.write, first)
+            store_chunks(
+                root, chunks, options.chunks, out.write, first, options.progress
+            )  # fmt: skip
         else:
-            refer_chunks(root, chunks, options.chunks, tar)
+            refer_chunks(root, chunks, options.chunks, tar, options.progress)
         if chunks.original is not None:
             defaults = replace(defaults, compressor=chunks.original.compressor)
         ids = used_names(root, base.first)

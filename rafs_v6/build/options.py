@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rafs_v6.build.chunks import ChunkOptions
 from rafs_v6.build.overlay import WhiteoutSpec
+from rafs_v6.build.pieces import Progress
 
 
 class Into(Enum):
@@ -41,3 +42,4 @@ class CreateOptions:
     parent: Path | None = None
     chunk_dict: Path | None = None
     whiteouts: WhiteoutSpec = WhiteoutSpec.NONE
+    progress: Progress | None = None

@@ -6,7 +6,7 @@ Memory is one arena of ``_ARENA`` bytes whatever the tree's size.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rafs_v6._build import ffi, lib
@@ -18,8 +18,12 @@ _ARENA = 16 << 20
 MAX_PIECES = 512  # also bounds the descriptors that are open at once
 
 
+Progress = Callable[[int, int], None]
+"""Is told of the bytes that were read, and of all there are."""
+
+
 class Pieces:
-    """``add`` files, then ``flush``; ``ready`` is called for every arena that is full.
+    """``add_all`` files; ``ready`` is called for every arena that is full.
 
     ``array``: ``struct rafs_piece[]``, of which ``users`` has one (node, offset in
     the file, path) each; ``arena``: their data, ``room`` bytes of it at least for each.
@@ -42,7 +46,18 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.users)
 
-    def add(self, node: Node, path: bytes) -> None:
+    def add_all(
+        self, files: Sequence[tuple[bytes, Node]], progress: Progress | None = None
+    ) -> None:
+        done, total = 0, sum(node.size for _, node in files)
+        for path, node in files:
+            self._add(node, path)
+            done += node.size
+            if progress is not None:
+                progress(done, total)
+        self._flush()
+
+    def _add(self, node: Node, path: bytes) -> None:
         extent = node.extent
         assert extent is not None
         fd = extent.fd
@@ -50,7 +65,7 @@ class Pieces:
             length = min(self._chunk_size, node.size - at)
             room = max(length, self._room)
             if self._used + room > self.arena_len or len(self.users) == MAX_PIECES:
-                self.flush()
+                self._flush()
                 if extent.fd < 0:
                     fd = -1
             if fd < 0:
@@ -62,7 +77,7 @@ class Pieces:
             self._used += room
             self.users.append((node, at, path))
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         try:
             if self.users:
                 rc = lib.rafs_build_read(

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rafs_v6.build.cct import pack_v2
 from rafs_v6.build.chunks import ChunkOptions, Original, StoredChunks
 from rafs_v6.build.errors import BuildError, SourceError
-from rafs_v6.build.pieces import Pieces
+from rafs_v6.build.pieces import Pieces, Progress
 from rafs_v6.build.stored import GzipIndex, GzipPoint, StoredTar
 from rafs_v6.build.tree import Chunk, Node, traverse
 from rafs_v6.erofs import (
@@ -113,13 +112,14 @@ class _Refer:
         out.cct += pack_v2(record, flags, word)
 
 
-def refer_chunks(root: Node, out: StoredChunks, options: ChunkOptions, tar: StoredTar) -> None:
+def refer_chunks(
+    root: Node, out: StoredChunks, options: ChunkOptions, tar: StoredTar,
+    progress: Progress | None = None,
+) -> None:  # fmt: skip
     """The chunks of all files below ``root`` that have an extent, which lies in ``tar``."""
     refer = _Refer(options, out, tar.index)
     try:
-        for path, node in in_tar_order(root):
-            refer.pieces.add(node, path)
-        refer.pieces.flush()
+        refer.pieces.add_all(in_tar_order(root), progress)
     finally:
         refer.pieces.close()
     out.features = BlobFeatures.CHUNK_INFO_V2 | BlobFeatures.SEPARATE
@@ -158,7 +158,7 @@ def tarfs_chunks(root: Node, blob: str, chunk_size: int, tar: StoredTar) -> Stor
     return out
 
 
-def in_tar_order(root: Node) -> Iterable[tuple[bytes, Node]]:
+def in_tar_order(root: Node) -> list[tuple[bytes, Node]]:
     """The files below ``root`` that have data, as their data follow each other in the tar."""
     found = {id(node): (path, node) for path, node in traverse(root) if node.extent and node.size}
 

@@ -42,9 +42,7 @@ def _tree(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def _contents(image: rafs_v6.Image) -> dict[str, bytes]:
-    return {
-        os.fsdecode(p)[1:]: image.read(p) for p, inode in image.walk() if inode.is_reg
-    }  # fmt: skip
+    return {os.fsdecode(p)[1:]: image.read(p) for p, inode in image.walk() if inode.is_reg}
 
 
 @pytest.fixture
@@ -164,6 +162,37 @@ def test_merge_over_a_parent_and_with_the_dictionary_of_the_layers(
     image = rafs_v6.open(boot, blobs=blobs)
     assert set(_contents(image)) == {"a", "d/keep", "o/old", "f", "x", "y"}
     assert [b.blob_id for b in image.bootstrap.blobs] == [known, digest]
+
+
+def test_a_generated_dictionary_has_what_images_share(
+    lower: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, blobs, known = lower
+    boots = [lower[0], tmp_path / "second.boot"]
+    second = _tree(tmp_path / "second", {"y": _SHARED, "mine": b"mine"})
+    (other,) = _create(boots[1], blobs, second)
+    made, report = tmp_path / "dict.boot", tmp_path / "json"
+    argv = ["chunkdict", "generate", "-B", str(made), "-J", str(report)]
+    assert main([*argv, *map(str, boots)]) == 0
+    assert json.loads(report.read_text())["blobs"] == [known]
+    dictionary = rafs_v6.open(made, blobs=blobs)
+    parts = [_SHARED[i : i + (1 << 16)] for i in range(0, len(_SHARED), 1 << 16)]
+    assert sorted(_contents(dictionary).values()) == sorted(parts)
+    third = _tree(tmp_path / "third", {"s": _SHARED, "mine": b"mine"})
+    ids = _create(tmp_path / "third.boot", blobs, third, "--chunk-dict", str(made))
+    assert known in ids
+    assert other not in ids
+    assert _contents(rafs_v6.open(tmp_path / "third.boot", blobs=blobs))["s"] == _SHARED
+
+    assert main([*argv, str(boots[1])]) == 0
+    assert json.loads(report.read_text())["blobs"] == [other]
+    assert len(_contents(rafs_v6.open(made, blobs=blobs))) == len(parts) + 1
+    made.unlink()
+    stranger = tmp_path / "stranger.boot"
+    _create(stranger, blobs, _tree(tmp_path / "stranger", {"s": b"strange"}))
+    assert main([*argv, str(boots[1]), str(stranger)]) == 1
+    assert "no chunk is in two of these images" in capsys.readouterr().err
+    assert not made.exists()
 
 
 def _of_254_blobs(lower: Path, target: Path) -> None:

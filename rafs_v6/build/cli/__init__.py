@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from rafs_v6.build.cli import (
     check,
+    chunkdict,
     compact,
     create,
     diff,
@@ -29,6 +30,7 @@ examples:
   nydus-image create --bootstrap image.boot --blob-dir blobs/ tree/
   nydus-image create --type targz-rafs --blob-inline-meta --blob-dir blobs/ layer.tar.gz
   nydus-image merge --bootstrap image.boot blobs/3f… blobs/9a…
+  nydus-image chunkdict generate --bootstrap dict.boot app-1.boot app-2.boot
   nydus-image check image.boot --blob-dir blobs/
   nydus-image inspect image.boot --request blobs
   nydus-image diff old.boot new.boot
@@ -50,7 +52,9 @@ def main(argv: Sequence[str] | None = None, open_backend: OpenBackend | None = N
     parser.add_argument("-L", "--log-file", help="accepted for the original's callers")
     parser.add_argument("-l", "--log-level", default="info", help="accepted likewise")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (create, merge, check, inspect, stat, diff, unpack, export, compact, optimize):
+    for module in (
+        create, merge, chunkdict, check, inspect, stat, diff, unpack, export, compact, optimize
+    ):  # fmt: skip
         module.add_parser(commands)
     args = parser.parse_args(argv, argparse.Namespace(open_backend=open_backend))
     try:

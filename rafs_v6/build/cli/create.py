@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from rafs_v6.build.chunks import ChunkOptions
 from rafs_v6.build.cipher import XtsKey
 from rafs_v6.build.cli.output import (
-    add_chunk_dict,
-    add_common,
-    add_prefetch,
+    add_builder,
+    progress_line,
     read_prefetch,
     report,
 )
@@ -36,6 +36,9 @@ examples:
   nydus-image create --bootstrap image.boot --blob-dir blobs/ tree/
   nydus-image create --type targz-ref --bootstrap image.boot --blob-dir blobs/ layer.tar.gz
   nydus-image create --type tar-tarfs --bootstrap image.boot layer.tar
+  nydus-image create --type tar-rafs --chunk-dict other.boot -B image.boot -D blobs/ layer.tar
+  nydus-image create --batch-size 0x100000 --bootstrap image.boot --blob-dir blobs/ tree/
+  find /etc /usr/bin/app | nydus-image create --prefetch-policy fs -B image.boot -D blobs/ tree/
   curl -s URL | nydus-image create --type targz-ref --blob-inline-meta --blob meta.blob -
 """
 
@@ -80,13 +83,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="what hides lower entries: applied to the parent, taken out of a directory without"
         " one. A tar without a parent is a layer: its whiteouts stay in it, for merge",
     )  # fmt: skip
-    parser.add_argument(
-        "--parent-bootstrap", type=Path, metavar="FILE", help="the image that the source lies over"
-    )
-    add_chunk_dict(parser)
+    for option in ("--aligned-chunk", "--disable-check"):
+        parser.add_argument(option, action="store_true", help="accepted; always so in version 6")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    add_prefetch(parser)
-    add_common(parser)
+    add_builder(parser)
     parser.set_defaults(run=run)
 
 
@@ -113,10 +113,12 @@ def run(args: argparse.Namespace) -> None:
         args.parent_bootstrap, args.chunk_dict, args.whiteout_spec,
     )  # fmt: skip
     source = Path("/dev/stdin") if str(args.source) == "-" else args.source
-    if into is not None:
-        blobs = create_from_tar(source, options, into, estargz=args.type.startswith("estargz"))
-    else:
-        blobs = create_from_directory(source, options)
+    with progress_line("built") as progress:
+        options = replace(options, progress=progress)
+        if into is not None:
+            blobs = create_from_tar(source, options, into, estargz=args.type.startswith("estargz"))
+        else:
+            blobs = create_from_directory(source, options)
     report(
         args.output_json, bootstrap=args.bootstrap, blobs=blobs, compressor=args.compressor,
         data=args.blob,

@@ -6,29 +6,31 @@ import argparse
 from pathlib import Path
 
 from rafs_v6.build.cli.output import (
-    add_chunk_dict,
-    add_common,
-    add_prefetch,
+    add_builder,
+    examples,
     read_prefetch,
     report,
 )
 from rafs_v6.build.merge import LayerNames, merge
 
+_EXAMPLES = """\
+  nydus-image merge --bootstrap image.boot blobs/3f… blobs/9a…
+  nydus-image merge --bootstrap image.boot --blob-digests 3f…,9a… low.boot high.boot
+  nydus-image merge --bootstrap image.boot --parent-bootstrap base.boot blobs/9a…
+"""
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("merge", help="merge layers, lowest first, into one image")
+    parser = commands.add_parser(
+        "merge", help="merge layers, lowest first, into one image", **examples(_EXAMPLES)
+    )
     parser.add_argument("source", type=Path, nargs="+", metavar="SOURCE")
     parser.add_argument("-B", "--bootstrap", type=Path, required=True, metavar="FILE")
     for option in ("--blob-digests", "--original-blob-ids", "--blob-toc-digests"):
         parser.add_argument(option, type=_words, default=(), metavar="A,B,...")
     for option in ("--blob-sizes", "--blob-toc-sizes"):
         parser.add_argument(option, type=_numbers, default=(), metavar="N,M,...")
-    parser.add_argument(
-        "--parent-bootstrap", type=Path, metavar="FILE", help="the image below the lowest layer"
-    )
-    add_chunk_dict(parser)
-    add_prefetch(parser)
-    add_common(parser)
+    add_builder(parser)
     parser.set_defaults(run=run)
 
 

@@ -60,11 +60,18 @@ def add_log(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-l", "--log-level", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
 
 
-def add_chunk_dict(parser: argparse.ArgumentParser) -> None:
+def add_builder(parser: argparse.ArgumentParser) -> None:
+    """What ``create`` and ``merge`` share."""
     parser.add_argument(
         "--chunk-dict", type=_dictionary, metavar="[bootstrap=]FILE",
         help="refer to the chunks of this image instead of storing them again",
     )  # fmt: skip
+    parser.add_argument(
+        "--parent-bootstrap", type=Path, metavar="FILE", help="the image below the sources"
+    )
+    parser.add_argument("-C", "--config", help="accepted: no backend is needed to build")
+    _add_prefetch(parser)
+    add_common(parser)
 
 
 def _dictionary(text: str) -> Path:
@@ -74,7 +81,7 @@ def _dictionary(text: str) -> Path:
     return Path(path if kind == "bootstrap" and equals else text)
 
 
-def add_prefetch(parser: argparse.ArgumentParser) -> None:
+def _add_prefetch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prefetch-policy", choices=("fs", "blob", "none"), default="none",
         help="paths from standard input, one a line: their data come first in the blob (blob),"

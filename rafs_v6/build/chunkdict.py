@@ -1,0 +1,73 @@
+"""A dictionary of chunks: a bootstrap that knows chunks of other images and where they are.
+
+It is an image like others: each of its files, named by the digest, is one chunk.
+So every reader of dictionaries takes it, the original's too, and it can be looked at.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rafs_v6.build.blobfile import write_atomically
+from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
+from rafs_v6.build.errors import BuildError
+from rafs_v6.build.load import Loaded, check_alike, load, used_names
+from rafs_v6.build.tree import Chunk, Node
+
+_Key = tuple[bytes, int]  # digest, plain size
+
+
+@dataclass(frozen=True, slots=True)
+class Dictionary:
+    """What ``generate`` wrote: the blobs that it refers to, its chunks and their plain bytes."""
+
+    blobs: list[str]
+    chunks: int
+    size: int
+    defaults: Defaults
+
+
+def generate(sources: Sequence[Path], target: Path) -> Dictionary:
+    """Write the chunks that at least two of ``sources`` have, or all chunks of the only one.
+
+    Of a chunk that lies in several blobs, the first source's is taken.
+    """
+    images = [load(path) for path in sources]
+    blobs: dict[str, BlobEntry] = {}
+    found: dict[_Key, Chunk] = {}
+    seen: Counter[_Key] = Counter()
+    for path, image in zip(sources, images, strict=True):
+        check_alike(path, image.defaults, images[0].defaults)
+        for name, blob in image.blobs.items():
+            blobs.setdefault(name, blob)
+        chunks = _chunks(image)
+        seen.update(chunks.keys())
+        for key, chunk in chunks.items():
+            found.setdefault(key, chunk)
+    wanted = [key for key in found if seen[key] > 1 or len(images) == 1]
+    if not wanted:
+        raise BuildError("no chunk is in two of these images: a dictionary of one, or of others?")
+    root = Node(stat.S_IFDIR | 0o755)
+    for key in wanted:
+        digest, size = key[0].hex(), key[1]
+        shelf = root.children.setdefault(digest[:2].encode(), Node(stat.S_IFDIR | 0o755))
+        shelf.children[digest.encode()] = Node(stat.S_IFREG | 0o444, size=size, chunks=[found[key]])
+    used = used_names(root)
+    defaults = images[0].defaults
+    write_atomically(target, write_bootstrap(root, [blobs[name] for name in used], defaults))
+    return Dictionary(used, len(wanted), sum(size for _, size in wanted), defaults)
+
+
+def _chunks(image: Loaded) -> dict[_Key, Chunk]:
+    found: dict[_Key, Chunk] = {}
+    for name, blob in image.blobs.items():
+        for c in blob.chunks:
+            if any(c.digest):
+                found[c.digest, c.uncompressed_size] = Chunk(
+                    name, c.index, c.uncompressed_offset, c.uncompressed_size
+                )
+    return found
