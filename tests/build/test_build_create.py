@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 from build_kit import flatten, image_tree, mounted
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import rafs_v6
 from rafs_v6.build.cli import main
@@ -181,30 +179,6 @@ def test_hostile_tar_is_refused_and_leaves_nothing(
         assert main(argv) == 1
         assert "nydus-image create: " in capsys.readouterr().err
         assert list(out.iterdir()) == []
-
-
-_NAMES = st.binary(min_size=1, max_size=255).filter(
-    lambda n: b"/" not in n and b"\0" not in n and n not in (b".", b"..")
-)
-
-
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(files=st.dictionaries(_NAMES, st.binary(max_size=9000), max_size=40))
-def test_random_trees_survive(files: dict[bytes, bytes], tmp_path_factory: object) -> None:
-    assert isinstance(tmp_path_factory, pytest.TempPathFactory)
-    root, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("out")
-    for name, data in files.items():
-        Path(os.fsdecode(os.fsencode(root) + b"/" + name)).write_bytes(data)
-    boot = out / "boot"
-    assert main([
-        "create", "--chunk-size", "0x1000", "--whiteout-spec", "none", "-B", str(boot),
-        "-D", str(out), str(root),
-    ]) == 0  # fmt: skip
-    image = rafs_v6.open(boot, blobs=out)
-    assert {p for p, _ in image.walk()} == {b"/", *(b"/" + n for n in files)}
-    assert all(image.read(b"/" + n) == d for n, d in files.items())
 
 
 def test_prefetched_files_come_first_and_are_in_the_table(

@@ -1,4 +1,4 @@
-"""Images that we build and that refer to a tar, served by the daemon: the tar is the blob."""
+"""Images that we build, served by the daemon: those that refer to a tar, and deduplicated ones."""
 
 from __future__ import annotations
 
@@ -31,3 +31,21 @@ def test_zran_and_tarfs_are_served(rig: Rig, golden: Path, tmp_path: Path) -> No
             rig.mount(boot, out, f"{kind}.mnt"), golden / "images" / "tarfs" / "expected.jsonl"
         )
     assert all(blob["errors"] == 0 for blob in rig.status()["blobs"])
+
+
+def test_batched_and_encrypted_over_a_dictionary_is_served(
+    rig: Rig, golden: Path, tmp_path: Path
+) -> None:
+    tars = golden / "images" / "layers-zran" / "blobs"
+    out, low, boot = tmp_path / "out", tmp_path / "low.boot", tmp_path / "up.boot"
+    out.mkdir()
+    create = ["create", "-t", "targz-rafs", "-D", str(out), "--encrypt", "--batch-size"]
+    layers = [str(next(tars.glob(start))) for start in ("2ac888*", "bde919*")]
+    assert main([*create, "0x10000", "-B", str(low), layers[0]]) == 0
+    assert main(
+        [*create, "0x100000", "-B", str(boot), "--chunk-dict", str(low), layers[1]]
+    ) == 0  # fmt: skip
+    assert_tree(rig.mount(boot, out, "mnt"), golden / "images" / "chunk-dict" / "expected.jsonl")
+    blobs = rig.status()["blobs"]
+    assert len(blobs) == 2
+    assert all(blob["errors"] == 0 for blob in blobs)
