@@ -43,9 +43,11 @@ from nydus_fscache.service import Service
 log = logging.getLogger("api")
 
 MAX_BODY = 1 << 20
-CALL_TIMEOUT_S = 30.0  # a client that is slow with its request, or to take the answer
+# a client that is slow with its request, or to take the answer
+CALL_TIMEOUT_S = float(os.environ.get("NYDUS_FSCACHE_CALL_TIMEOUT_S") or 30)
 MAX_CONNECTIONS = 512
 _LENGTH_DIGITS = 10
+_BACKLOG = 1024  # who comes when it is full gets an error at once
 _SOCKET_MODE = 0o600
 _NEVER = float("inf")
 _BUSY_PAUSE_S = 0.1
@@ -74,6 +76,7 @@ def _route(service: Service, method: str, target: str, body: dict[str, Any]) -> 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # whatever was cut or is no version: it gets a head
     timeout = CALL_TIMEOUT_S
     server: _Server
 
@@ -131,6 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise UsageError(f"the body is no JSON: {e}") from e
         if not isinstance(document, dict):
             raise UsageError("the body is not an object")
+        _check_strings(document)
         return document
 
     def address_string(self) -> str:
@@ -138,6 +142,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)
+
+
+def _check_strings(document: dict[str, Any]) -> None:
+    """JSON can say what no path or name can hold."""
+    try:
+        zero = "\\u0000" in (text := json.dumps(document, ensure_ascii=False))
+        text.encode()
+    except ValueError:
+        zero = True
+    if zero:
+        raise UsageError("the body has a string with a zero or half of a surrogate pair")
 
 
 def _error(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, Any]:
@@ -233,7 +248,7 @@ def listen(path: Path, handover: Handover) -> socket.socket:
         listener.bind(str(path))
     finally:
         os.umask(old)
-    listener.listen(64)
+    listener.listen(_BACKLOG)
     handover.keep("api", listener.fileno())
     return listener
 

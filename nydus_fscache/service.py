@@ -51,6 +51,7 @@ log = logging.getLogger("service")
 
 REQUEST_DEADLINE_S = 90.0
 HOUSEKEEPING_S = 1.0
+UNBIND_PATIENCE_S = 60.0
 JOURNAL_SLOTS = 4096
 MAX_BOOTSTRAP = 1 << 30
 DEFAULT_DOMAIN = "nydus-fscache"
@@ -65,6 +66,14 @@ class Served:
     bound: Bound
     mounted: bool = False
     mounting: bool = False  # not mounted yet, and not to be released either
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """An image in memory, and how many bindings have it, those under way included."""
+
+    image: Image
+    uses: int = 0
 
 
 class Service:
@@ -91,9 +100,11 @@ class Service:
         self._tracer = Tracer(self.core, self.store.images)
         self._prefetcher = Prefetcher(self._fetcher)
         self._transports: dict[str, Transport] = {}
-        self._images: dict[str, Image] = {}
+        self._images: dict[str, _Loaded] = {}
         self._served: list[Served] = []
         self._lock = threading.RLock()
+        self._unbinding = 0
+        self._unbound = threading.Condition(self._lock)
         self._stopped = threading.Event()
         self._end_asked = threading.Event()
         self.successor: upgrade.Successor | None = None
@@ -206,9 +217,11 @@ class Service:
         """After ``stop``: give everything back."""
         self._stopped.set()
         self._fetcher.stop()
-        for served in self._served:
-            self._unbind(served)
-        self._served.clear()
+        with self._lock:
+            served, self._served = self._served, []
+        self._unbind(served)
+        with self._lock:
+            self._unbound.wait_for(lambda: not self._unbinding, UNBIND_PATIENCE_S)
         self.core.stop()
         self._save()
         for transport in self._transports.values():
@@ -275,17 +288,24 @@ class Service:
 
     def _keep_house(self) -> None:
         while not self._stopped.wait(HOUSEKEEPING_S):
-            expired = self.core.expire(REQUEST_DEADLINE_S, errno.EIO)
-            if expired:
-                log.error("%d requests got EIO after %.0f s", expired, REQUEST_DEADLINE_S)
-            for obj in self.objects.all():
-                try:
-                    obj.persist_when_due()
-                except (OSError, ValueError) as e:
-                    log.error("blob %s: presence is not recorded: %s", obj.name, e)
-            self._tracer.collect()
-            self._release_unused()
-            self._keep_cache_in_bounds()
+            try:
+                self._tidy()
+            except Exception:  # deadlines must be kept whatever else goes wrong
+                log.exception("housekeeping")
+
+    def _tidy(self) -> None:
+        expired = self.core.expire(REQUEST_DEADLINE_S, errno.EIO)
+        if expired:
+            log.error("%d requests got EIO after %.0f s", expired, REQUEST_DEADLINE_S)
+        for obj in self.objects.all():
+            try:
+                obj.persist_when_due()
+            except (OSError, ValueError) as e:
+                log.error("blob %s: presence is not recorded: %s", obj.name, e)
+        self._tracer.collect()
+        if gone := self._take_unused():
+            threading.Thread(target=self._unbind, args=(gone,), daemon=True).start()
+        self._keep_cache_in_bounds()
 
     def _keep_cache_in_bounds(self) -> None:
         try:
@@ -322,62 +342,98 @@ class Service:
         return choose(self.store.root, wanted).transport
 
     def _bind(self, binding: Binding) -> Served:
-        key = image_key(binding.digest, binding.backend)
-        with self._lock:
-            image = self._images.get(key)
-        if image is None:
-            backend: Backend = make_backend(binding.backend)
-            try:
-                image = load_image(
-                    self.store.images / f"{binding.digest}.boot",
-                    binding.digest,
-                    backend,
-                    binding.backend,
-                    binding.transport,
-                    self.store.images / f"{key}.meta",
-                )
-            except BaseException:
-                backend.close()
-                raise
-            with self._lock:
-                image = self._images.setdefault(key, image)
-        self._fetcher.tune(image.backend, tuning_of(binding.tuning, "tuning"))
-        bound = self._transport(binding.transport).bind(image, binding.fsid, binding.domain)
+        image = self._load(binding)
+        try:
+            self._fetcher.tune(image.backend, tuning_of(binding.tuning, "tuning"))
+            bound = self._transport(binding.transport).bind(image, binding.fsid, binding.domain)
+        except BaseException:
+            self._give_up(image)
+            raise
         self._tracer.watch(binding.digest, bound.objects)
         return Served(binding, image, bound)
 
-    def _unbind(self, served: Served) -> None:
-        binding = served.binding
-        others = [s for s in self._served if s is not served and s.binding.digest == binding.digest]
-        if not others:
-            self._tracer.unwatch(binding.digest)
-            self._prefetcher.forget(served.bound.objects)
-        self._transport(binding.transport).unbind(
-            served.image, served.bound, binding.fsid, binding.domain
-        )
+    def _load(self, binding: Binding) -> Image:
+        """To be given up again; shared by all bindings of the same image from the same backend."""
+        key = image_key(binding.digest, binding.backend)
         with self._lock:
-            if not any(s.image is served.image for s in self._served if s is not served):
-                self._images.pop(served.image.key, None)
-                self._fetcher.forget(served.image.backend)
-                served.image.backend.close()
+            if loaded := self._images.get(key):
+                loaded.uses += 1
+                return loaded.image
+        backend: Backend = make_backend(binding.backend)
+        try:
+            image = load_image(
+                self.store.images / f"{binding.digest}.boot",
+                binding.digest,
+                backend,
+                binding.backend,
+                binding.transport,
+                self.store.images / f"{key}.meta",
+            )
+        except BaseException:
+            backend.close()
+            raise
+        with self._lock:
+            loaded = self._images.setdefault(key, _Loaded(image))
+            loaded.uses += 1
+        if loaded.image is not image:  # another bind was quicker
+            backend.close()
+        return loaded.image
+
+    def _give_up(self, image: Image) -> None:
+        with self._lock:
+            loaded = self._images[image.key]
+            loaded.uses -= 1
+            if loaded.uses:
+                return
+            del self._images[image.key]
+        self.objects.leave(image.backend)
+        self._fetcher.forget(image.backend)
+        image.backend.close()
+
+    def _unbind(self, gone: list[Served]) -> None:
+        """Of what is in the list no more.  Without the lock: it waits for what is on its way,
+        which a backend that is stuck can make long."""
+        with self._lock:
+            self._unbinding += 1
+        try:
+            for served in gone:
+                binding = served.binding
+                with self._lock:
+                    if not any(s.binding.digest == binding.digest for s in self._served):
+                        self._tracer.unwatch(binding.digest)
+                        self._prefetcher.forget(served.bound.objects)
+                self._give_up(served.image)
+                self._transport(binding.transport).unbind(
+                    served.image, served.bound, binding.fsid, binding.domain
+                )
+        finally:
+            with self._lock:
+                self._unbinding -= 1
+                self._unbound.notify_all()
+            self._save()
 
     def _release_unused(self) -> None:
         """Unbind what was unmounted, once the kernel has let go of it."""
+        if gone := self._take_unused():
+            self._unbind(gone)
+
+    def _take_unused(self) -> list[Served]:
         with self._lock:
             idle = [s for s in self._served if not (s.mounted or s.mounting)]
-            gone = [s for s in idle if s.binding.mountpoint]
-            for served in gone:
-                binding = served.binding
-                # over fanotify all mounts of an image use one file, so in_use speaks of any
-                shared = binding.transport == "fanotify" and any(
-                    s.mounted and s.image.path == served.image.path for s in self._served
-                )
-                transport = self._transports[binding.transport]
-                if shared or not transport.in_use(served.image, binding.fsid, binding.domain):
-                    self._unbind(served)
-                    self._served.remove(served)
-            if gone:
-                self._save()
+            gone = [s for s in idle if s.binding.mountpoint and not self._in_use(s)]
+            self._served = [s for s in self._served if not any(s is g for g in gone)]
+        return gone
+
+    def _in_use(self, served: Served) -> bool:
+        """Does the kernel have the superblock still?"""
+        binding = served.binding
+        # over fanotify all mounts of an image use one file, so the transport speaks of any
+        if binding.transport == "fanotify" and any(
+            s.mounted and s.image.path == served.image.path for s in self._served
+        ):
+            return False
+        transport = self._transports[binding.transport]
+        return transport.in_use(served.image, binding.fsid, binding.domain)
 
     def _save(self) -> None:
         with self._lock:
@@ -406,11 +462,12 @@ class Service:
                 if not b.mountpoint and (b.fsid, b.domain) == (fsid, domain):
                     if self._transports[b.transport].in_use(served.image, fsid, domain):
                         raise MountpointError(f"{fsid} is mounted", hint="unmount it first")
-                    self._unbind(served)
                     self._served.remove(served)
-                    self._save()
-                    return {"fsid": fsid, "domain": domain}
-        raise UsageError(f"{fsid} is not bound", hint="see nydus-fscache status")
+                    break
+            else:
+                raise UsageError(f"{fsid} is not bound", hint="see nydus-fscache status")
+        self._unbind([served])
+        return {"fsid": fsid, "domain": domain}
 
     def mount(self, request: dict[str, Any]) -> dict[str, Any]:
         """``bootstrap`` (path), ``backend`` (config object), ``mountpoint``, ``transport``,
@@ -442,9 +499,8 @@ class Service:
             self._save()
         except BaseException:
             with self._lock:
-                self._unbind(served)
                 self._served.remove(served)
-                self._save()
+            self._unbind([served])
             raise
         served.mounted, served.mounting = True, False
         log.info("mounted %s at %s over %s", binding.source, mountpoint, binding.transport)

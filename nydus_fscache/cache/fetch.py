@@ -81,18 +81,22 @@ class Fetcher:
         self._lane(backend).prefetch(jobs)
 
     def forget(self, backend: Backend) -> None:
-        """The backend was closed: what is queued for it fails."""
+        """The backend is to be closed: what is queued for it fails, unless there is another."""
         with self._lock:
             lane = self._lanes.pop(backend, None)
-        if lane is not None:
-            lane.stop()
+        for job in lane.stop() if lane is not None else ():
+            if job.object.source.backend is backend:
+                _refuse(job)
+            else:
+                self.submit(job)
 
     def stop(self) -> None:
         """Jobs that run are finished, those in the queues fail with EIO."""
         with self._lock:
             lanes, self._lanes = list(self._lanes.values()), {}
         for lane in lanes:
-            lane.stop()
+            for job in lane.stop():
+                _refuse(job)
         for lane in lanes:
             lane.join(JOB_DEADLINE_S)
 
@@ -145,7 +149,8 @@ class _Lane:
             thread.start()
         self._ready.notify(waiting)
 
-    def stop(self) -> None:
+    def stop(self) -> list[Job]:
+        """Take no more; what was queued."""
         with self._ready:
             self._stopping = True
             left = [*self._demand, *self._ahead]
@@ -153,8 +158,7 @@ class _Lane:
                 queue.clear()
             self._planned = None
             self._ready.notify_all()
-        for job in left:
-            _refuse(job)
+        return left
 
     def join(self, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s

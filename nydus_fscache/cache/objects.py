@@ -35,6 +35,7 @@ class _Use:
     """Descriptors: -1 over cachefiles, where the kernel's is closed by the C core."""
 
     identity: str
+    sources: list[Source]  # one for each backend that has it, the newest last
     object: CacheObject = field(init=False)
     fill_fd: int = -1
     pages_fd: int = -1
@@ -94,10 +95,10 @@ class Objects:
             source = Source(backend, info.blob_id)
             if use := self._uses.get(name):
                 use.images += 1
-                use.object.source = source  # the newest image's credentials are the best
+                self.add_source(use.object, source)
                 return use.object
             oid = self._numbers.pop(name, 0) or self.next_number()
-            use = _Use(identity=identity)
+            use = _Use(identity, [source])
             try:
                 obj = use.object = self._open(use, oid, name, blob, source)
             except BaseException:
@@ -184,10 +185,28 @@ class Objects:
             )
             self._core.add_object(oid, 0, 0, fd, blob.chunks.flat_size, pages.memory, aligned=True)
             self._core.bind_kernel(oid, kernel_object, fd)
-            self._uses[name] = use = _Use(blob.identity)
+            self._uses[name] = use = _Use(blob.identity, [source])
             use.object = obj
             self._by_oid[oid] = obj
             return obj
+
+    def add_source(self, obj: CacheObject, source: Source) -> None:
+        """The newest image's credentials are the best."""
+        with self._lock:
+            use = self._uses.get(obj.name)
+            if use is not None:
+                use.sources = [s for s in use.sources if s.backend is not source.backend]
+                use.sources.append(source)
+                obj.source = source
+
+    def leave(self, backend: Backend) -> None:
+        """No image has it any more: what others use too comes from theirs from now on."""
+        with self._lock:
+            for use in self._uses.values():
+                left = [s for s in use.sources if s.backend is not backend]
+                if left:
+                    use.sources = left
+                    use.object.source = left[-1]
 
     def names(self) -> list[str]:
         """Of cache files that are open."""

@@ -66,6 +66,7 @@ class Receiver:
         self, obj: CacheObject, extent: Extent, pace: Pace, arrived: Callable[[int], None] | None
     ) -> None:
         self._done = extent.unit
+        source = obj.source
         rest: Extent | None = extent
         try:
             while rest is not None:
@@ -78,6 +79,12 @@ class Receiver:
             if self._done != extent.end:
                 raise BackendError("the extent ended before its units did")
         except Exception as e:  # a fault of ours must reach the reader as EIO, not as a hang
+            if obj.source is not source and self._done < extent.end:
+                # its image was given up in the middle; another one goes on
+                off = obj.stored(self._done)[0]
+                rest = Extent(self._done, extent.end, off, extent.end_off)
+                self._fetch(obj, rest, pace, arrived)
+                return
             self._failed(obj, extent, e)
 
     def _failed(self, obj: CacheObject, extent: Extent, error: Exception) -> None:

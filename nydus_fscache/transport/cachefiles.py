@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nydus_fscache.cache.object import CacheObject
+from nydus_fscache.cache.object import CacheObject, Source
 from nydus_fscache.cache.objects import Objects
 from nydus_fscache.cache.presence import PAGE, PageMap
 from nydus_fscache.cache.store import Store
@@ -119,6 +119,9 @@ class CachefilesTransport:
             blobs = {b.info.blob_id: b.identity for b in image.blobs}
             self._cache.prepare(key, fsid, image.path, blobs)
             names = BoundNames([])
+            for obj in [o for bound in entry.bound.values() for o in bound.objects]:
+                if obj.source.blob_id in blobs:
+                    self._objects.add_source(obj, Source(image.backend, obj.source.blob_id))
             self._domains[key] = entry
             entry.images[fsid] = image
             entry.bound[fsid] = names
@@ -143,12 +146,12 @@ class CachefilesTransport:
 
     def unbind(self, image: Image, bound: Bound, fsid: str, domain: str) -> None:
         with self._lock:
-            entry = self._domains.get(domain or fsid)
-            if entry is not None:
-                entry.images.pop(fsid, None)
-                entry.bound.pop(fsid, None)
-                if not entry.images:
-                    del self._domains[domain or fsid]
+            entry = self._domains[domain or fsid]
+            del entry.images[fsid], entry.bound[fsid]
+            if not entry.images:
+                del self._domains[domain or fsid]
+            else:  # blobs that others have mounted too are theirs now
+                next(iter(entry.bound.values())).objects.extend(bound.objects)
 
     # -- events ------------------------------------------------------------------------------
 
@@ -194,18 +197,9 @@ class CachefilesTransport:
             image = entry.images.get(name) if entry else None
             if image is not None:
                 return self._open_bootstrap(event, image), image.size
-            for fsid, image in (entry.images if entry else {}).items():
-                for blob in image.blobs:
-                    if entry is not None and blob.info.blob_id == name:
-                        obj = self._objects.add_kernel(
-                            f"{domain}/{name}#{event.kernel_object}",
-                            blob,
-                            image.backend,
-                            event.kernel_object,
-                            event.fd,
-                        )
-                        entry.bound[fsid].objects.append(obj)
-                        return obj.oid, blob.chunks.flat_size
+            obj = self._open_blob(event, domain, entry) if entry else None
+            if obj is not None:
+                return obj.oid, obj.chunks.flat_size
             if open_cookies(domain).get(name):
                 return self._open_orphan(event)
         return 0, -errno.ENOENT
@@ -217,6 +211,22 @@ class CachefilesTransport:
         self._core.bind_kernel(oid, event.kernel_object, event.fd)
         self._bootstraps[oid] = _Bootstrap(image, pages)
         return oid
+
+    def _open_blob(self, event: Opened, domain: str, entry: _Domain) -> CacheObject | None:
+        obj = None
+        for fsid, image in entry.images.items():
+            for blob in image.blobs:
+                if blob.info.blob_id != event.cookie:
+                    continue
+                if obj is None:
+                    name = f"{domain}/{event.cookie}#{event.kernel_object}"
+                    obj = self._objects.add_kernel(
+                        name, blob, image.backend, event.kernel_object, event.fd
+                    )
+                    entry.bound[fsid].objects.append(obj)
+                else:  # all images of the domain have it from their own backends
+                    self._objects.add_source(obj, Source(image.backend, event.cookie))
+        return obj
 
     def _open_orphan(self, event: Opened) -> tuple[int, int]:
         """A mount that lives, whose binding a predecessor lost.

@@ -62,6 +62,22 @@ class Rig:
             raise AssertionError(f"{words}: {done.returncode}\n{done.stderr}\n{self.log()}")
         return done
 
+    def start(self, *args: str | Path) -> subprocess.Popen[bytes]:
+        """The same, without waiting for its end."""
+        words = [str(a) for a in args]
+        return subprocess.Popen(
+            [*self.prefix, *CLI, words[0], "--root", str(self.root), *words[1:]],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **self.environment},
+        )
+
+    def wait_until_ready(self) -> None:
+        """After ``start("serve")``."""
+        deadline = time.monotonic() + COMMAND_S
+        while self.run("status", check=False).returncode != 0:
+            assert time.monotonic() < deadline, self.log()
+
     def mountpoint(self, name: str = "m") -> Path:
         path = self.base / name
         path.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -77,3 +78,15 @@ def test_many_mounts_of_one_image(rig: Rig, golden: Path) -> None:
     assert (mounts[6] / small.relative_to(first)).read_bytes() == content
     rig.run("stop")
     assert rig.leftovers() == []
+
+
+def test_a_blob_outlives_the_backend_that_came_last(rig: Rig, golden: Path) -> None:
+    """Two images share a blob, each from its own backend; the newer one goes, and its backend."""
+    image = golden / "images" / "one-lz4"
+    mount = rig.mount(image / "image.boot", image / "blobs", "m", "--prefetch", "none")
+    shutil.copytree(image / "blobs", rig.base / "copy")
+    newer = rig.mount(image / "image.boot", rig.base / "copy", "newer", "--prefetch", "none")
+    assert len(rig.status()["blobs"]) == 1
+    rig.run("umount", newer)
+    shutil.rmtree(rig.base / "copy")
+    assert_tree(mount, image / "expected.jsonl")
