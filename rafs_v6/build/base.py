@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rafs_v6.build.bootstrap import BlobEntry, Defaults
 from rafs_v6.build.errors import BuildError
-from rafs_v6.build.load import check_alike, load, load_blobs, open_bootstrap
+from rafs_v6.build.load import add_blob, check_alike, load, load_blobs, open_bootstrap
 from rafs_v6.build.tree import Chunk, Node
 from rafs_v6.erofs import Digester
 
@@ -36,13 +36,15 @@ def load_base(parent: Path | None, chunk_dict: Path | None, defaults: Defaults) 
                 f"{chunk_dict}: a dictionary of chunks of {boot.chunk_size:#x} bytes;"
                 f" this image has {defaults.chunk_size:#x}: use the same --chunk-size"
             )
-        blobs = {b.name: b for b in load_blobs(boot, chunk_dict)}
+        for blob in load_blobs(boot, chunk_dict):
+            add_blob(blobs, blob, chunk_dict)
     root, first = None, list[str]()
     if parent is not None:
         below = load(parent)
         check_alike(parent, below.defaults, defaults)
         root, first = below.root, list(below.blobs)
-        blobs = {**below.blobs, **blobs}
+        for blob in below.blobs.values():
+            add_blob(blobs, blob, parent)
     return Base(root, blobs, first, known_chunks(blobs.values(), defaults.digester))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -73,6 +74,13 @@ def write_bootstrap(
     if len(blobs) > MAX_BLOBS:
         raise BuildError(
             f"{len(blobs)} blobs; a bootstrap holds at most {MAX_BLOBS}: squash layers, or compact"
+        )
+    ids = Counter(blob.record.blob_id for blob in blobs)
+    twice = next((name for name, count in ids.items() if count > 1), None)
+    if twice is not None:
+        raise BuildError(
+            f"a new blob would be called {twice.rstrip(bytes(1)).decode()} like one that is built"
+            " upon; with equal data, use that image's --digester, else another --blob-id"
         )
     block = defaults.block_size
     layout = Layout(root, block)

@@ -15,7 +15,7 @@ from pathlib import Path
 from rafs_v6.build.blobfile import write_atomically
 from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.build.errors import BuildError
-from rafs_v6.build.load import Loaded, check_alike, load, used_names
+from rafs_v6.build.load import Loaded, add_blob, check_alike, load, used_names
 from rafs_v6.build.tree import Chunk, Node
 
 _Key = tuple[bytes, int]  # digest, plain size
@@ -42,8 +42,8 @@ def generate(sources: Sequence[Path], target: Path) -> Dictionary:
     seen: Counter[_Key] = Counter()
     for path, image in zip(sources, images, strict=True):
         check_alike(path, image.defaults, images[0].defaults)
-        for name, blob in image.blobs.items():
-            blobs.setdefault(name, blob)
+        for blob in image.blobs.values():
+            add_blob(blobs, blob, path)
         chunks = _chunks(image)
         seen.update(chunks.keys())
         for key, chunk in chunks.items():

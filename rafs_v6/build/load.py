@@ -44,7 +44,11 @@ def load(path: Path, rename: Callable[[BlobRecord], BlobRecord] | None = None) -
     Raises ``BuildError`` for what cannot be built upon (tarfs), ``ImageError`` for damage.
     """
     boot = open_bootstrap(path)
-    blobs = load_blobs(boot, path, rename)
+    blobs: dict[str, BlobEntry] = {}
+    names = []
+    for blob in load_blobs(boot, path, rename):
+        add_blob(blobs, blob, path)
+        names.append(blob.name)
     flags = boot.tables.flags
     defaults = Defaults(
         boot.chunk_size,
@@ -52,7 +56,7 @@ def load(path: Path, rename: Callable[[BlobRecord], BlobRecord] | None = None) -
         next(v for k, v in SUPER_FLAGS_HASH.items() if flags & k),
         explicit_uid_gid=bool(flags & SuperFlags.EXPLICIT_UID_GID),
     )
-    return Loaded(_tree(boot, [b.name for b in blobs]), {b.name: b for b in blobs}, defaults)
+    return Loaded(_tree(boot, names), blobs, defaults)
 
 
 def open_bootstrap(path: Path) -> Bootstrap:
@@ -102,6 +106,30 @@ def load_blobs(
                 raise BuildError(f"{path}: chunk {chunk.index} lies outside blob {info.index}")
         blobs.append(BlobEntry(record.blob_id.rstrip(b"\0").decode(), record, chunks))
     return blobs
+
+
+def add_blob(blobs: dict[str, BlobEntry], blob: BlobEntry, path: Path) -> None:
+    """Add a blob of ``path``, which may be known: then what each says of its chunks is joined.
+
+    Raises ``BuildError`` when it is another blob under the same name.
+    """
+    have = blobs.setdefault(blob.name, blob)
+    if have is blob:
+        return
+    known = {c.index: (c.digest, c.uncompressed_offset) for c in have.chunks}
+    if (have.record.uncompressed_size, have.record.chunk_count) != (
+        blob.record.uncompressed_size, blob.record.chunk_count
+    ) or any(
+        known.get(c.index) not in (None, (c.digest, c.uncompressed_offset)) for c in blob.chunks
+    ):  # fmt: skip
+        raise BuildError(
+            f"{path}: blob {blob.name} is another one than that of a lower layer; name the layers"
+            " by --blob-digests, or their files by blob id, and use one --digester"
+        )
+    # An image may only have the records of chunks that it uses, as upstream's do.
+    more = [c for c in blob.chunks if c.index not in known]
+    if more:
+        blobs[blob.name] = replace(have, chunks=[*have.chunks, *more])
 
 
 def settled(record: BlobRecord, path: Path) -> BlobRecord:

@@ -12,6 +12,7 @@ from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.load import (
     Loaded,
+    add_blob,
     check_alike,
     file_id,
     load,
@@ -82,16 +83,8 @@ def merge(
     parents = list(blobs)
     for i, path in enumerate(sources):
         layer = _load(path, i, names, dictionary)
-        for name, blob in layer.blobs.items():
-            # Two layers that are the same are one blob; the same name for two blobs is corruption.
-            if name in blobs and blobs[name].record.uncompressed_size != (
-                blob.record.uncompressed_size
-            ):
-                raise BuildError(
-                    f"{path}: blob {name} is another one than in a lower layer; name the layers"
-                    " by --blob-digests, or their files by blob id"
-                )
-            blobs.setdefault(name, blob)
+        for blob in layer.blobs.values():
+            add_blob(blobs, blob, path)
         if defaults is not None:
             check_alike(path, layer.defaults, defaults)
         defaults = layer.defaults

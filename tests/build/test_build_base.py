@@ -14,8 +14,8 @@ from build_kit import flatten, image_tree, mounted
 import rafs_v6
 from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.build.cli import main
-from rafs_v6.build.load import load_blobs, open_bootstrap
-from rafs_v6.build.tree import Chunk, Node
+from rafs_v6.build.load import load, load_blobs, open_bootstrap
+from rafs_v6.build.tree import Chunk, Node, traverse
 from rafs_v6.erofs import Compressor, Digester
 
 _SHARED = os.urandom(150_000)
@@ -193,6 +193,58 @@ def test_a_generated_dictionary_has_what_images_share(
     assert main([*argv, str(boots[1]), str(stranger)]) == 1
     assert "no chunk is in two of these images" in capsys.readouterr().err
     assert not made.exists()
+
+
+def _with_used_records_only(boot: Path) -> None:
+    """The chunk table as the original writes it."""
+    image = load(boot)
+    used = {(c.blob, c.index) for _, node in traverse(image.root) for c in node.chunks}
+    blobs = [
+        replace(blob, chunks=[c for c in blob.chunks if (name, c.index) in used])
+        for name, blob in image.blobs.items()
+    ]
+    boot.write_bytes(write_bootstrap(image.root, blobs, image.defaults))
+
+
+def test_what_two_layers_know_of_one_blob_is_joined(
+    lower: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    dictionary, blobs, known = lower
+    boots, want = [], {"a": _SHARED[: 1 << 16], "b": _SHARED[1 << 16 :]}
+    for name, data in want.items():
+        boots.append(tmp_path / f"{name}.boot")
+        source = _tree(tmp_path / name, {name: data})
+        assert _create(boots[-1], blobs, source, "--chunk-dict", str(dictionary)) == [known]
+        _with_used_records_only(boots[-1])
+        assert len(rafs_v6.open(boots[-1]).bootstrap.chunk_table) < 80 * 3
+    boot = tmp_path / "boot"
+    merge = ["merge", "-B", str(boot), "--chunk-dict", str(dictionary)]
+    assert main([*merge, *map(str, boots)]) == 0
+    assert _contents(rafs_v6.open(boot, blobs=blobs)) == want
+    over = ["--parent-bootstrap", str(boots[0]), "--chunk-dict", str(boots[1])]
+    assert _create(boot, blobs, tmp_path / "b", *over) == [known]
+    assert _contents(rafs_v6.open(boot, blobs=blobs)) == want
+
+
+def test_the_same_blob_by_another_digester_is_no_second_blob(
+    lower: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent, blobs, _ = lower
+    boot = tmp_path / "boot"
+    assert main([
+        "create", "--chunk-size", "0x10000", "--compressor", "lz4_block", "--digester", "sha256",
+        "-B", str(boot), "-D", str(blobs), "--parent-bootstrap", str(parent), str(tmp_path / "low"),
+    ]) == 0  # fmt: skip
+    assert len(rafs_v6.open(boot).bootstrap.blobs) == 1  # nothing of the parent is left to see
+    one = _tree(tmp_path / "one", {"only/here": b"one"})
+    ids = _create(boot, blobs, one)
+    assert main([
+        "create", "--chunk-size", "0x10000", "--digester", "sha256", "-B", str(tmp_path / "two"),
+        "-D", str(blobs), "--parent-bootstrap", str(boot),
+        str(_tree(tmp_path / "again", {"other": b"one"})),
+    ]) == 1  # fmt: skip
+    assert f"a new blob would be called {ids[0]}" in capsys.readouterr().err
+    assert not (tmp_path / "two").exists()
 
 
 def _of_254_blobs(lower: Path, target: Path) -> None:
