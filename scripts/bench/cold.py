@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Cold starts over a throttled server, against the physical limit and a full pull.
 
-    scripts/bench/cold.py [--quick] [--work DIR] [--json FILE] [--svg FILE] [--only WORD]
+    scripts/bench/cold.py [--quick] [--rounds N] [--work DIR] [--json FILE] [--svg FILE]
+                          [--only trees|startup|random|warm]
 
 Trees S (74 MB) and L (413 MB) are parts of this machine's /usr, zstd, 1 MiB chunks.
 Latency counts per request, bandwidth for all connections together.  The limit of a
@@ -12,12 +13,15 @@ the mount call and the workload; the daemon runs already, as on a node.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +37,7 @@ _GET = (
 )
 RANDOM_READS = 300
 RANDOM_SIZE = 268 << 20
+WARM_ROUNDS = 5
 
 
 @dataclass
@@ -50,8 +55,9 @@ class Row:
 
 
 class Bench:
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, rounds: int) -> None:
         self.work = work
+        self.rounds = rounds
         self.rows: list[Row] = []
         self.daemon = kit.Daemon(work / "root")
         self.images: dict[str, kit.Built] = {}
@@ -67,9 +73,26 @@ class Bench:
 
     def cold(
         self, name: str, built: kit.Built, net: tuple[float, float], prefetch: str, work: Any,
-        needed: int | None = None,
+        needed: int | None = None, *, forget: bool = False,
     ) -> Row:  # fmt: skip
-        """One run with nothing in any cache.  ``needed``: None for what the trace says."""
+        """Runs with nothing in any cache; the one whose time is the median.
+
+        ``needed``: None for what the trace says.  ``forget``: what the image left at its last
+        mount, too (its trace, the metadata of its blobs).
+        """
+        rows = []
+        for _ in range(self.rounds):
+            if forget:
+                self.daemon.forget_image()
+            rows.append(self._cold(name, built, net, prefetch, work, needed))
+        row = sorted(rows, key=lambda row: row.seconds)[len(rows) // 2]
+        self.add(row)
+        return row
+
+    def _cold(
+        self, name: str, built: kit.Built, net: tuple[float, float], prefetch: str, work: Any,
+        needed: int | None,
+    ) -> Row:  # fmt: skip
         latency, mbps = net
         daemon = self.daemon
         with kit.server(built.blobs, latency, mbps) as host:
@@ -87,13 +110,11 @@ class Bench:
             finally:
                 daemon.stop()
         limit = latency / 1000 + needed / (mbps * 1e6)
-        row = Row(
+        return Row(
             f"{name} {latency:.0f}/{mbps:.0f}", limit, mount, seconds, seconds / limit,
             sum(b["fetched"] for b in blobs) / 1e6, needed / 1e6,
             sum(b["requests"] for b in blobs), cpu - before, peak / 1e6,
         )  # fmt: skip
-        self.add(row)
-        return row
 
     def add(self, row: Row) -> None:
         self.rows.append(row)
@@ -129,14 +150,14 @@ class Bench:
         built = self.image(name, megabytes)
         for net in nets:
             for prefetch in ("none", "all"):
-                self.daemon.forget_image()
                 self.cold(f"tree {name}, prefetch {prefetch}", built, net, prefetch, kit.walk,
-                          built.stored)  # fmt: skip
+                          built.stored, forget=True)  # fmt: skip
             self.pull(f"tree {name}, pull and unpack", built, net, built.stored)
         self.floor(f"tree {name}", built, kit.walk)
 
-    def floor(self, name: str, built: kit.Built, work: Any) -> None:
-        """The workload alone, from a local EROFS mount and cold page cache."""
+    @contextlib.contextmanager
+    def complete(self, built: kit.Built) -> Iterator[Path]:
+        """The image with all of its data here, mounted by us; yields a local EROFS mount of it."""
         local = self.work / "local"
         local.mkdir(exist_ok=True)
         with kit.server(built.blobs, 0, 0) as host:
@@ -147,20 +168,24 @@ class Bench:
                 blobs = list((self.daemon.root / "cache").glob("*.blob.data"))
                 kit.mount_local(built.bootstrap, blobs, local)
                 try:
-                    kit.drop_caches()
-                    seconds = kit.timed(lambda: work(local))
+                    yield local
                 finally:
                     subprocess.run(["umount", local], check=True)
             finally:
                 self.daemon.stop()
+
+    def floor(self, name: str, built: kit.Built, work: Any) -> None:
+        """The workload alone, from a local EROFS mount and cold page cache."""
+        with self.complete(built) as local:
+            kit.drop_caches()
+            seconds = kit.timed(lambda: work(local))
         self.add(Row(f"{name}, all local", seconds, 0, seconds, 1, 0, 0, 0, 0, 0))
 
     def startups(self, name: str, megabytes: int, nets: list[tuple[float, float]]) -> None:
         built = self.image(name, megabytes)
         self.floor("startup", built, kit.startup)
         for net in nets:
-            self.daemon.forget_image()
-            self.cold("startup, no trace", built, net, "none", kit.startup)
+            self.cold("startup, no trace", built, net, "none", kit.startup, forget=True)
             needs = self.startup_needs
             self.cold("startup, trace", built, net, "trace", kit.startup, needs)
             self.cold("startup, prefetch all", built, net, "all", kit.startup, needs)
@@ -184,31 +209,18 @@ class Bench:
                 os.pread(fd, 4096, place * 4096)
             os.close(fd)
 
-        self.cold(f"{RANDOM_READS} random 4 KiB reads", built, net, "none", work)
+        self.cold(f"{RANDOM_READS} random 4 KiB reads", built, net, "none", work, forget=True)
 
     def warm(self, name: str, megabytes: int) -> None:
         """The whole tree again after drop_caches, beside the same image as a local EROFS mount."""
-        built = self.image(name, megabytes)
-        local = self.work / "local"
-        local.mkdir(exist_ok=True)
-        with kit.server(built.blobs, 0, 0) as host:
-            self.daemon.start()
-            try:
-                self.daemon.mount(built, kit.backend(host), "all")
-                kit.walk(self.daemon.mountpoint)
-                blob = next((self.daemon.root / "cache").glob("*.blob.data"))
-                kit.mount_local(built.bootstrap, [blob], local)
-                try:
-                    ours, theirs = [], []
-                    for _ in range(3):
-                        for seconds, root in ((ours, self.daemon.mountpoint), (theirs, local)):
-                            kit.drop_caches()
-                            seconds.append(kit.timed(lambda root=root: kit.walk(root)))
-                finally:
-                    subprocess.run(["umount", local], check=True)
-            finally:
-                self.daemon.stop()
-        here, there = sorted(ours)[1], sorted(theirs)[1]
+        ours: list[float] = []
+        theirs: list[float] = []
+        with self.complete(self.image(name, megabytes)) as local:
+            for _ in range(WARM_ROUNDS):
+                for seconds, root in ((ours, self.daemon.mountpoint), (theirs, local)):
+                    kit.drop_caches()
+                    seconds.append(kit.timed(lambda root=root: kit.walk(root)))
+        here, there = statistics.median(ours), statistics.median(theirs)
         self.add(Row(f"tree {name}, warm, limit: local EROFS", there, 0, here, here / there,
                      0, 0, 0, 0, 0))  # fmt: skip
 
@@ -216,6 +228,7 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tree S and 20/100 only")
+    parser.add_argument("--rounds", type=int, default=1, help="the median of so many runs")
     parser.add_argument("--work", type=Path, help="keep trees and images here for the next time")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
@@ -223,7 +236,7 @@ def main() -> None:
     args = parser.parse_args()
     work = args.work or Path(tempfile.mkdtemp(prefix="cold-", dir="/var/tmp"))
     work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(work.resolve())
+    bench = Bench(work.resolve(), args.rounds)
     tree = ("S", 74) if args.quick else ("L", 413)
     nets = [(20.0, 100.0)] if args.quick else [(20.0, 100.0), (20.0, 20.0)]
     try:
