@@ -175,27 +175,38 @@ class Run:
         for obj, units in self.wanted:
             by_backend.setdefault(obj.source.backend, []).append((obj, units))
         for backend, wanted in by_backend.items():
-            fetcher.prefetch(backend, _jobs(wanted, fetcher.pace(backend)))
+            fetcher.prefetch(backend, _Plan(wanted, fetcher.pace(backend)))
 
 
-def _jobs(wanted: Wanted, pace: Pace) -> Iterator[Job]:
-    """Batches of as much as is in flight, each in as few requests as its units allow."""
-    batch: dict[CacheObject, set[int]] = {}
-    size = 0
-    for obj, units in wanted:
-        for unit in units:
-            batch.setdefault(obj, set()).add(unit)
-            size += obj.size(unit)
-            if size >= max(pace.piece(), min(MAX_BATCH, pace.in_flight())):
-                yield from _requests(batch, pace)
-                batch, size = {}, 0
-    yield from _requests(batch, pace)
+class _Plan:
+    """Jobs in batches of as much as is in flight, each in as few requests as its units allow."""
 
+    def __init__(self, wanted: Wanted, pace: Pace) -> None:
+        self.left = sum(obj.size(unit) for obj, units in wanted for unit in units)
+        self._pace = pace
+        self._jobs = self._make(wanted)
 
-def _requests(batch: dict[CacheObject, set[int]], pace: Pace) -> Iterator[Job]:
-    for obj, units in batch.items():
-        for extent in obj.prefetch_extents(sorted(units), pace.piece()):
-            yield Job(obj, extent, Priority.PREFETCH)
+    def __next__(self) -> Job:
+        return next(self._jobs)
+
+    def _make(self, wanted: Wanted) -> Iterator[Job]:
+        batch: dict[CacheObject, set[int]] = {}
+        size = 0
+        for obj, units in wanted:
+            for unit in units:
+                batch.setdefault(obj, set()).add(unit)
+                size += obj.size(unit)
+                if size >= max(self._pace.piece(), min(MAX_BATCH, self._pace.in_flight())):
+                    yield from self._requests(batch)
+                    self.left -= size
+                    batch, size = {}, 0
+        yield from self._requests(batch)
+        self.left = 0
+
+    def _requests(self, batch: dict[CacheObject, set[int]]) -> Iterator[Job]:
+        for obj, units in batch.items():
+            for extent in obj.prefetch_extents(sorted(units), self._pace.piece()):
+                yield Job(obj, extent, Priority.PREFETCH)
 
 
 class Prefetcher:

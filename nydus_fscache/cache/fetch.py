@@ -2,20 +2,21 @@
 
 Demand overtakes read-ahead, which overtakes prefetch; a part of the workers is
 kept free for demand, and prefetch has no more bytes in flight than keep the link
-busy, so that a miss does not queue behind it at the far end.  Every job has a
-deadline.
+busy, so that a miss does not queue behind it at the far end.  A prefetch that takes
+long stands back for as long as readers come: they share the link for nothing.  Every
+job has a deadline.
 """
 
 from __future__ import annotations
 
 import enum
 import errno
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.plan import MAX_REQUEST, Extent, Pace, Tuning
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 WORKERS = 28
 BACKGROUND_WORKERS = 24  # at most so many do read-ahead and prefetch: the rest waits for demand
+LONG_S = 2.0  # a prefetch that is done sooner pays off for the readers that it slows down
+HOLD_S = 0.1  # how long a long one waits for the next reader
+TRICKLE_S = 1.0  # it gets one request each so often, whatever readers do
 IDLE_S = 10.0  # a worker without work ends, and its buffer with it
 
 
@@ -47,6 +51,14 @@ class Job:
     @property
     def size(self) -> int:
         return self.extent.end_off - self.extent.off
+
+
+class Plan(Protocol):
+    """Prefetch that is not under way yet, made into jobs when there is room for them."""
+
+    left: int  # stored bytes, at most
+
+    def __next__(self) -> Job: ...
 
 
 class Fetcher:
@@ -76,9 +88,9 @@ class Fetcher:
     def submit(self, job: Job) -> None:
         self._lane(job.object.source.backend).submit(job)
 
-    def prefetch(self, backend: Backend, jobs: Iterator[Job]) -> None:
-        """``jobs`` are made when there is room for them; called under a lock of ours."""
-        self._lane(backend).prefetch(jobs)
+    def prefetch(self, backend: Backend, plan: Plan) -> None:
+        """``plan`` is asked for jobs under a lock of ours."""
+        self._lane(backend).prefetch(plan)
 
     def forget(self, backend: Backend) -> None:
         """The backend is to be closed: what is queued for it fails, unless there is another."""
@@ -111,13 +123,15 @@ class _Lane:
         self._limit = workers
         self._demand: deque[Job] = deque()
         self._ahead: deque[Job] = deque()
-        self._plans: deque[Iterator[Job]] = deque()
+        self._plans: deque[Plan] = deque()
         self._planned: Job | None = None  # the next of the first plan
         self._ready = threading.Condition()
         self._background = 0
         self._prefetches = 0  # of those in the background
         self._prefetching = 0  # stored bytes of prefetch that are asked for and not here
-        self._rests_until = 0.0  # prefetch, by its bandwidth; monotonic
+        self._rests_until = 0.0  # prefetch, by its bandwidth; monotonic, as what follows
+        self._demands = 0  # of the workers
+        self._last_demand = self._last_prefetch = -math.inf
         self._idle = 0
         self._stopping = False
         self._threads: set[threading.Thread] = set()
@@ -131,10 +145,10 @@ class _Lane:
                 return
         _refuse(job)
 
-    def prefetch(self, jobs: Iterator[Job]) -> None:
+    def prefetch(self, plan: Plan) -> None:
         with self._ready:
             if not self._stopping:
-                self._plans.append(jobs)
+                self._plans.append(plan)
                 self._hire()
 
     def _hire(self) -> None:
@@ -173,8 +187,7 @@ class _Lane:
                 if job is not None:
                     return job
                 self._idle += 1
-                rest = self._rests_until - time.monotonic()
-                woken = self._ready.wait(rest if self._planned and rest > 0 else IDLE_S)
+                woken = self._ready.wait(self._pause() or IDLE_S)
                 self._idle -= 1
                 if not woken and not (self._demand or self._ahead or self._plans):
                     break
@@ -185,6 +198,7 @@ class _Lane:
 
     def _take(self) -> Job | None:
         if self._demand:
+            self._demands += 1
             return self._spend(self._demand.popleft())
         if self._background < BACKGROUND_WORKERS:
             if self._ahead:
@@ -196,6 +210,7 @@ class _Lane:
                 self._background += 1
                 self._prefetches += 1
                 self._prefetching += job.size
+                self._last_prefetch = time.monotonic()
                 self._spend(job)
                 self._hire()
                 return job
@@ -219,10 +234,20 @@ class _Lane:
                 self._plans.popleft()
         if self._planned is None or self._prefetches >= (self.pace.tuning.threads or WORKERS):
             return False
-        if self.pace.tuning.bandwidth and time.monotonic() < self._rests_until:
+        if self._pause():
             return False
         size = self._planned.size
         return not self._prefetching or self._prefetching + size <= self.pace.in_flight()
+
+    def _pause(self) -> float:
+        """Seconds until prefetch may go on; 0: now, or there is none."""
+        if self._planned is None:
+            return 0.0
+        now, until = time.monotonic(), self._rests_until
+        if sum(plan.left for plan in self._plans) > LONG_S * self.pace.rate:
+            last = now if self._demands else self._last_demand
+            until = max(until, min(last + HOLD_S, self._last_prefetch + TRICKLE_S))
+        return max(0.0, until - now)
 
     def _arrived(self, nbytes: int) -> None:
         """Bytes of prefetch are here: there may be room for more."""
@@ -243,6 +268,9 @@ class _Lane:
         while (job := self._next()) is not None:
             if job.priority is Priority.DEMAND:
                 receiver.run(job.object, job.extent, self.pace)
+                with self._ready:
+                    self._demands -= 1
+                    self._last_demand = time.monotonic()
             else:
                 self._run_in_background(receiver, job)
 
