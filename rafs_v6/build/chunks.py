@@ -33,6 +33,8 @@ from rafs_v6.erofs import (
     round_up,
 )
 
+_PAD_MARK = b"\x78\x90"  # ends what was padded before it was encrypted (sheet 6.1)
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkOptions:
@@ -145,15 +147,26 @@ class _Store:
             self._recipe,
         )  # fmt: skip
         if size == -errno.EILSEQ:
-            raise BuildError(
-                "18 bytes of a file end as if encryption had padded them, and would be read back"
-                " cut: the format cannot hold them encrypted; build without --encrypt"
-            )
+            raise self._looks_padded(packed)
         if size < 0:
             raise OSError(-size, os.strerror(-size))
         for i, members in enumerate(packed):
             self._record(self._parcels[i], members)
         self._write(memoryview(self._stored)[:size])
+
+    def _looks_padded(self, packed: list[_Members]) -> BuildError:
+        path = "a file"
+        for i, members in enumerate(packed):
+            parcel = self._parcels[i]
+            if parcel.len == lib.RAFS_BUILD_ROOM:
+                data = bytes(ffi.buffer(self.pieces.arena + parcel.at, parcel.len))
+                if data.endswith(_PAD_MARK):
+                    path = os.fsdecode(self.pieces.users[members.chunks[0][0]][2])
+                    break
+        return BuildError(
+            f"{path}: 18 bytes that end as if encryption had padded them, and would be read back"
+            " cut: the format cannot hold them encrypted; build without --encrypt"
+        )
 
     def _pack(self) -> list[_Members]:
         """Fill ``_parcels`` with the pieces that are new."""

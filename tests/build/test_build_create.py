@@ -181,6 +181,31 @@ def test_hostile_tar_is_refused_and_leaves_nothing(
         assert list(out.iterdir()) == []
 
 
+@pytest.mark.parametrize("batch", [[], ["--batch-size", "0x1000"]])
+def test_what_encryption_would_cut_is_refused_what_it_pads_is_read_back(
+    batch: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, out, boot = tmp_path / "tree", tmp_path / "out", tmp_path / "boot"
+    tree.mkdir()
+    out.mkdir()
+    create = ["create", "--encrypt", *batch, "-B", str(boot), "-D", str(out), str(tree)]
+    looks_padded = bytes(range(15)) + b"\x01\x78\x90"
+    (tree / "f").write_bytes(looks_padded)
+    assert main(create) == 1
+    assert "/f: 18 bytes that end as if encryption had padded them" in capsys.readouterr().err
+    assert not boot.exists()
+    assert list(out.iterdir()) == []
+    for size in (*range(1, 20), 4096, 5000):
+        (tree / "f").write_bytes(looks_padded[:size].ljust(size, b"."))
+        (tree / "g").write_bytes(os.urandom(size))
+        if size == 18:
+            continue
+        assert main(create) == 0
+        image = rafs_v6.open(boot, blobs=out)
+        assert image.read("/f") == (tree / "f").read_bytes()
+        assert image.read("/g") == (tree / "g").read_bytes()
+
+
 def test_prefetched_files_come_first_and_are_in_the_table(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
