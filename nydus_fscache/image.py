@@ -59,9 +59,12 @@ def load_image(
     backend_config: Mapping[str, Any],
     transport: str,
     meta_dir: Path,
+    *,
+    may_ask: bool = True,
 ) -> Image:
     """Validate the bootstrap at ``path`` (private, immutable) and load its blobs' chunk maps.
 
+    ``may_ask``: the backend, for what is not cached.
     Raises ``BadImage``, ``BackendError``, or ``KernelRefused`` when the format allows
     the image but the kernel would not.
     """
@@ -83,7 +86,7 @@ def load_image(
         raise KernelRefused(f"the kernel cannot mount this image: {refusal}", hint="convert it")
     for info in bootstrap.blobs:
         checked_blob_id(info.blob_id)
-    reader = MetaReader(backend, meta_dir)
+    reader = MetaReader(backend, meta_dir, may_ask=may_ask)
     with ThreadPoolExecutor(_PARALLEL_LOADS) as pool:
         blobs = tuple(pool.map(lambda info: _load_blob(info, bootstrap, reader), bootstrap.blobs))
     return Image(

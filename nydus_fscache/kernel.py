@@ -391,6 +391,14 @@ def try_write_lease(path: Path) -> bool:
     except FileNotFoundError:
         return True
     try:
+        return is_sole_open(fd)
+    finally:
+        os.close(fd)
+
+
+def is_sole_open(fd: int) -> bool:
+    """The same, asked of a descriptor: does nobody else have the file open?"""
+    try:
         # Whoever opens the file while we have the lease makes the kernel signal us:
         # by default SIGIO, which would end the process.  SIGURG is ignored by default.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
@@ -398,8 +406,6 @@ def try_write_lease(path: Path) -> bool:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except BlockingIOError:
         return False
-    finally:
-        os.close(fd)
     return True
 
 

@@ -46,12 +46,14 @@ from nydus_fscache.transport.base import Bound, Transport
 from nydus_fscache.transport.cachefiles import CachefilesTransport
 from nydus_fscache.transport.fanotify import FanotifyTransport
 from nydus_fscache.transport.kernel_cache import is_held
+from nydus_fscache.waiting import Waiting
 
 log = logging.getLogger("service")
 
 REQUEST_DEADLINE_S = 90.0
 HOUSEKEEPING_S = 1.0
 UNBIND_PATIENCE_S = 60.0
+_RETRY_TICK_S = 0.1
 JOURNAL_SLOTS = 4096
 MAX_BOOTSTRAP = 1 << 30
 DEFAULT_DOMAIN = "nydus-fscache"
@@ -102,6 +104,7 @@ class Service:
         self._transports: dict[str, Transport] = {}
         self._images: dict[str, _Loaded] = {}
         self._served: list[Served] = []
+        self._waiting: list[Waiting] = []
         self._lock = threading.RLock()
         self._unbinding = 0
         self._unbound = threading.Condition(self._lock)
@@ -111,7 +114,7 @@ class Service:
         for pid in (0, handover.keeper_pid):
             kernel.raise_nofile_limit(pid)
         self._take_over()
-        for work in (self._dispatch, self._keep_house):
+        for work in (self._dispatch, self._keep_house, self._serve_waiting):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
 
     def _journal(self) -> mmap.mmap:
@@ -130,27 +133,24 @@ class Service:
 
     def _take_over(self) -> None:
         """Bind again what the state names and the kernel still has; settle what is open."""
-        mounted = {m.mountpoint for m in kernel.mounts("erofs")}
         group_was_lost = "fanotify" not in self._handover.inherited
         for binding in self._state.bindings:
-            is_mounted = binding.mountpoint in mounted
-            if binding.mountpoint and not is_mounted and not self._outlived_umount(binding):
+            if not self._is_still_there(binding):
                 log.info("%s is not mounted any more", binding.mountpoint)
                 continue
+            remount = group_was_lost and binding.transport == "fanotify" and _is_mounted(binding)
+            if remount:
+                _unmount_useless(Path(binding.mountpoint))
             try:
-                if is_mounted and binding.transport == "fanotify" and group_was_lost:
-                    served = self._mount_again(binding)
-                else:
-                    served = self._bind(binding)
-            except FscacheError as e:
-                log.error("%s cannot be served again: %s", binding.source, e)
-                continue
-            served.mounted = is_mounted
-            self._served.append(served)
+                self._served.append(self._serve_again(binding, remount, may_ask=False))
+            except (FscacheError, OSError) as e:
+                self._waiting.append(Waiting(binding, remount, str(e)))
         for name in TRANSPORTS:
             # no image is left, but a reader or a mount may be: it waits, unkillable, for a "no"
             if name in self._handover.inherited:
                 self._transport(name)
+        if self._waiting:
+            self.objects.left.hold()
         settled = self.core.settle()
         self.core.start()
         for transport in self._transports.values():
@@ -167,27 +167,73 @@ class Service:
             return is_held(binding.domain or binding.fsid, binding.fsid, ())
         return not kernel.try_write_lease(self.store.images / f"{binding.digest}.boot")
 
-    def _mount_again(self, binding: Binding) -> Served:
-        """Service and keeper died together: the kernel let readers see holes as zeros since.
-
-        Its cached pages may be wrong and its files raise no events any more, so that
-        mount is of no use; a new one takes its place.
-        """
-        target = Path(binding.mountpoint)
-        log.error(
-            "%s: keeper and service were lost together; reads since then may have shown zeros; "
-            "mounting it again", target,
-        )  # fmt: skip
-        try:
-            kernel.umount(target)
-        except MountpointError:
-            kernel.umount(target, lazy=True)
-            log.error("%s was in use: restart the programs that have files of it open", target)
-        served = self._bind(binding)
-        self._transport(binding.transport).mount(
-            served.image, served.bound, target, binding.fsid, binding.domain
-        )
+    def _serve_again(self, binding: Binding, remount: bool, *, may_ask: bool) -> Served:
+        """Without ``may_ask`` no backend is waited for, or one that hangs would hold up all."""
+        served = self._bind(binding, may_ask=may_ask)
+        if remount:
+            try:
+                self._transport(binding.transport).mount(
+                    served.image, served.bound, Path(binding.mountpoint),
+                    binding.fsid, binding.domain,
+                )  # fmt: skip
+            except BaseException:
+                self._unbind([served])
+                raise
+        served.mounted = _is_mounted(binding)
         return served
+
+    def _serve_waiting(self) -> None:
+        """Until all that could not be taken over is served, or is not mounted any more."""
+        denied = False
+        while self._waiting and not self._stopped.is_set():
+            for waiting in [w for w in self._waiting if w.due()]:
+                self._try_again(waiting)
+            if not denied and any(w.overdue() for w in self._waiting):
+                log.error("images not served for %.0f s: EIO for readers", keeper.DENY_AFTER_S)
+                self.objects.left.deny()
+                denied = True
+            self._stopped.wait(_RETRY_TICK_S)
+        self.objects.left.deny()
+
+    def _try_again(self, waiting: Waiting) -> None:
+        binding = waiting.binding
+        served = None
+        try:
+            if waiting.remount or self._is_still_there(binding):
+                served = self._serve_again(binding, waiting.remount, may_ask=True)
+        except (FscacheError, OSError) as e:
+            waiting.failed(e)
+            log.error(
+                "%s cannot be served again: %s; next try in %.1f s",
+                binding.source, e, waiting.next_try - time.monotonic(),
+            )  # fmt: skip
+            return
+        with self._lock:
+            was_given_up = waiting not in self._waiting
+            if not was_given_up:
+                self._waiting.remove(waiting)
+                if served is not None:
+                    self._served.append(served)
+            self._save()
+        if served is not None and was_given_up:
+            self._unbind([served])
+        elif served is not None:
+            log.info("%s is served again", binding.source)
+            self._resume_prefetch(served)
+
+    def _is_still_there(self, binding: Binding) -> bool:
+        return (
+            not binding.mountpoint or _is_mounted(binding) or self._outlived_umount(binding)
+        )
+
+    def _give_up_waiting(self, waiting: Waiting) -> None:
+        """Unmount what is not served; raises ``MountpointError`` when it is busy."""
+        if _is_mounted(waiting.binding):
+            kernel.umount(Path(waiting.binding.mountpoint))
+        with self._lock:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+                self._save()
 
     def stop(self) -> dict[str, Any]:
         """Unmount everything and end; raises ``MountpointError`` when a mount is busy."""
@@ -199,12 +245,19 @@ class Service:
                     served.mounted = False
             except MountpointError as e:
                 busy.append(str(e))
+        for waiting in list(self._waiting):
+            try:
+                self._give_up_waiting(waiting)
+            except MountpointError as e:
+                busy.append(str(e))
         self._release_unused()
         if busy:
             raise MountpointError(
                 "; ".join(busy), hint="end the programs that use them (fuser -vm), then stop again"
             )
         held = [s.binding.source for s in self._served if s.binding.mountpoint]
+        if self.objects.left.sweep():
+            held.append("an image that is not served any more")
         if held:
             raise MountpointError(
                 f"still in use: {', '.join(held)}",
@@ -272,8 +325,13 @@ class Service:
                         if isinstance(event, Missed | Passed)
                         else None
                     )
-                    if isinstance(event, Missed) and obj is not None:
-                        obj.demand(event.off, event.len)
+                    if isinstance(event, Missed):
+                        if obj is None and not self.objects.left.missed(
+                            event.object, event.off, event.len
+                        ):
+                            obj = self.objects.get(event.object)  # it was taken just now
+                        if obj is not None:
+                            obj.demand(event.off, event.len)
                     elif isinstance(event, Passed):
                         if obj is not None:
                             obj.read_ahead(event.off)
@@ -305,6 +363,7 @@ class Service:
         self._tracer.collect()
         if gone := self._take_unused():
             threading.Thread(target=self._unbind, args=(gone,), daemon=True).start()
+        self.objects.left.sweep()
         self._keep_cache_in_bounds()
 
     def _keep_cache_in_bounds(self) -> None:
@@ -341,8 +400,8 @@ class Service:
             return wanted if wanted in in_use else in_use[0]
         return choose(self.store.root, wanted).transport
 
-    def _bind(self, binding: Binding) -> Served:
-        image = self._load(binding)
+    def _bind(self, binding: Binding, *, may_ask: bool = True) -> Served:
+        image = self._load(binding, may_ask)
         try:
             self._fetcher.tune(image.backend, tuning_of(binding.tuning, "tuning"))
             bound = self._transport(binding.transport).bind(image, binding.fsid, binding.domain)
@@ -352,7 +411,7 @@ class Service:
         self._tracer.watch(binding.digest, bound.objects)
         return Served(binding, image, bound)
 
-    def _load(self, binding: Binding) -> Image:
+    def _load(self, binding: Binding, may_ask: bool) -> Image:
         """To be given up again; shared by all bindings of the same image from the same backend."""
         key = image_key(binding.digest, binding.backend)
         with self._lock:
@@ -368,6 +427,7 @@ class Service:
                 binding.backend,
                 binding.transport,
                 self.store.images / f"{key}.meta",
+                may_ask=may_ask,
             )
         except BaseException:
             backend.close()
@@ -437,7 +497,8 @@ class Service:
 
     def _save(self) -> None:
         with self._lock:
-            self._state.bindings = [s.binding for s in self._served]
+            served, waiting = self._served, self._waiting
+            self._state.bindings = [s.binding for s in served] + [w.binding for w in waiting]
             self._state.numbers = self.objects.numbers()
             self._state.cache_limit = self._evictor.limit
             self._state.save(self._state_path)
@@ -608,6 +669,9 @@ class Service:
             served = next(
                 (s for s in self._served if s.mounted and s.binding.mountpoint == mountpoint), None
             )
+            for waiting in [w for w in self._waiting if w.binding.mountpoint == mountpoint]:
+                self._give_up_waiting(waiting)
+                return {"mountpoint": mountpoint}
         if served is None:
             raise MountpointError(
                 f"nothing of ours is mounted at {mountpoint}", hint="see nydus-fscache status"
@@ -627,8 +691,30 @@ class Service:
             "pid": os.getpid(),
             "keeper_pid": self._handover.keeper_pid,
             "upgrade_error": os.environ.get(keeper.UPGRADE_ERROR, ""),
+            "waiting": [w.document() for w in list(self._waiting)],
             **status_document(served, self.objects, self.core, self.started_at),
         }
+
+
+def _is_mounted(binding: Binding) -> bool:
+    return any(m.mountpoint == binding.mountpoint for m in kernel.mounts("erofs"))
+
+
+def _unmount_useless(target: Path) -> None:
+    """Service and keeper died together: the kernel let readers see holes as zeros since.
+
+    Its cached pages may be wrong and its files raise no events any more, so that
+    mount is of no use; a new one takes its place.
+    """
+    log.error(
+        "%s: keeper and service were lost together; reads since then may have shown zeros; "
+        "mounting it again", target,
+    )  # fmt: skip
+    try:
+        kernel.umount(target)
+    except MountpointError:
+        kernel.umount(target, lazy=True)
+        log.error("%s was in use: restart the programs that have files of it open", target)
 
 
 def _size(value: Any, name: str) -> int:

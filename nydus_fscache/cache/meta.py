@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nydus_fscache.backend.base import Backend
+from nydus_fscache.errors import BackendError
 from nydus_fscache.files import replace_file
 
 log = logging.getLogger("meta")
@@ -28,8 +29,10 @@ _SUM = 32  # bytes of a sha256
 class MetaReader:
     """``read_at`` and ``size`` of ``rafs_v6.ChunkMap.load``, cached in ``directory``."""
 
-    def __init__(self, backend: Backend, directory: Path) -> None:
+    def __init__(self, backend: Backend, directory: Path, *, may_ask: bool) -> None:
+        """``may_ask``: or is what is not cached a ``BackendError``?"""
         self._backend = backend
+        self._may_ask = may_ask
         self._directory = directory
         self.asked_backend = False
 
@@ -59,6 +62,8 @@ class MetaReader:
             if hashlib.sha256(stored[:-_SUM]).digest() == stored[-_SUM:]:
                 return stored[:-_SUM]
             log.warning("%s is damaged: read again", path)
+        if not self._may_ask:
+            raise BackendError(f"{name} is not cached", retryable=True)
         self.asked_backend = True
         data = ask()
         try:

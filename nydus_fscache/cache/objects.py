@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from nydus_fscache import kernel
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.blobfiles import claim_name
 from nydus_fscache.cache.evict import touch
 from nydus_fscache.cache.fetch import Fetcher
+from nydus_fscache.cache.left import Left
 from nydus_fscache.cache.object import CacheObject, Source
 from nydus_fscache.cache.presence import PageMap, shared_map
 from nydus_fscache.cache.reuse import Copies
@@ -59,13 +61,14 @@ class Objects:
         self._fetcher = fetcher
         self._handover = handover
         self._lock = threading.RLock()
-        self._left = threading.Condition(self._lock)
+        self._gone = threading.Condition(self._lock)
         self._leaving: set[str] = set()  # names that are being closed
         self._uses: dict[str, _Use] = {}
         self._by_oid: dict[int, CacheObject] = {}
         self._numbers = dict(numbers)
         self._copies = Copies()
-        self._next_oid = 1 + max(numbers.values(), default=0)
+        self.left = Left(core, handover)
+        self._next_oid = 1 + max(self.left.highest(), max(numbers.values(), default=0))
 
     def get(self, oid: int) -> CacheObject | None:
         return self._by_oid.get(oid)
@@ -76,7 +79,8 @@ class Objects:
     def numbers(self) -> dict[str, int]:
         """What a successor must know."""
         with self._lock:
-            return {name: use.object.oid for name, use in self._uses.items()}
+            left = {name: oid for name, oid in self._numbers.items() if oid in self.left}
+            return left | {name: use.object.oid for name, use in self._uses.items()}
 
     def next_number(self) -> int:
         with self._lock:
@@ -97,25 +101,36 @@ class Objects:
                 use.images += 1
                 self.add_source(use.object, source)
                 return use.object
-            oid = self._numbers.pop(name, 0) or self.next_number()
+            oid = self._numbers.pop(name, 0) or self._number_left(name, identity)
             use = _Use(identity, [source])
             try:
                 obj = use.object = self._open(use, oid, name, blob, source)
             except BaseException:
-                self._give_up(oid, use)
+                if oid in self.left:
+                    self._numbers[name] = oid
+                else:
+                    self._give_up(oid, use)
                 raise
             self._uses[name] = use
             touch(self._store.blobs.directory, name)
             obj.copies = self._copies
             self._copies.add(obj)
             self._by_oid[oid] = obj
-            return obj
+        for off, length in self.left.taken(oid):
+            obj.demand(off, length)
+        return obj
+
+    def _number_left(self, name: str, identity: str) -> int:
+        """Of a file that is left without its number being known; else a new one."""
+        found = self.left.find(lambda fd: self._store.blobs.is_named(name, identity, fd))
+        return found or self.next_number()
 
     def _open(self, use: _Use, oid: int, name: str, blob: ImageBlob, source: Source) -> CacheObject:
         """``use`` gets the descriptors, as soon as there are any."""
         files, size = self._store.blobs, blob.chunks.flat_size
-        use.fill_fd = self._handover.take(f"fill.{oid}") or -1
-        use.pages_fd = self._handover.take(f"pages.{oid}") or -1
+        left = self.left.look_at(oid)
+        if left is not None:
+            use.fill_fd, use.pages_fd = left.fill_fd, left.pages_fd
         is_new = min(use.fill_fd, use.pages_fd) < 0
         may_record = True
         if use.fill_fd < 0:
@@ -130,25 +145,29 @@ class Objects:
             log.error("files of %s were changed while it was in use: nothing is recorded", name)
             may_record = False
         if is_new:
+            self.left.stop_holding(oid)
             if use.pages_fd >= 0:
                 os.close(use.pages_fd)
             use.pages_fd = shared_map(size)
             self._handover.keep(f"pages.{oid}", use.pages_fd)
+            if left is not None:
+                left.pages_fd = use.pages_fd
         record = files.open_chunk_map(name, blob.chunks.nchunks) if may_record else None
         if blob.chunks.cct:
             files.keep_blob_meta(name, blob.chunks.cct, blob.chunks.header)
         obj = CacheObject(
             oid, name, blob.chunks, source, self._core, self._fetcher,
-            PageMap(size, use.pages_fd), record, use.fill_fd,
+            (left and left.pages) or PageMap(size, use.pages_fd), record, use.fill_fd,
         )  # fmt: skip
         if is_new:
             obj.load_presence(data_extents(use.fill_fd, size, MAX_EXTENTS))
         else:
             obj.trust_pages()
-        status = os.fstat(use.fill_fd)
-        self._core.add_object(
-            oid, status.st_dev, status.st_ino, use.fill_fd, size, obj.pages.memory
-        )
+        if left is None or left.pages is None:
+            status = os.fstat(use.fill_fd)
+            self._core.add_object(
+                oid, status.st_dev, status.st_ino, use.fill_fd, size, obj.pages.memory
+            )
         return obj
 
     def _give_up(self, oid: int, use: _Use) -> None:
@@ -156,6 +175,12 @@ class Objects:
             if fd >= 0:
                 self._handover.drop(f"{kind}.{oid}")
                 os.close(fd)
+
+    def _put_back(self, obj: CacheObject, use: _Use) -> None:
+        """A mount reads the file, though it could not be bound: it must not see holes."""
+        with self._lock:
+            self._numbers[obj.name] = obj.oid
+            self.left.put_back(obj.oid, use.fill_fd, use.pages_fd)
 
     def _claim(self, blob_id: str, identity: str) -> str:
         """With the lock.  A name whose last user is still leaving comes free soon."""
@@ -165,7 +190,7 @@ class Objects:
             name = claim_name(blob_id, identity, in_use, self._numbers)
             return None if name in self._leaving else name
 
-        name = self._left.wait_for(free, LEAVE_PATIENCE_S)
+        name = self._gone.wait_for(free, LEAVE_PATIENCE_S)
         if name is None:
             raise DaemonError(f"blob {blob_id} is still being closed", hint="try again")
         return name
@@ -211,12 +236,12 @@ class Objects:
     def names(self) -> list[str]:
         """Of cache files that are open."""
         with self._lock:
-            return list(self._uses)
+            return [*self._uses, *(n for n, oid in self._numbers.items() if oid in self.left)]
 
     def evict(self, name: str) -> bool:
         """Delete what is cached under a name, unless it is in use."""
         with self._lock:
-            if name in self._uses or name in self._leaving:
+            if name in self.names() or name in self._leaving:
                 return False
             self._store.blobs.forget(name)
             return True
@@ -242,10 +267,13 @@ class Objects:
             self._by_oid.pop(obj.oid, None)
             if use.fill_fd >= 0:
                 touch(self._store.blobs.directory, obj.name)
+                if unmark is not None and not kernel.is_sole_open(use.fill_fd):
+                    self._put_back(obj, use)
+                    return
                 if unmark is not None:
                     unmark(use.fill_fd)
             self._give_up(obj.oid, use)
         finally:
             with self._lock:
                 self._leaving.discard(obj.name)
-                self._left.notify_all()
+                self._gone.notify_all()

@@ -44,6 +44,7 @@ class FanotifyTransport:
         else:
             self._group = inherited
         self._objects = objects
+        objects.left.unmark = self._remove_mark
         core.attach_fanotify(self._group)
 
     def bind(self, image: Image, fsid: str, domain: str) -> BoundFiles:

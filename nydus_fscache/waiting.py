@@ -1,0 +1,50 @@
+"""A binding that a successor could not serve yet: when it is tried again, and how long it may wait.
+
+Readers of such an image wait for ``keeper.DENY_AFTER_S`` as they do when no service
+runs; after that they get EIO, until a try succeeds.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from nydus_fscache import keeper
+from nydus_fscache.state import Binding
+
+LONGEST_PAUSE_S = 30.0
+FIRST_PAUSE_S = 0.25
+
+
+@dataclass(slots=True)
+class Waiting:
+    """``remount``: its mount was of no use any more, and is to be made anew."""
+
+    binding: Binding
+    remount: bool
+    error: str
+    since: float = field(default_factory=time.monotonic)
+    next_try: float = 0.0
+    pause_s: float = FIRST_PAUSE_S
+
+    def due(self) -> bool:
+        return time.monotonic() >= self.next_try
+
+    def overdue(self) -> bool:
+        return time.monotonic() - self.since > keeper.DENY_AFTER_S
+
+    def failed(self, error: Exception) -> None:
+        self.error = str(error)
+        self.next_try = time.monotonic() + self.pause_s
+        self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
+
+    def document(self) -> dict[str, Any]:
+        binding = self.binding
+        return {
+            "mountpoint": binding.mountpoint,
+            "image": binding.source,
+            "transport": binding.transport,
+            "error": self.error,
+            "for_s": round(time.monotonic() - self.since, 1),
+        }
