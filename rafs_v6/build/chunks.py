@@ -1,6 +1,6 @@
 """File data become chunks of a blob: read, digested, deduplicated, compressed in C, in batches.
 
-Memory is two arenas whatever the tree's size, plus a record per chunk.  Stored
+Memory is three arenas whatever the tree's size, plus a record per chunk.  Stored
 bytes leave in chunk index order, so the same tree gives the same bytes however
 many threads work.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from rafs_v6._build import ffi, lib
 from rafs_v6.build.base import Known
+from rafs_v6.build.behind import WriteBehind
 from rafs_v6.build.cct import pack_batch, pack_v1, pack_v2
 from rafs_v6.build.cipher import XtsKey
 from rafs_v6.build.errors import BuildError
@@ -120,7 +121,7 @@ class _Store:
     def __init__(
         self, options: ChunkOptions, out: StoredChunks, write: Callable[[memoryview], None]
     ) -> None:
-        self._out, self._write, self._batch_size = out, write, options.batch_size
+        self._out, self._batch_size = out, options.batch_size
         self._recipe = ffi.new("struct rafs_recipe *")
         self._recipe.compressor, self._recipe.level = options.compressor, options.level
         self._recipe.threads = options.threads
@@ -136,12 +137,12 @@ class _Store:
             options.chunk_size, options.digester, options.threads, self._process,
             room=lib.RAFS_BUILD_ROOM if options.cipher else 0,
         )  # fmt: skip
-        self._stored = bytearray(self.pieces.arena_len)
+        self._behind = WriteBehind(write, self.pieces.arena_len)
         self._parcels = ffi.new("struct rafs_parcel[]", MAX_PIECES)
 
     def _process(self) -> None:
         packed = self._pack()
-        stored = ffi.from_buffer("uint8_t[]", self._stored)
+        stored = ffi.from_buffer("uint8_t[]", self._behind.buffer)
         size = lib.rafs_build_store(
             self._parcels, len(packed), self.pieces.arena, stored, self.pieces.arena_len,
             self._recipe,
@@ -152,7 +153,15 @@ class _Store:
             raise OSError(-size, os.strerror(-size))
         for i, members in enumerate(packed):
             self._record(self._parcels[i], members)
-        self._write(memoryview(self._stored)[:size])
+        self._behind.submit(size)
+
+    def run(self, files: Sequence[tuple[bytes, Node]], progress: Progress | None) -> None:
+        try:
+            self.pieces.add_all(files, progress)
+            self._behind.finish()
+        finally:
+            self._behind.close()
+            self.pieces.close()
 
     def _looks_padded(self, packed: list[_Members]) -> BuildError:
         path = "a file"
@@ -247,8 +256,4 @@ def store_chunks(
     for path, node in chain(early, traverse(root)):
         if node.extent is not None and node.size:
             files.setdefault(id(node), (path, node))
-    pieces = _Store(options, out, write).pieces
-    try:
-        pieces.add_all(list(files.values()), progress)
-    finally:
-        pieces.close()
+    _Store(options, out, write).run(list(files.values()), progress)
