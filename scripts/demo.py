@@ -119,6 +119,7 @@ def sweep(parent: Path) -> None:
         except OSError:  # in use, just gone, or not ours
             continue
         say(f"{path} was left by a run that was killed: cleaning up")
+        wait_for_programs(path)
         end_daemon(path / "root")
         shutil.rmtree(path)
         os.close(stale)
@@ -173,6 +174,19 @@ def command(*words: Any) -> str:
     if done.returncode != 0:
         raise CommandFailed(done)
     return str(output)
+
+
+def wait_for_programs(directory: Path) -> None:
+    """The kernel ends what a killed run had started in a mount, but does not wait for that."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        roots = []
+        for entry in Path("/proc").glob("[0-9]*/root"):
+            with contextlib.suppress(OSError):
+                roots.append(entry.readlink())
+        if not any(root.is_relative_to(directory) for root in roots):
+            return
+        time.sleep(0.05)
 
 
 def end_daemon(root: Path) -> None:
