@@ -41,8 +41,11 @@ class State:
     cache_limit: int = 0  # bytes; 0: none
 
     def save(self, path: Path) -> None:
-        document = {"version": VERSION, **dataclasses.asdict(self)}
-        replace_file(path, json.dumps(document, indent=1).encode())
+        replace_file(path, json.dumps(self.document(), indent=1).encode())
+
+    def document(self) -> dict[str, Any]:
+        """What ``parse`` takes."""
+        return {"version": VERSION, **dataclasses.asdict(self)}
 
 
 def load(path: Path) -> State:
@@ -50,8 +53,18 @@ def load(path: Path) -> State:
     hint = f"move {path} away to start with nothing mounted"
     try:
         document = json.loads(path.read_text())
+    except FileNotFoundError:
+        return State()
+    except (ValueError, RecursionError, OSError) as e:
+        raise CacheDirError(f"{path} cannot be read: {e}", hint=hint) from e
+    return parse(document, str(path), hint)
+
+
+def parse(document: Any, name: str, hint: str) -> State:
+    """Raises ``CacheDirError``, which calls it ``name``."""
+    try:
         if document["version"] != VERSION:
-            raise CacheDirError(f"{path} is of version {document['version']}", hint=hint)
+            raise CacheDirError(f"{name} is of version {document['version']}", hint=hint)
         bindings = [Binding(**b) for b in document["bindings"]]
         numbers = {str(name): int(oid) for name, oid in document["numbers"].items()}
         cache_limit = int(document.get("cache_limit", 0))
@@ -62,8 +75,6 @@ def load(path: Path) -> State:
                 isinstance(t, dict) for t in tables
             ):
                 raise TypeError("a field has the wrong type")
-    except FileNotFoundError:
-        return State()
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
-        raise CacheDirError(f"{path} cannot be read: {e}", hint=hint) from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise CacheDirError(f"{name} cannot be read: {e}", hint=hint) from e
     return State(bindings, numbers, cache_limit)
