@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rafs_v6.build.base import Known, known_chunks
 from rafs_v6.build.blobfile import write_atomically
 from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.build.errors import BuildError
-from rafs_v6.build.load import Loaded, add_blob, check_alike, load, used_names
-from rafs_v6.build.tree import Chunk, Node
-
-_Key = tuple[bytes, int]  # digest, plain size
+from rafs_v6.build.load import add_blob, check_alike, load, used_names
+from rafs_v6.build.tree import Node
+from rafs_v6.erofs import Digester
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +38,16 @@ def generate(sources: Sequence[Path], target: Path) -> Dictionary:
     """
     images = [load(path) for path in sources]
     blobs: dict[str, BlobEntry] = {}
-    found: dict[_Key, Chunk] = {}
-    seen: Counter[_Key] = Counter()
+    found: Known = {}
+    seen: Counter[tuple[bytes, int]] = Counter()
     for path, image in zip(sources, images, strict=True):
         check_alike(path, image.defaults, images[0].defaults)
         for blob in image.blobs.values():
             add_blob(blobs, blob, path)
-        chunks = _chunks(image)
-        seen.update(chunks.keys())
-        for key, chunk in chunks.items():
-            found.setdefault(key, chunk)
+        for digester in Digester:
+            chunks = known_chunks(image.blobs.values(), digester)
+            seen.update(chunks.keys())
+            found = chunks | found
     wanted = [key for key in found if seen[key] > 1 or len(images) == 1]
     if not wanted:
         raise BuildError("no chunk is in two of these images: a dictionary of one, or of others?")
@@ -60,14 +60,3 @@ def generate(sources: Sequence[Path], target: Path) -> Dictionary:
     defaults = images[0].defaults
     write_atomically(target, write_bootstrap(root, [blobs[name] for name in used], defaults))
     return Dictionary(used, len(wanted), sum(size for _, size in wanted), defaults)
-
-
-def _chunks(image: Loaded) -> dict[_Key, Chunk]:
-    found: dict[_Key, Chunk] = {}
-    for name, blob in image.blobs.items():
-        for c in blob.chunks:
-            if any(c.digest):
-                found[c.digest, c.uncompressed_size] = Chunk(
-                    name, c.index, c.uncompressed_offset, c.uncompressed_size
-                )
-    return found
