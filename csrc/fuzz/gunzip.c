@@ -16,7 +16,7 @@
 #define POINTS 4
 #define MEMBERS 2
 #define BLOCKS 6
-#define ROOM ((size_t)MEMBERS * (BLOCKS + 1) << 14)
+#define ROOM ((size_t)MEMBERS * (BLOCKS + 1) << 12)
 
 static uint8_t stored[2 * ROOM], plain[ROOM];
 
@@ -34,7 +34,7 @@ static size_t compose(struct input *in, size_t *plain_len)
 				  (int)take(in, 1) % 5) == Z_OK);
 		for (int b = 0; !last; b++) {
 			uint8_t *from = plain + *plain_len;
-			size_t n = take(in, 2) & 0x3fff, step = take(in, 1);
+			size_t n = take(in, 2) & 0xfff, step = take(in, 1);
 			int flush = (int)take(in, 1) % 6;
 
 			for (size_t i = 0; i < n; i++)
@@ -114,7 +114,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct input in = { data, size };
 	size_t step = take(&in, 2) + 512, plain_len, len;
 	int fd = memfd_create("gunzip", MFD_CLOEXEC), err;
-	struct rafs_gunzip *g = rafs_gunzip_new(fd, (uint32_t)take(&in, 2) + 1);
+	struct rafs_gunzip *g = rafs_gunzip_new(fd, (uint32_t)take(&in, 2) % 4096 + 1);
 	struct rafs_gz_point end;
 
 	MUST(fd >= 0 && g);
@@ -123,7 +123,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	rafs_gunzip_free(g);
 	MUST(!ftruncate(fd, 0) && !lseek(fd, 0, SEEK_SET));
 
-	g = rafs_gunzip_new(fd, (uint32_t)take(&in, 2) + 1);
+	g = rafs_gunzip_new(fd, (uint32_t)take(&in, 2) % 4096 + 1);
 	MUST(g);
 	len = compose(&in, &plain_len);
 	if (len) {

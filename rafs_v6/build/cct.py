@@ -38,8 +38,8 @@ def pack_v2(c: ChunkRecord, flags: ChunkV2Flags, data: int) -> bytes:
     """
     if c.compressed_size > _STORED_MAX_V2:
         raise BuildError(
-            "a chunk of 16 MiB that does not shrink: with --batch-size or --encrypt the format"
-            " cannot hold it; use --chunk-size 0x800000 or less"
+            "a chunk of 16 MiB that does not shrink: the format cannot hold it in a tar that is"
+            " referred to, nor with --batch-size or --encrypt; use --chunk-size 0x800000 or less"
         )
     return struct.pack(
         "<3Q",
