@@ -12,8 +12,13 @@ from rafs_v6.build.load import add_blob, check_alike, load, load_blobs, open_boo
 from rafs_v6.build.tree import Chunk, Node
 from rafs_v6.erofs import Digester
 
-Known = dict[tuple[bytes, int], Chunk]
-"""(digest, plain size in bytes) to the chunk that is referred to instead of being stored."""
+Known = dict[bytes, Chunk]
+"""``chunk_key`` to the chunk that is referred to instead of being stored."""
+
+
+def chunk_key(digest: bytes, size: int) -> bytes:
+    """``size``: plain bytes."""
+    return digest + size.to_bytes(4, "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ def known_chunks(blobs: Iterable[BlobEntry], digester: Digester) -> Known:
             # Zeros are how "no digest" is written.
             if any(c.digest):
                 known.setdefault(
-                    (c.digest, c.uncompressed_size),
+                    chunk_key(c.digest, c.uncompressed_size),
                     Chunk(blob.name, c.index, c.uncompressed_offset, c.uncompressed_size),
                 )
     return known

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from rafs_v6._build import ffi, lib
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.layout import Layout
+from rafs_v6.build.records import ChunkRecords
 from rafs_v6.build.tree import Node
 from rafs_v6.erofs import (
     CHUNK_RECORD_SIZE,
@@ -24,7 +25,6 @@ from rafs_v6.erofs import (
     TARFS_BLOCK,
     BlobFeatures,
     BlobRecord,
-    ChunkRecord,
     Compressor,
     DeviceSlot,
     Digester,
@@ -35,6 +35,7 @@ from rafs_v6.erofs import (
 )
 
 _MAPPED_ALIGN = 0x80000  # lets boot and flat blobs be one device (sheet 1.4)
+_BLOB_INDEX, _BLOB_INDEX_AT = struct.Struct("<I"), 32  # in a chunk record
 _COMPRESSION_FLAG = {
     Compressor.NONE: SuperFlags.COMPRESSION_NONE,
     Compressor.LZ4_BLOCK: SuperFlags.COMPRESSION_LZ4,
@@ -50,7 +51,7 @@ class BlobEntry:
 
     name: str
     record: BlobRecord
-    chunks: Sequence[ChunkRecord]
+    chunks: ChunkRecords
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +155,10 @@ def _write_chunk_table(out: memoryview, blobs: Sequence[BlobEntry]) -> int:
     """Write the records of all blobs, sorted by digest and blob; their bytes (sheet 1.17)."""
     at = 0
     for i, blob in enumerate(blobs):
-        for chunk in blob.chunks:
-            out[at : at + CHUNK_RECORD_SIZE] = replace(chunk, blob_index=i).pack()
-            at += CHUNK_RECORD_SIZE
+        end = at + len(blob.chunks.packed)
+        out[at:end] = blob.chunks.packed
+        for record in range(at, end, CHUNK_RECORD_SIZE):
+            _BLOB_INDEX.pack_into(out, record + _BLOB_INDEX_AT, i)
+        at = end
     kept = lib.rafs_build_sort_table(ffi.from_buffer("uint8_t[]", out), at // CHUNK_RECORD_SIZE)
     return int(kept) * CHUNK_RECORD_SIZE

@@ -15,12 +15,13 @@ from itertools import chain
 from typing import Any
 
 from rafs_v6._build import ffi, lib
-from rafs_v6.build.base import Known
+from rafs_v6.build.base import Known, chunk_key
 from rafs_v6.build.behind import WriteBehind
 from rafs_v6.build.cct import pack_batch, pack_v1, pack_v2
 from rafs_v6.build.cipher import XtsKey
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.pieces import MAX_PIECES, Pieces, Progress
+from rafs_v6.build.records import ChunkRecords
 from rafs_v6.build.tree import Chunk, Node, traverse
 from rafs_v6.erofs import (
     EROFS_BLOCK,
@@ -70,7 +71,7 @@ class StoredChunks:
 
     blob: str
     known: Known = field(default_factory=dict)
-    records: list[ChunkRecord] = field(default_factory=list)
+    records: ChunkRecords = field(default_factory=ChunkRecords)
     cct: bytearray = field(default_factory=bytearray)
     contexts: bytearray = field(default_factory=bytearray)
     context_count: int = 0
@@ -89,15 +90,15 @@ class StoredChunks:
 
     def place(self, piece: Any, node: Node) -> Chunk | None:
         """Give a digested piece of ``node`` its chunk; the chunk, when there was none like it."""
-        key = bytes(piece.digest), int(piece.len)
+        key = chunk_key(bytes(piece.digest), int(piece.len))
         chunk = self.known.get(key)
         fresh = None
         if chunk is None:
             if self._count >= MAX_CHUNKS - 1:
                 raise BuildError("a blob holds at most 2^24-1 chunks; choose a larger --chunk-size")
-            fresh = chunk = Chunk(self.blob, self._count, self.flat_size, key[1])
+            fresh = chunk = Chunk(self.blob, self._count, self.flat_size, int(piece.len))
             self._count += 1
-            self.flat_size += round_up(key[1], EROFS_BLOCK)
+            self.flat_size += round_up(chunk.size, EROFS_BLOCK)
             self.known[key] = chunk
         node.chunks.append(chunk)
         return fresh

@@ -78,6 +78,7 @@ def create(root: Node, options: CreateOptions, tar: StoredTar | None = None) -> 
             refer_chunks(root, chunks, options.chunks, tar, options.progress)
         if chunks.original is not None:
             defaults = replace(defaults, compressor=chunks.original.compressor)
+        base.chunks.clear()  # nothing is looked up any more, and the bootstrap needs the room
         ids = used_names(root, base.first)
 
         def bootstrap(own: BlobRecord | None) -> bytearray:
@@ -107,7 +108,7 @@ def _create_tarfs(root: Node, options: CreateOptions, tar: StoredTar) -> list[st
         raise BuildError("tar-tarfs makes no blob but the tar: give --bootstrap, nothing inline")
     _make_repeatable(root, options)
     chunks = tarfs_chunks(root, _OWN, options.chunks.chunk_size, tar)
-    count = chunks.records[0].index + 1 if chunks.records else 0
+    count = next((last.index + 1 for last in chunks.records), 0)
     blob_id = blob_id_of(tar.sha256, options)
     record = BlobRecord(
         blob_id.encode().ljust(64, b"\0"), 0, options.chunks.chunk_size, count,

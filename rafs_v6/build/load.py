@@ -9,6 +9,7 @@ from pathlib import Path
 from rafs_v6.bootstrap import Bootstrap, Inode
 from rafs_v6.build.bootstrap import BlobEntry, Defaults
 from rafs_v6.build.errors import BuildError
+from rafs_v6.build.records import ChunkRecords
 from rafs_v6.build.tree import Chunk, Node, traverse
 from rafs_v6.erofs import (
     CHUNK_RECORD_SIZE,
@@ -86,7 +87,7 @@ def load_blobs(
     boot: Bootstrap, path: Path, rename: Callable[[BlobRecord], BlobRecord] | None = None
 ) -> list[BlobEntry]:
     """The blobs of ``boot`` with their chunk records, in the order of the blob table."""
-    per_blob: list[list[ChunkRecord]] = [[] for _ in boot.blobs]
+    per_blob = [ChunkRecords() for _ in boot.blobs]
     for at in range(0, len(boot.chunk_table), CHUNK_RECORD_SIZE):
         chunk = ChunkRecord.unpack(boot.chunk_table, at)
         if chunk.blob_index < len(per_blob):

@@ -149,10 +149,10 @@ def tarfs_chunks(root: Node, blob: str, chunk_size: int, tar: StoredTar) -> Stor
         for at in range(0, node.size, chunk_size):
             off, size = node.extent.off + at, min(chunk_size, node.size - at)
             node.chunks.append(Chunk(blob, count, off, size))
-            out.records = [
-                ChunkRecord(bytes(32), 0, ChunkFlags(0), size, size, off, off, at, count, 0)
-            ]
+            last = ChunkRecord(bytes(32), 0, ChunkFlags(0), size, size, off, off, at, count, 0)
             count += 1
+    if count:
+        out.records.append(last)
     if count >= MAX_CHUNKS:
         raise BuildError("an image holds at most 2^24-1 chunks; choose a larger --chunk-size")
     return out

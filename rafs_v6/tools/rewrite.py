@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rafs_v6._codec import ffi, lib
 from rafs_v6.blob import ChunkMap
+from rafs_v6.build.base import chunk_key
 from rafs_v6.build.blobfile import BlobFile, shrink, write_atomically
 from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.build.cct import pack_v1
@@ -151,7 +152,8 @@ def _store(
     source, unit = chunks.blob.chunks[number], chunks.unit(unit_number)
     plain = bytes(batch.plain(i)[source.unit_off : source.unit_off + source.usize])
     digest = _digest(chunks, number, plain, options)
-    known = out.known.get((digest, len(plain)))
+    key = chunk_key(digest, len(plain))
+    known = out.known.get(key)
     if known is not None:
         return known
     alone = not unit.flags & _ALONE
@@ -169,7 +171,7 @@ def _store(
         digest, 0, flags, len(data), len(plain), out.stored_size, out.flat_size, 0, copy.index,
         lib.rafs_crc32c(plain, len(plain)),
     )  # fmt: skip
-    out.known[digest, len(plain)] = copy
+    out.known[key] = copy
     out.records.append(record)
     out.cct += pack_v1(record)
     out.stored_size += len(data)
