@@ -22,7 +22,7 @@ from rafs_v6.build.cipher import XtsKey
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.pieces import MAX_PIECES, Pieces, Progress
 from rafs_v6.build.records import ChunkRecords
-from rafs_v6.build.tree import Chunk, Node, traverse
+from rafs_v6.build.tree import Chunk, Node, traverse, unread_files
 from rafs_v6.erofs import (
     EROFS_BLOCK,
     MAX_CHUNKS,
@@ -120,8 +120,9 @@ class _Store:
     """
 
     def __init__(
-        self, options: ChunkOptions, out: StoredChunks, write: Callable[[memoryview], None]
-    ) -> None:
+        self, root: Node, options: ChunkOptions, out: StoredChunks,
+        write: Callable[[memoryview], None],
+    ) -> None:  # fmt: skip
         self._out, self._batch_size = out, options.batch_size
         self._recipe = ffi.new("struct rafs_recipe *")
         self._recipe.compressor, self._recipe.level = options.compressor, options.level
@@ -135,7 +136,7 @@ class _Store:
             self._recipe.encrypt = 1
             self._recipe.key, self._recipe.iv = options.cipher.key, options.cipher.iv
         self.pieces = Pieces(
-            options.chunk_size, options.digester, options.threads, self._process,
+            root, options.chunk_size, options.digester, options.threads, self._process,
             room=lib.RAFS_BUILD_ROOM if options.cipher else 0,
         )  # fmt: skip
         self._behind = WriteBehind(write, self.pieces.arena_len)
@@ -156,7 +157,7 @@ class _Store:
             self._record(self._parcels[i], members)
         self._behind.submit(size)
 
-    def run(self, files: Sequence[tuple[bytes, Node]], progress: Progress | None) -> None:
+    def run(self, files: Sequence[Node], progress: Progress | None) -> None:
         try:
             self.pieces.add_all(files, progress)
             self._behind.finish()
@@ -171,7 +172,7 @@ class _Store:
             if parcel.len == lib.RAFS_BUILD_ROOM:
                 data = bytes(ffi.buffer(self.pieces.arena + parcel.at, parcel.len))
                 if data.endswith(_PAD_MARK):
-                    path = os.fsdecode(self.pieces.users[members.chunks[0][0]][2])
+                    path = self.pieces.path_of(members.chunks[0][0])
                     break
         return BuildError(
             f"{path}: 18 bytes that end as if encryption had padded them, and would be read back"
@@ -182,7 +183,7 @@ class _Store:
         """Fill ``_parcels`` with the pieces that are new."""
         packed: list[_Members] = []
         pieces, limit = self.pieces, self._batch_size
-        for i, (node, _, _) in enumerate(pieces.users):
+        for i, (node, _) in enumerate(pieces.users):
             piece = pieces.array[i]
             chunk = self._out.place(piece, node)
             if chunk is None:
@@ -253,8 +254,5 @@ def store_chunks(
     Raises ``BuildError`` when a file shrinks meanwhile, ``OSError`` of opening and writing.
     """
     early = chain.from_iterable(traverse(node) for node in first)
-    files: dict[int, tuple[bytes, Node]] = {}
-    for path, node in chain(early, traverse(root)):
-        if node.extent is not None and node.size:
-            files.setdefault(id(node), (path, node))
-    _Store(options, out, write).run(list(files.values()), progress)
+    files = unread_files(node for _, node in chain(early, traverse(root)))
+    _Store(root, options, out, write).run(files, progress)

@@ -130,7 +130,7 @@ def add_blob(blobs: dict[str, BlobEntry], blob: BlobEntry, path: Path) -> None:
     # An image may only have the records of chunks that it uses, as upstream's do.
     more = [c for c in blob.chunks if c.index not in known]
     if more:
-        blobs[blob.name] = replace(have, chunks=[*have.chunks, *more])
+        blobs[blob.name] = replace(have, chunks=ChunkRecords([*have.chunks, *more]))
 
 
 def settled(record: BlobRecord, path: Path) -> BlobRecord:

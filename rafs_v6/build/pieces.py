@@ -11,7 +11,7 @@ from typing import Any
 
 from rafs_v6._build import ffi, lib
 from rafs_v6.build.errors import BuildError
-from rafs_v6.build.tree import Node
+from rafs_v6.build.tree import Node, traverse
 from rafs_v6.erofs import Digester
 
 _ARENA = 16 << 20
@@ -26,18 +26,20 @@ class Pieces:
     """``add_all`` files; ``ready`` is called for every arena that is full.
 
     ``array``: ``struct rafs_piece[]``, of which ``users`` has one (node, offset in
-    the file, path) each; ``arena``: their data, ``room`` bytes of it at least for each.
+    the file) each; ``arena``: their data, ``room`` bytes of it at least for each.
+    A node that was read has no extent any more.  ``root`` is only for messages.
     """
 
     def __init__(
-        self, chunk_size: int, digester: Digester, threads: int, ready: Callable[[], None],
-        room: int = 0,
+        self, root: Node, chunk_size: int, digester: Digester, threads: int,
+        ready: Callable[[], None], room: int = 0,
     ) -> None:  # fmt: skip
         self.arena_len = max(_ARENA, chunk_size)
         self.array: Any = ffi.new("struct rafs_piece[]", MAX_PIECES)
-        self.users: list[tuple[Node, int, bytes]] = []
+        self.users: list[tuple[Node, int]] = []
         self._buffer = bytearray(self.arena_len)
         self.arena: Any = ffi.from_buffer("uint8_t[]", self._buffer)
+        self._root = root
         self._chunk_size, self._digester, self._threads = chunk_size, digester, threads
         self._ready, self._room = ready, room
         self._fds: list[int] = []
@@ -46,19 +48,17 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.users)
 
-    def add_all(
-        self, files: Sequence[tuple[bytes, Node]], progress: Progress | None = None
-    ) -> None:
-        done, total = 0, sum(node.size for _, node in files)
-        for path, node in files:
-            self._add(node, path)
+    def add_all(self, files: Sequence[Node], progress: Progress | None = None) -> None:
+        done, total = 0, sum(node.size for node in files)
+        for node in files:
+            self._add(node)
             done += node.size
             if progress is not None:
                 progress(done, total)
         self._flush()
 
-    def _add(self, node: Node, path: bytes) -> None:
-        extent = node.extent
+    def _add(self, node: Node) -> None:
+        extent, node.extent = node.extent, None
         assert extent is not None
         fd = extent.fd
         for at in range(0, node.size, self._chunk_size):
@@ -75,7 +75,7 @@ class Pieces:
             piece.fd, piece.len = fd, length
             piece.off, piece.at = extent.off + at, self._used
             self._used += room
-            self.users.append((node, at, path))
+            self.users.append((node, at))
 
     def _flush(self) -> None:
         try:
@@ -92,11 +92,16 @@ class Pieces:
             self.users.clear()
             self._used = 0
 
+    def path_of(self, i: int) -> str:
+        """Of the user of piece ``i``, for a message."""
+        node = self.users[i][0]
+        return os.fsdecode(next(path for path, n in traverse(self._root) if n is node))
+
     def _error(self, rc: int) -> Exception:
-        for i, (_, _, path) in enumerate(self.users):
+        for i in range(len(self.users)):
             error = -self.array[i].error
             if error:
-                return BuildError(f"{os.fsdecode(path)}: {os.strerror(error)} while it was read")
+                return BuildError(f"{self.path_of(i)}: {os.strerror(error)} while it was read")
         return OSError(-rc, os.strerror(-rc))
 
     def _close_files(self) -> None:

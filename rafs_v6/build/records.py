@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rafs_v6.erofs import CHUNK_RECORD_SIZE, ChunkRecord
 
@@ -14,8 +14,10 @@ class ChunkRecords:
 
     __slots__ = ("packed",)
 
-    def __init__(self) -> None:
+    def __init__(self, records: Iterable[ChunkRecord] = ()) -> None:
         self.packed = bytearray()
+        for record in records:
+            self.append(record)
 
     def __len__(self) -> int:
         return len(self.packed) // CHUNK_RECORD_SIZE

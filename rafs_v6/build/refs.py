@@ -15,7 +15,7 @@ from rafs_v6.build.chunks import ChunkOptions, Original, StoredChunks
 from rafs_v6.build.errors import BuildError, SourceError
 from rafs_v6.build.pieces import Pieces, Progress
 from rafs_v6.build.stored import GzipIndex, GzipPoint, StoredTar
-from rafs_v6.build.tree import Chunk, Node, traverse
+from rafs_v6.build.tree import Chunk, Node, traverse, unread_files
 from rafs_v6.erofs import (
     MAX_CHUNK_SIZE,
     MAX_CHUNKS,
@@ -83,13 +83,17 @@ class _Contexts:
 
 
 class _Refer:
-    def __init__(self, options: ChunkOptions, out: StoredChunks, index: GzipIndex | None) -> None:
+    def __init__(
+        self, root: Node, options: ChunkOptions, out: StoredChunks, index: GzipIndex | None
+    ) -> None:
         self._out = out
         self.contexts = _Contexts(index) if index is not None else None
-        self.pieces = Pieces(options.chunk_size, options.digester, options.threads, self._process)
+        self.pieces = Pieces(
+            root, options.chunk_size, options.digester, options.threads, self._process
+        )  # fmt: skip
 
     def _process(self) -> None:
-        for i, (node, _, _) in enumerate(self.pieces.users):
+        for i, (node, _) in enumerate(self.pieces.users):
             chunk = self._out.place(self.pieces.array[i], node)
             if chunk is not None:
                 self._record(i, chunk)
@@ -117,7 +121,7 @@ def refer_chunks(
     progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """The chunks of all files below ``root`` that have an extent, which lies in ``tar``."""
-    refer = _Refer(options, out, tar.index)
+    refer = _Refer(root, options, out, tar.index)
     try:
         refer.pieces.add_all(in_tar_order(root), progress)
     finally:
@@ -144,7 +148,7 @@ def tarfs_chunks(root: Node, blob: str, chunk_size: int, tar: StoredTar) -> Stor
         raise SourceError(f"the tar is no whole number of blocks: {tar.size} bytes")
     out = StoredChunks(blob, features=BlobFeatures.TARFS, flat_size=tar.size)
     count = 0
-    for _, node in in_tar_order(root):
+    for node in in_tar_order(root):
         assert node.extent is not None
         for at in range(0, node.size, chunk_size):
             off, size = node.extent.off + at, min(chunk_size, node.size - at)
@@ -158,13 +162,11 @@ def tarfs_chunks(root: Node, blob: str, chunk_size: int, tar: StoredTar) -> Stor
     return out
 
 
-def in_tar_order(root: Node) -> list[tuple[bytes, Node]]:
+def in_tar_order(root: Node) -> list[Node]:
     """The files below ``root`` that have data, as their data follow each other in the tar."""
-    found = {id(node): (path, node) for path, node in traverse(root) if node.extent and node.size}
 
-    def off(item: tuple[bytes, Node]) -> int:
-        extent = item[1].extent
-        assert extent is not None
-        return extent.off
+    def off(node: Node) -> int:
+        assert node.extent is not None
+        return node.extent.off
 
-    return sorted(found.values(), key=off)
+    return sorted(unread_files(node for _, node in traverse(root)), key=off)

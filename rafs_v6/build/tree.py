@@ -7,7 +7,7 @@ everything else has none.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import cast
@@ -101,6 +101,12 @@ def traverse(root: Node) -> Iterator[tuple[bytes, Node]]:
             if child.is_dir:
                 directories.append((below, child))
         stack += reversed(directories)
+
+
+def unread_files(nodes: Iterable[Node]) -> list[Node]:
+    """The regular files that have data in a source, each once though it has many names."""
+    # A dictionary keeps the order of first names.
+    return list(dict.fromkeys(n for n in nodes if n.extent is not None and n.size))
 
 
 def check_name(name: bytes, where: bytes) -> None:

@@ -15,6 +15,7 @@ import rafs_v6
 from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.build.cli import main
 from rafs_v6.build.load import load, load_blobs, open_bootstrap
+from rafs_v6.build.records import ChunkRecords
 from rafs_v6.build.tree import Chunk, Node, traverse
 from rafs_v6.erofs import Compressor, Digester
 
@@ -200,7 +201,7 @@ def _with_used_records_only(boot: Path) -> None:
     image = load(boot)
     used = {(c.blob, c.index) for _, node in traverse(image.root) for c in node.chunks}
     blobs = [
-        replace(blob, chunks=[c for c in blob.chunks if (name, c.index) in used])
+        replace(blob, chunks=ChunkRecords(c for c in blob.chunks if (name, c.index) in used))
         for name, blob in image.blobs.items()
     ]
     boot.write_bytes(write_bootstrap(image.root, blobs, image.defaults))
@@ -251,7 +252,7 @@ def _of_254_blobs(lower: Path, target: Path) -> None:
     """An image whose every file is in a blob of its own; all are called the only blob of lower."""
     boot = open_bootstrap(lower)
     (blob,) = load_blobs(boot, lower)
-    chunk = blob.chunks[0]
+    chunk = next(iter(blob.chunks))
     root, blobs = Node(stat.S_IFDIR | 0o755), []
     for i in range(254):
         named = replace(blob.record, blob_id=b"%064d" % i)
