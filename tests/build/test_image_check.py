@@ -182,7 +182,7 @@ def kinds(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
     images = golden / "images"
     made = {
         name: (images / name / "image.boot", images / name / "blobs")
-        for name in ("one-lz4", "layers-zstd")
+        for name in ("one-lz4", "layers-zstd", "tarfs")
     }
     for name, options in (("plain", ["--compressor", "none"]), ("toc", ["--features", "blob-toc"])):
         blobs = out / name
@@ -197,7 +197,8 @@ CASES = [
     (kind, name, *fault)
     for kind, faults in (
         ("toc", BOOTSTRAP), ("one-lz4", BOOTSTRAP), ("plain", BLOB | TRAILING), ("toc", BLOB | TOC),
-        ("one-lz4", BLOB | TRAILING), ("layers-zstd", {k: BLOB[k] for k in ("a byte", "count")}),
+        ("one-lz4", BLOB | TRAILING), ("tarfs", {k: BLOB[k] for k in ("a byte", "truncated")}),
+        ("layers-zstd", {k: BLOB[k] for k in ("a byte", "count")}),
     )
     for name, fault in faults.items()
 ]  # fmt: skip
