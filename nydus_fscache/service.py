@@ -104,6 +104,7 @@ class Service:
         self._transports: dict[str, Transport] = {}
         self._images: dict[str, _Loaded] = {}
         self._served: list[Served] = []
+        self._interrupted: list[Served] = []  # taken over, and maybe in the middle of a prefetch
         self._waiting: list[Waiting] = []
         self._lock = threading.RLock()
         self._unbinding = 0
@@ -155,8 +156,8 @@ class Service:
         self.core.start()
         for transport in self._transports.values():
             transport.resume()
-        for served in self._served:
-            self._resume_prefetch(served)
+        self._interrupted = list(self._served)
+        self._resume_prefetches()
         if self._served:
             log.info("took over %d images, %d requests", len(self._served), settled)
         self._save()
@@ -214,12 +215,13 @@ class Service:
                 self._waiting.remove(waiting)
                 if served is not None:
                     self._served.append(served)
+                    self._interrupted.append(served)
             self._save()
         if served is not None and was_given_up:
             self._unbind([served])
         elif served is not None:
             log.info("%s is served again", binding.source)
-            self._resume_prefetch(served)
+            self._resume_prefetches()
 
     def _is_still_there(self, binding: Binding) -> bool:
         return (
@@ -553,10 +555,15 @@ class Service:
         try:
             if not self.core.started:
                 raise DaemonError("the event core does not run", hint="see the log")
-            self._start_prefetch(served, policy, [])
+            # over cachefiles there is nothing to fill until the kernel has opened it
+            is_open = _is_open(served)
+            if is_open:
+                self._start_prefetch(served, policy, [])
             self._transport(binding.transport).mount(
                 served.image, served.bound, mountpoint, binding.fsid, binding.domain
             )
+            if not is_open:
+                self._start_prefetch(served, policy, [])
             self._save()
         except BaseException:
             with self._lock:
@@ -583,16 +590,19 @@ class Service:
             binding.prefetch = {"number": run.number, "policy": policy, "paths": paths}
         return run.number
 
-    def _resume_prefetch(self, served: Served) -> None:
-        """A predecessor was at it when it was killed."""
-        known = served.binding.prefetch
-        try:
-            if known:
+    def _resume_prefetches(self) -> None:
+        """Go on with what a predecessor was at when it was killed, once its objects are there."""
+        with self._lock:
+            ready = [s for s in self._interrupted if s in self._served and _is_open(s)]
+            self._interrupted = [s for s in self._interrupted if s not in ready]
+        for served in ready:
+            known = served.binding.prefetch or {"policy": "none", "paths": [], "number": 0}
+            try:
                 self._start_prefetch(
                     served, str(known["policy"]), list(known["paths"]), int(known["number"])
                 )
-        except (FscacheError, KeyError, TypeError, ValueError) as e:
-            log.error("%s: prefetch is not resumed: %s", served.binding.source, e)
+            except (FscacheError, KeyError, TypeError, ValueError) as e:
+                log.error("%s: prefetch is not resumed: %s", served.binding.source, e)
 
     def prefetch(self, request: dict[str, Any]) -> dict[str, Any]:
         """``mountpoint``; ``paths`` (list) or ``prefetch`` (policy): returns the run's number."""
@@ -715,6 +725,10 @@ def _unmount_useless(target: Path) -> None:
     except MountpointError:
         kernel.umount(target, lazy=True)
         log.error("%s was in use: restart the programs that have files of it open", target)
+
+
+def _is_open(served: Served) -> bool:
+    return len(served.bound.objects) >= len(served.image.blobs)
 
 
 def _size(value: Any, name: str) -> int:
