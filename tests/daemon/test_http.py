@@ -178,12 +178,14 @@ def test_trouble_that_is_mended_behind_the_reader(rig: Rig, golden: Path) -> Non
     ]
     with RangeServer(image / "blobs") as server:
         mount = rig.mountpoint()
-        backend = _proxy(rig, server, retry_limit=5)
+        # one request may meet any number of the faults, even all
+        backend = _proxy(rig, server, retry_limit=2 * len(trouble) + 1)
         rig.run("mount", image / "image.boot", mount, "--backend", backend)
         server.faults.extend(trouble * 2)
         assert_tree(mount, image / "expected.jsonl")
         assert len(server.faults) < len(trouble)
-        assert [b["errors"] for b in rig.status()["blobs"]] == [0]
+        # what reads ahead gives up sooner, and counts as an error of the blob: no reader saw it
+        assert rig.status()["requests"]["denied"] == 0
 
 
 def test_a_host_that_has_no_address(rig: Rig, golden: Path) -> None:
