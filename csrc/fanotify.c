@@ -150,6 +150,12 @@ static uint32_t align_records(struct nf_core *c, uint32_t first, size_t bytes, u
 	return slots;
 }
 
+/* Is the group at fault?  Else one event was: its file did not open, and the kernel denied it. */
+static bool is_ours(int err)
+{
+	return err == EBADF || err == EINVAL || err == EFAULT;
+}
+
 bool nf_fanotify_drain(struct nf_core *c)
 {
 	uint32_t n, first, i;
@@ -165,7 +171,7 @@ bool nf_fanotify_drain(struct nf_core *c)
 			usleep(EMFILE_PAUSE_US);
 			continue;
 		}
-		if (got < 0 && errno == EINTR)
+		if (got < 0 && errno != EAGAIN && !is_ours(errno))
 			continue;
 		if (got <= 0) {
 			if (got < 0 && errno != EAGAIN) {

@@ -30,6 +30,7 @@ from nydus_fscache.config import tuning_of
 from nydus_fscache.core import Core, Missed, Passed
 from nydus_fscache.errors import (
     BadImage,
+    CacheDirError,
     DaemonError,
     FscacheError,
     MountpointError,
@@ -110,6 +111,7 @@ class Service:
         self._unbinding = 0
         self._unbound = threading.Condition(self._lock)
         self._stopped = threading.Event()
+        self._unsaved = False  # the state file is behind
         self._end_asked = threading.Event()
         self.successor: upgrade.Successor | None = None
         for pid in (0, handover.keeper_pid):
@@ -366,6 +368,8 @@ class Service:
         if gone := self._take_unused():
             threading.Thread(target=self._unbind, args=(gone,), daemon=True).start()
         self.objects.left.sweep()
+        if self._unsaved:
+            self._save()
         self._keep_cache_in_bounds()
 
     def _keep_cache_in_bounds(self) -> None:
@@ -498,12 +502,47 @@ class Service:
         return transport.in_use(served.image, binding.fsid, binding.domain)
 
     def _save(self) -> None:
+        """After what cannot be undone: when the disk is full it is tried again later.
+
+        Until then a successor sees by itself what is not mounted any more.
+        """
+        try:
+            self._write_state()
+        except CacheDirError as e:
+            log.error("%s", e)
+
+    def _write_state(self) -> None:
+        """Raises ``CacheDirError``."""
         with self._lock:
             served, waiting = self._served, self._waiting
             self._state.bindings = [s.binding for s in served] + [w.binding for w in waiting]
             self._state.numbers = self.objects.numbers()
             self._state.cache_limit = self._evictor.limit
-            self._state.save(self._state_path)
+            self._unsaved = True
+            try:
+                self._state.save(self._state_path)
+            except OSError as e:
+                raise CacheDirError(
+                    f"cannot write {self._state_path}: {e.strerror}",
+                    hint="free some space, or choose another --root",
+                ) from e
+            self._unsaved = False
+
+    def _enter(self, served: Served) -> None:
+        """Before it is mounted: nothing is served that a successor would not know."""
+        try:
+            with self._lock:
+                self._served.append(served)
+                self._write_state()
+        except BaseException:
+            self._leave(served)
+            raise
+
+    def _leave(self, served: Served) -> None:
+        """It is not to be served after all."""
+        with self._lock:
+            self._served.remove(served)
+        self._unbind([served])
 
     # -- API -------------------------------------------------------------------------------------
 
@@ -512,10 +551,7 @@ class Service:
         binding = self._binding(request, mountpoint="")
         if not binding.fsid:
             raise UsageError("no fsid", hint="name the image with --fsid")
-        served = self._bind(binding)
-        with self._lock:
-            self._served.append(served)
-            self._save()
+        self._enter(self._bind(binding))
         return {"fsid": binding.fsid, "domain": binding.domain}
 
     def unbind(self, fsid: str, domain: str) -> dict[str, Any]:
@@ -549,9 +585,7 @@ class Service:
             binding.fsid, binding.domain = self._free_fsid(binding.digest), DEFAULT_DOMAIN
         served = self._bind(binding)
         served.mounting = True
-        with self._lock:
-            self._served.append(served)
-            self._save()  # before the mount, so that a successor knows what it stands for
+        self._enter(served)
         try:
             if not self.core.started:
                 raise DaemonError("the event core does not run", hint="see the log")
@@ -566,9 +600,7 @@ class Service:
                 self._start_prefetch(served, policy, [])
             self._save()
         except BaseException:
-            with self._lock:
-                self._served.remove(served)
-            self._unbind([served])
+            self._leave(served)
             raise
         served.mounted, served.mounting = True, False
         log.info("mounted %s at %s over %s", binding.source, mountpoint, binding.transport)

@@ -128,7 +128,12 @@ class Rig:
         return found
 
     def clean(self) -> None:
-        """End everything, by force; for the end of a test that may have failed."""
+        """For the end of a test that may have failed."""
+        self.kill()
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End everything, by force."""
         with contextlib.suppress(Exception):
             self.run("stop", check=False)
         for point in reversed(mounts_below(self.base)):
@@ -141,4 +146,3 @@ class Rig:
             if time.monotonic() > deadline:
                 raise AssertionError(f"{pids} cannot be killed")
             time.sleep(0.02)
-        shutil.rmtree(self.base, ignore_errors=True)
