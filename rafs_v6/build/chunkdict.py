@@ -20,6 +20,7 @@ from rafs_v6.build.load import add_blob, check_alike, load, used_names
 from rafs_v6.build.tree import Node
 from rafs_v6.erofs import Digester
 
+_DIGEST = 32  # bytes, which a key begins with
 
 @dataclass(frozen=True, slots=True)
 class Dictionary:
@@ -39,7 +40,7 @@ def generate(sources: Sequence[Path], target: Path) -> Dictionary:
     images = [load(path) for path in sources]
     blobs: dict[str, BlobEntry] = {}
     found: Known = {}
-    seen: Counter[tuple[bytes, int]] = Counter()
+    seen: Counter[bytes] = Counter()
     for path, image in zip(sources, images, strict=True):
         check_alike(path, image.defaults, images[0].defaults)
         for blob in image.blobs.values():
@@ -53,10 +54,10 @@ def generate(sources: Sequence[Path], target: Path) -> Dictionary:
         raise BuildError("no chunk is in two of these images: a dictionary of one, or of others?")
     root = Node(stat.S_IFDIR | 0o755)
     for key in wanted:
-        digest, size = key[0].hex(), key[1]
+        digest, size = key[:_DIGEST].hex(), found[key].size
         shelf = root.children.setdefault(digest[:2].encode(), Node(stat.S_IFDIR | 0o755))
         shelf.children[digest.encode()] = Node(stat.S_IFREG | 0o444, size=size, chunks=[found[key]])
     used = used_names(root)
     defaults = images[0].defaults
     write_atomically(target, write_bootstrap(root, [blobs[name] for name in used], defaults))
-    return Dictionary(used, len(wanted), sum(size for _, size in wanted), defaults)
+    return Dictionary(used, len(wanted), sum(found[key].size for key in wanted), defaults)

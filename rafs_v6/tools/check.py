@@ -29,6 +29,7 @@ Progress = Callable[[int, int], None]
 
 _BOOTSTRAP = "the bootstrap is damaged: fetch it again, or build or merge the image again"
 _BLOB = "the blob is damaged: fetch it again from where it was pushed, or build its layer again"
+_UNREAD = "the backend did not give it: see what it said, and check again when it does"
 _HINTS = {
     "blob": "put the right blob there, whole: fetch it again, or pull the image's layer again",
     "blob-meta": _BLOB,
@@ -36,13 +37,15 @@ _HINTS = {
     "tar-header": _BLOB,
     "chunk-digests": _BLOB,
     "chunk": _BLOB,
-    "check": "mend what is listed above, then check again: what lies behind it was not seen",
+    "blob.unread": _UNREAD,
+    "chunk.unread": _UNREAD,
 }
 
 
 def hint(fault: Fault) -> str:
     """What to do next about a fault."""
-    return _HINTS.get(fault.name.split(".", maxsplit=1)[0], _BOOTSTRAP)
+    part = fault.name.split(".", maxsplit=1)[0]
+    return _HINTS.get(fault.name) or _HINTS.get(part, _BOOTSTRAP)
 
 
 @dataclass(slots=True)

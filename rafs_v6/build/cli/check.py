@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> None:
             print(f"{inode.mode:06o} {inode.size:12} {name.decode(errors='backslashreplace')}")
     _report(args, path, found)
     if found.faults:
-        raise BuildError(f"{path}: {len(found.faults) + found.more} faults")
+        count = len(found.faults) + found.more
+        raise BuildError(f"{path}: {count} fault{'s' if count > 1 else ''}")
 
 
 def _report(args: argparse.Namespace, path: Path, found: CheckReport) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 from pathlib import Path
 
 from rafs_v6.build.blobfile import BlobFile
@@ -61,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
         image, named = open_image(path, blobs)
         out = BlobFile(target)
         try:
-            if not out.raw.seekable():
-                raise BuildError(f"{target} is a pipe: a disk needs a file")
+            if not stat.S_ISREG(os.fstat(out.raw.fileno()).st_mode):
+                raise BuildError(f"{target} is no file: write a file, then copy it there")
             verity = export_block(
                 image, named, out.raw.fileno(), verity=args.verity, threads=args.threads,
                 progress=progress,
