@@ -56,15 +56,16 @@ def _run(root: Path) -> int:
         raise DaemonError(
             "the service is started by the keeper", hint="use nydus-fscache serve"
         ) from e
+    # from the start: all that the keeper held is here alone when it dies now
+    threading.Thread(
+        target=handover.watch, args=daemon_argv(root), name="keeper", daemon=True
+    ).start()
     socket_was_kept = "api" in handover.inherited
     service = Service(root, handover)
     calls: socket.socket = api.listen(root / "api.sock", handover)
     end_calls = api.serve(service, calls)
     handover.ready()
     threading.Thread(target=preload, name="preload", daemon=True).start()
-    threading.Thread(
-        target=handover.watch, args=daemon_argv(root), name="keeper", daemon=True
-    ).start()
     logging.getLogger("daemon").info(
         "%s in %s, pid %d", "successor" if socket_was_kept else "started", root, os.getpid()
     )

@@ -8,6 +8,7 @@ this process, as ``state.json`` and the descriptors at the keeper.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import mmap
@@ -114,8 +115,9 @@ class Service:
         self._unsaved = False  # the state file is behind
         self._end_asked = threading.Event()
         self.successor: upgrade.Successor | None = None
-        for pid in (0, handover.keeper_pid):
-            kernel.raise_nofile_limit(pid)
+        kernel.raise_nofile_limit()
+        with contextlib.suppress(ProcessLookupError):  # another takes its place, with our limit
+            kernel.raise_nofile_limit(handover.keeper_pid)
         self._take_over()
         for work in (self._dispatch, self._keep_house, self._serve_waiting):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
