@@ -12,6 +12,7 @@ import os
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -175,6 +176,18 @@ def _open_stream(path: Path) -> int:
         else:
             os.set_blocking(fd, True)
             return fd
+
+
+@contextlib.contextmanager
+def ended_on_error(target: Path | None) -> Iterator[None]:
+    """When the block fails before it opens the pipe ``target``, its reader sees the end."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError, BuildError):
+            if target is not None and _is_stream(target):
+                os.close(os.open(target, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY))
+        raise
 
 
 def write_atomically(path: Path, data: bytes | bytearray) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +71,20 @@ def test_a_pipe_without_a_reader_is_not_waited_for_without_end(
     os.mkfifo(pipe)
     assert main(_create(tree, pipe)) == 1
     assert "nobody has read from this pipe" in capsys.readouterr().err
+
+
+def test_a_reader_sees_the_end_when_the_source_is_refused(tmp_path: Path) -> None:
+    pipe, source = tmp_path / "pipe", tmp_path / "layer.tar.gz"
+    os.mkfifo(pipe)
+    source.write_bytes(gzip.compress(bytes(1000))[:20])
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        argv = ["create", "-t", "targz-ref", "--blob-inline-meta", "--blob", str(pipe)]
+        assert poll.poll(0) == []
+        assert main([*argv, str(source)]) == 1
+        # A writer came and went; without one the reader would wait for the first.
+        assert poll.poll(0) == [(reader, select.POLLHUP)]
+    finally:
+        os.close(reader)

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from rafs_v6.build.blobfile import ended_on_error
 from rafs_v6.build.chunks import ChunkOptions
 from rafs_v6.build.cipher import XtsKey
 from rafs_v6.build.cli.output import (
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
         args.parent_bootstrap, args.chunk_dict, args.whiteout_spec,
     )  # fmt: skip
     source = Path("/dev/stdin") if str(args.source) == "-" else args.source
-    with progress_line("built") as progress:
+    with ended_on_error(args.blob), progress_line("built") as progress:
         options = replace(options, progress=progress)
         if into is not None:
             blobs = create_from_tar(source, options, into, estargz=args.type.startswith("estargz"))
