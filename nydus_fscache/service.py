@@ -23,6 +23,7 @@ import nydus_fscache
 from nydus_fscache import keeper, kernel, state, upgrade
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.backend.make import make_backend
+from nydus_fscache.cache import images
 from nydus_fscache.cache.evict import Evictor
 from nydus_fscache.cache.fetch import Fetcher
 from nydus_fscache.cache.objects import Objects
@@ -479,6 +480,18 @@ class Service:
                 self._unbinding -= 1
                 self._unbound.notify_all()
             self._save()
+            self._collect_images(images.KEPT)
+
+    def _collect_images(self, keep: int, *, dry_run: bool = False) -> list[str]:
+        """Bootstraps, metadata and traces that nothing uses: see ``images.collect``."""
+        with self._lock:
+            bindings = [s.binding for s in self._served] + [w.binding for w in self._waiting]
+        used = {b.digest for b in bindings} | {image_key(b.digest, b.backend) for b in bindings}
+        try:
+            return images.collect(self.store.images, used, keep=keep, dry_run=dry_run)
+        except OSError as e:
+            log.error("%s is not kept in bounds: %s", self.store.images, e)
+            return []
 
     def _release_unused(self) -> None:
         """Unbind what was unmounted, once the kernel has let go of it."""
@@ -662,8 +675,10 @@ class Service:
     def gc(self, request: dict[str, Any]) -> dict[str, Any]:
         """Evict unused blobs until the cache takes ``to`` bytes; ``dry_run``: only say which."""
         self._release_unused()
-        target = _size(request.get("to") or 0, "to")
-        return self._evictor.shrink(target, dry_run=bool(request.get("dry_run")))
+        target, dry_run = _size(request.get("to") or 0, "to"), bool(request.get("dry_run"))
+        answer = self._evictor.shrink(target, dry_run=dry_run)
+        keep = images.KEPT if target else 0
+        return {**answer, "images": self._collect_images(keep, dry_run=dry_run)}
 
     def trace(self, digest: str) -> dict[str, Any]:
         """The access trace of the image whose bootstrap has this sha256."""

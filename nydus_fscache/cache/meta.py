@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -35,6 +36,8 @@ class MetaReader:
         self._may_ask = may_ask
         self._directory = directory
         self.asked_backend = False
+        with contextlib.suppress(OSError):
+            os.utime(directory)  # used now
 
     def forget(self) -> None:
         """What is cached does not validate: fetch it anew."""

@@ -75,6 +75,7 @@ class Store:
         try:
             if status_of_ours(path) is None or path.read_bytes() != data:
                 replace_file(path, data)
+            os.utime(path)  # used now
         except OSError as e:
             raise CacheDirError(
                 f"cannot keep the bootstrap in {self.images}: {e.strerror}",

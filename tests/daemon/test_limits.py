@@ -68,8 +68,12 @@ def test_least_recently_used_goes_first_and_what_is_mounted_never(
     rig.run("gc")
     assert _cached(rig) == 1
     rig.run("stop")
-    rig.run("gc")  # without a daemon
+    for path in (rig.root / "images").iterdir():
+        os.utime(path, (0, 0))
+    gone = json.loads(rig.run("gc", "--json").stdout)["images"]  # without a daemon
     assert _cached(rig) == 0
+    assert gone
+    assert {p.suffix for p in (rig.root / "images").iterdir()} == {".trace"}
 
 
 def test_a_limit_is_kept_and_survives_the_daemon(rig: Rig, tmp_path: Path) -> None:
