@@ -84,7 +84,7 @@ int nf_core_attach_cachefiles(struct nf_core *c, int dev_fd);
  * owed an answer are kept occupied, so that no new event can get the same one.
  * Call after all objects are added and before nf_core_start.  Returns how many.
  */
-int nf_core_settle(struct nf_core *c);
+int nf_core_settle(struct nf_core *c, uint32_t all_served);
 int nf_core_start(struct nf_core *c);
 /* Stop reading events (what is pending stays in the journal) and join the thread. */
 int nf_core_stop(struct nf_core *c);

@@ -221,7 +221,7 @@ void nf_fanotify_occupy(struct nf_core *c)
 	}
 }
 
-int nf_core_settle(struct nf_core *c)
+int nf_core_settle(struct nf_core *c, uint32_t all_served)
 {
 	uint32_t slot;
 	int n = 0;
@@ -240,9 +240,12 @@ int nf_core_settle(struct nf_core *c)
 		}
 		id = c->journal.meta[slot].object;
 		s->everywhere = id == 0;
-		o = id ? nf_get_id(c, id) : nf_get_next(c, 0, s->off);
+		if (id)
+			o = nf_get_id(c, id);
+		else	/* where it is present in all of them, it is in its own, if that is served */
+			o = all_served ? nf_get_next(c, 0, s->off) : NULL;
 		if (!o) {
-			nf_answer(c, slot, id ? EIO : 0);
+			nf_answer(c, slot, EIO);
 			continue;
 		}
 		nf_admit(c, o, slot, 0);

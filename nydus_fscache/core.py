@@ -154,9 +154,13 @@ class Core:
         """Serve the messages of a bound /dev/cachefiles."""
         _checked(lib.nf_core_attach_cachefiles(self._core, device))
 
-    def settle(self) -> int:
-        """Take up what a predecessor left open; after all objects were added, before ``start``."""
-        return _checked(lib.nf_core_settle(self._core))
+    def settle(self, *, all_served: bool) -> int:
+        """Take up what a predecessor left open; after all objects were added, before ``start``.
+
+        ``all_served``: no mount of before is without its objects; else what cannot be told
+        apart gets EIO.
+        """
+        return _checked(lib.nf_core_settle(self._core, int(all_served)))
 
     def start(self) -> None:
         _checked(lib.nf_core_start(self._core))

@@ -28,6 +28,7 @@ import mmap
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ log = logging.getLogger("handover")
 
 _MESSAGE = 512
 _RENEWAL_PATIENCE_S = 10.0
+_TAKE_OVER_PATIENCE_S = 30.0
 _BARRIER_PATIENCE_MS = 10_000
 _RENEWAL_PAUSE_S = 0.1
 
@@ -49,15 +51,21 @@ class Handover:
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
         os.set_inheritable(fd, False)
+        self._socket.settimeout(_TAKE_OVER_PATIENCE_S)
         self._lock = threading.Condition()
         self._held: dict[str, int] = {}
         self._ending = False
         self._barriers = False
         self.keeper_pid = os.getppid()
         self.inherited: dict[str, int] = {}
-        while (message := self._receive()) != "end":
-            if not message:
-                raise DaemonError("the keeper died before it handed over", hint="start again")
+        try:
+            while (message := self._receive()) != "end":
+                if not message:
+                    raise DaemonError("the keeper died before it handed over", hint="start again")
+        except TimeoutError:
+            raise DaemonError("the keeper hands nothing over", hint="is it stopped?") from None
+        self._socket.settimeout(None)
+        _bound_sends(self._socket)
         self._make_way()
         self._held.update(self.inherited)
 
@@ -177,6 +185,7 @@ class Handover:
 
     def _renew(self, program: list[str], service: list[str]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        _bound_sends(ours)
         with theirs:
             os.set_inheritable(theirs.fileno(), True)
             pid = os.posix_spawn(
@@ -197,6 +206,12 @@ class Handover:
                 self._lock.notify_all()
         finally:
             os.close(self_fd)
+
+
+def _bound_sends(to: socket.socket) -> None:
+    """A keeper that is stopped takes nothing: a send is an error then, as when it is gone."""
+    limit = struct.pack("ll", int(_RENEWAL_PATIENCE_S), 0)  # struct timeval
+    to.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 def _send_one(to: socket.socket, text: str, fd: int | None) -> None:

@@ -15,6 +15,7 @@ import mmap
 import os
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,8 @@ class Service:
                 self._transport(name)
         if self._waiting:
             self.objects.left.hold()
-        settled = self.core.settle()
+        # without a state nothing is held, and what cannot be told apart may be of any mount
+        settled = self.core.settle(all_served=self._state_path.exists())
         self.core.start()
         for transport in self._transports.values():
             transport.resume()
@@ -332,13 +334,12 @@ class Service:
                         if isinstance(event, Missed | Passed)
                         else None
                     )
-                    if isinstance(event, Missed):
-                        if obj is None and not self.objects.left.missed(
-                            event.object, event.off, event.len
-                        ):
-                            obj = self.objects.get(event.object)  # it was taken just now
-                        if obj is not None:
-                            obj.demand(event.off, event.len)
+                    if isinstance(event, Missed) and obj is None:
+                        if self.objects.left.missed(event.object, event.off, event.len):
+                            continue
+                        obj = self.objects.get(event.object)  # it was taken just now
+                    if isinstance(event, Missed) and obj is not None:
+                        obj.demand(event.off, event.len)
                     elif isinstance(event, Passed):
                         if obj is not None:
                             obj.read_ahead(event.off)
@@ -588,6 +589,7 @@ class Service:
         ``source`` (what to show).  Returns when the mount can be read."""
         mountpoint = Path(str(request.get("mountpoint", "")))
         _check_mountpoint(mountpoint)
+        self._check_place(mountpoint)
         policy = str(request.get("prefetch") or "auto")
         if policy not in POLICIES:
             raise UsageError(f"no prefetch {policy!r}", hint=f"one of {', '.join(POLICIES)}")
@@ -692,6 +694,8 @@ class Service:
         tuning = request.get("tuning") or {}
         if not isinstance(path, str) or not isinstance(backend, dict):
             raise UsageError("a request needs bootstrap (path) and backend (object)")
+        for read in [path, *_paths_in(backend)]:
+            self._check_apart(read)
         if not isinstance(tuning, dict):
             raise UsageError("tuning is no object")
         tuning_of(tuning, "tuning")
@@ -715,6 +719,41 @@ class Service:
             source=str(request.get("source") or path),
             tuning=tuning,
         )
+
+    def _check_apart(self, path: str) -> None:
+        """What the daemon reads must not come out of its own cache, or a mount of its own: it
+        would wait for itself."""
+        real = Path(os.path.realpath(path))
+        caches = self._kernel_directories()[:2]
+        if any(d == real or d in real.parents for d in caches):
+            raise UsageError(f"{path} is in the cache", hint="name the place of the image's blobs")
+        with self._lock:
+            mounted = {s.binding.mountpoint for s in self._served if s.mounted}
+        with contextlib.suppress(OSError, ValueError):
+            device = real.stat().st_dev
+            if any(os.stat(point).st_dev == device for point in mounted):
+                raise UsageError(
+                    f"{path} is on a mount of this daemon", hint="copy it to a disk first"
+                )
+
+    def _check_place(self, mountpoint: Path) -> None:
+        """A mount must not hide the cache."""
+        real, root = Path(os.path.realpath(mountpoint)), Path(os.path.realpath(self.store.root))
+        directories = self._kernel_directories()
+        if real == root or real in root.parents or any(
+            d == real or d in real.parents for d in directories
+        ):
+            raise UsageError(
+                f"{mountpoint} would hide the daemon's own files", hint="mount it elsewhere"
+            )
+
+    def _kernel_directories(self) -> list[Path]:
+        """Those that hold what the kernel reads for a mount."""
+        store = self.store
+        return [
+            Path(os.path.realpath(d))
+            for d in (store.blobs.directory, store.cachefiles, store.images)
+        ]
 
     def _free_fsid(self, digest: str) -> str:
         """Named after the image, so that its cached bootstrap serves the next mount too."""
@@ -778,6 +817,14 @@ def _unmount_useless(target: Path) -> None:
 
 def _is_open(served: Served) -> bool:
     return len(served.bound.objects) >= len(served.image.blobs)
+
+
+def _paths_in(config: Any) -> list[str]:
+    """All that may be a path in a backend's configuration."""
+    if isinstance(config, str):
+        return [config] if config.startswith("/") else []
+    values = config.values() if isinstance(config, dict) else config
+    return [p for v in values for p in _paths_in(v)] if isinstance(values, Iterable) else []
 
 
 def _size(value: Any, name: str) -> int:

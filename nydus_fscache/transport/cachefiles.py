@@ -80,7 +80,7 @@ class CachefilesTransport:
         self._cache = KernelCache(store.cachefiles)
         self._domains: dict[str, _Domain] = {}
         self._bootstraps: dict[int, _Bootstrap] = {}  # by number, as in the C core
-        self._orphans: dict[int, PageMap] = {}  # what the kernel reads and nobody bound
+        self._orphans: dict[int, tuple[str, PageMap]] = {}  # of domains, not bound, and read
         self._resending = False
         inherited = handover.take("cachefiles")
         self._took_over = inherited is not None
@@ -122,6 +122,9 @@ class CachefilesTransport:
             for obj in [o for bound in entry.bound.values() for o in bound.objects]:
                 if obj.source.blob_id in blobs:
                     self._objects.add_source(obj, Source(image.backend, obj.source.blob_id))
+            for oid in [o for o, (its, _) in self._orphans.items() if its == key]:
+                self._core.remove_object(oid)  # closed, the kernel opens it again when it is read
+                del self._orphans[oid]
             self._domains[key] = entry
             entry.images[fsid] = image
             entry.bound[fsid] = names
@@ -201,7 +204,7 @@ class CachefilesTransport:
             if obj is not None:
                 return obj.oid, obj.chunks.flat_size
             if open_cookies(domain).get(name):
-                return self._open_orphan(event)
+                return self._open_orphan(event, domain)
         return 0, -errno.ENOENT
 
     def _open_bootstrap(self, event: Opened, image: Image) -> int:
@@ -228,18 +231,18 @@ class CachefilesTransport:
                     self._objects.add_source(obj, Source(image.backend, event.cookie))
         return obj
 
-    def _open_orphan(self, event: Opened) -> tuple[int, int]:
+    def _open_orphan(self, event: Opened, domain: str) -> tuple[int, int]:
         """A mount that lives, whose binding a predecessor lost.
 
         Refused, the kernel would open it again for the same reader, without end.  Of an
         object of no size the C core completes every READ without data, which is EIO.
         """
-        log.error("%s in domain %s cannot be served: EIO", event.cookie, event.volume)
+        log.error("%s in domain %s cannot be served: EIO", event.cookie, domain)
         size = os.lseek(event.fd, 0, os.SEEK_END)
         oid, pages = self._objects.next_number(), PageMap(PAGE)
         self._core.add_object(oid, 0, 0, event.fd, 0, pages.memory, aligned=True)
         self._core.bind_kernel(oid, event.kernel_object, event.fd)
-        self._orphans[oid] = pages
+        self._orphans[oid] = domain, pages
         return oid, max(size, PAGE)
 
     def _begin(self, oid: int) -> None:

@@ -16,7 +16,7 @@ from rig import Rig, mounts_below, read_errno, regular_files
 from nydus_fscache.client import Client
 from nydus_fscache.errors import FscacheError
 
-IMAGE, BACKEND, KERNEL, MOUNTPOINT, PRIVILEGE, CACHE = 3, 4, 5, 6, 7, 8
+USAGE, IMAGE, BACKEND, KERNEL, MOUNTPOINT, PRIVILEGE, CACHE = 2, 3, 4, 5, 6, 7, 8
 
 
 def _refused(rig: Rig, code: int, text: str, *args: str | Path) -> None:
@@ -70,6 +70,16 @@ def test_truncated_bootstrap(rig: Rig, golden: Path) -> None:
     )
 
 
+def test_format_allows_and_kernel_refuses(rig: Rig, golden: Path) -> None:
+    """Larger directory blocks: a field of the format that no kernel has taken up. Its own words."""
+    boot, blob = _copy(golden, rig.base)
+    _poke(boot, 1024 + 90, b"\1")
+    _refused(
+        rig, KERNEL, "dirblkbits 1 isn't supported", "mount", boot, rig.mountpoint(),
+        "--blob-dir", blob.parent,
+    )  # fmt: skip
+
+
 def test_rafs_v5(rig: Rig) -> None:
     boot = rig.base / "v5.boot"
     boot.write_bytes(struct.pack("<III", 0x52414653, 0x500, 8192).ljust(8192, b"\0"))
@@ -106,6 +116,23 @@ def test_mountpoint_missing_and_busy(rig: Rig, golden: Path) -> None:
         assert rig.processes() == []
     finally:
         subprocess.run(["umount", str(busy)], check=True)
+
+
+def test_places_that_would_make_the_daemon_wait_for_itself(rig: Rig, golden: Path) -> None:
+    boot, blob = _copy(golden, rig.base)
+    (rig.root / "cache" / "below").mkdir(parents=True)
+    rig.root.chmod(0o700)
+    (rig.base / "link").symlink_to(rig.root / "cache")
+    for target in (rig.root, rig.base, rig.root / "cache", rig.root / "cache" / "below"):
+        words = ("mount", boot, target, "--blob-dir", blob.parent)
+        _refused(rig, USAGE, "own files", *words)
+    for blobs in (rig.root / "cache", rig.base / "link"):
+        _refused(rig, USAGE, "in the cache", "mount", boot, rig.mountpoint(), "--blob-dir", blobs)
+    mount = rig.mount(boot, blob.parent, "m")
+    done = rig.run("mount", boot, rig.mountpoint("n"), "--blob-dir", mount, check=False)
+    assert done.returncode == USAGE, done.stderr
+    assert "on a mount of this daemon" in done.stderr
+    assert regular_files(mount)[0].read_bytes() is not None
 
 
 def test_cache_on_tmpfs(rig: Rig, golden: Path) -> None:

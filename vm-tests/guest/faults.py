@@ -120,8 +120,25 @@ def lost_binding_is_eio() -> str:
     return f"EIO after {took:.1f} s"
 
 
+def clock_jumps() -> str:
+    """No deadline, no wait and no age is of the wall clock."""
+    image = IMAGES / "one-lz4"
+    mount = rig.mount(image / "image.boot", image / "blobs", "clock", *OVER, "--prefetch", "none")
+    year = 365 * 86400
+    for number, (path, digest) in enumerate(wanted("one-lz4", mount)):
+        now = time.clock_gettime(time.CLOCK_REALTIME)
+        time.clock_settime(time.CLOCK_REALTIME, now + (-year if number % 2 else year))
+        assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == digest, path
+    document = rig.status()
+    assert 0 <= document["uptime_s"] < 3600, document["uptime_s"]
+    assert document["requests"]["denied"] == 0
+    rig.run("umount", mount)
+    return f"{number + 1} jumps"
+
+
 CHECKS: dict[str, Callable[[], str]] = {
     "what outlives umount is served by a successor": outlives_umount,
     "another image of the same blob": another_image_of_the_same_blob,
     "a mount that nobody knows is EIO": lost_binding_is_eio,
+    "the clock jumps": clock_jumps,
 }
