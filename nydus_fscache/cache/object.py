@@ -32,7 +32,8 @@ MARKS = 4  # read-ahead marks in the first half of a window
 QUIET_S = 0.5  # since the last arrival: time to sync what came
 PERSIST_WITHIN_S = 5.0  # what a power cut may cost of a blob that arrives all the time
 
-_MISSING, _FLYING, _PRESENT = 0, 1, 2
+# Of a unit.  Ahead: asked for before any reader; joined: a reader came while it was under way.
+_MISSING, _DEMANDED, _AHEAD, _JOINED, _PRESENT = range(5)
 
 
 class Chunks(Protocol):
@@ -205,7 +206,7 @@ class CacheObject:
     def demand(self, off: int, length: int) -> None:
         """A reader waits for flat bytes [off, off + length): fetch what nobody fetches yet."""
         with self._changed:
-            wanted = [u for u in self.chunks.units_of(off, length) if self._is_wanted(u)]
+            wanted = [u for u in self.chunks.units_of(off, length) if self._must_ask(u)]
             if not wanted:
                 return
             pace = self._fetcher.pace(self.source.backend)
@@ -218,9 +219,8 @@ class CacheObject:
             extents[-1] = self._planner.extend(extents[-1], along, self._may_read_ahead)
             end = extents[-1].end
             self._planner.follow(wanted[0], end)
-            self._take(extents)
-        for extent in extents:
-            self._fetcher.submit(Job(self, extent, Priority.DEMAND))
+            self._take(extents, _DEMANDED)
+        self._submit_demand(extents)
         if window >= FIRST_WINDOW and end > asked:
             # a reader that goes on: one window more is under way while it reads this one
             self._load_ahead(wanted[0], end, window)
@@ -231,11 +231,19 @@ class CacheObject:
         units = self.chunks.units_of(off, size)
         return self.stored(units.stop - 1)[1] - extent.end_off if units else 0
 
-    def _is_wanted(self, unit: int) -> bool:
-        """A miss was read off the page map, so a unit counts as present only with all its pages."""
+    def _submit_demand(self, extents: list[Extent]) -> None:
+        for extent in extents:
+            self._fetcher.submit(Job(self, extent, Priority.DEMAND))
+
+    def _must_ask(self, unit: int) -> bool:
+        """For a reader that waits: must the unit be asked for?
+
+        A miss was read off the page map, so a unit counts as present only with all its pages."""
         if self._states[unit] == _PRESENT and not self.pages.all_set(*self._pages_of(unit)):
             self._states[unit] = _MISSING
             self._missing += 1
+        if self._states[unit] == _AHEAD:
+            self._states[unit] = _JOINED
         return self._states[unit] == _MISSING
 
     def read_ahead(self, off: int) -> None:
@@ -297,11 +305,11 @@ class CacheObject:
         blob = self.chunks.blob
         return bool(blob.chunks[blob.units[unit].first].flags)
 
-    def _take(self, extents: list[Extent]) -> None:
+    def _take(self, extents: list[Extent], state: int) -> None:
         for extent in extents:
             for unit in range(extent.unit, extent.end):
                 if self._states[unit] == _MISSING:
-                    self._states[unit] = _FLYING
+                    self._states[unit] = state
 
     # -- what a fetch job tells --------------------------------------------------------------
 
@@ -319,7 +327,7 @@ class CacheObject:
                     size += self._clen[first]
                 first += 1
             extents = self._planner.merge(units)
-            self._take(extents)
+            self._take(extents, _AHEAD)
             return first, extents
 
     def reuse(self, extent: Extent) -> list[Extent]:
@@ -383,18 +391,32 @@ class CacheObject:
             self.on_complete(self)
 
     def failed(self, first: int, end: int, errno: int, reason: str) -> None:
-        """Units [first, end) could not be had: free them, then tell who waits."""
+        """Units [first, end) could not be had: free them, and tell who waits for a demanded one.
+
+        What was loaded ahead had few attempts; a reader that joined has all those of a demand.
+        """
         if first >= end:
             return
+        again: list[Extent] = []
         with self._changed:
-            for unit in range(first, end):
-                if self._states[unit] == _FLYING:
+            units = range(first, end)
+            denied = [u for u in units if self._states[u] == _DEMANDED]
+            joined = [u for u in units if self._states[u] == _JOINED]
+            if joined and not self._closing:
+                again = self._planner.merge(joined)
+            else:
+                denied = sorted(denied + joined)
+            for unit in units:
+                if self._states[unit] != _PRESENT:
                     self._states[unit] = _MISSING
+            self._take(again, _DEMANDED)
             self.counters.errors += 1
             self.counters.last_error = reason
             self._changed.notify_all()
-        off, flat_end = self.chunks.unit_range(first)[0], self.chunks.unit_range(end - 1)[1]
-        self.core.fail(self.oid, off, flat_end - off, errno)
+        if denied:
+            (off, _), (_, flat_end) = map(self.chunks.unit_range, (denied[0], denied[-1]))
+            self.core.fail(self.oid, off, flat_end - off, errno)
+        self._submit_demand(again)
 
     # -- on disk -----------------------------------------------------------------------------
 
@@ -435,11 +457,14 @@ class CacheObject:
             self._record.close()
             self._record = None
 
+    def _in_flight(self) -> bool:
+        return any(state in self._states for state in (_DEMANDED, _AHEAD, _JOINED))
+
     def close(self, *, deadline: float) -> None:
         """Wait for its jobs, record what is there, and leave the C core."""
         with self._changed:
             self._closing = True
-            while _FLYING in self._states and time.monotonic() < deadline:
+            while self._in_flight() and time.monotonic() < deadline:
                 self._changed.wait(max(0.0, deadline - time.monotonic()))
         self.core.remove_object(self.oid)
         try:

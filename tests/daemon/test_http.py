@@ -183,7 +183,7 @@ def test_trouble_that_is_mended_behind_the_reader(rig: Rig, golden: Path) -> Non
         rig.run("mount", image / "image.boot", mount, "--backend", backend)
         server.faults.extend(trouble * 2)
         assert_tree(mount, image / "expected.jsonl")
-        assert len(server.faults) < len(trouble)
+        assert len(server.faults) <= len(trouble)
         # what reads ahead gives up sooner, and counts as an error of the blob: no reader saw it
         assert rig.status()["requests"]["denied"] == 0
 
