@@ -136,6 +136,27 @@ def warm() -> str:
     return f"{present} bytes were there"
 
 
+def recorded_and_loaded_ahead() -> str:
+    """What a reader wanted is in the trace; a prefetch loads what nobody has read."""
+    boot, _, blobs = blob_dir("one-lz4")
+    mount = rig.mount(boot, blobs, "m", *OVER, "--prefetch", "none")
+    next(p for p in sorted(mount.rglob("*")) if p.is_file() and p.stat().st_size).read_bytes()
+    accesses = json.loads(rig.run("trace", mount, "--json").stdout)["accesses"]
+    assert accesses
+    rig.run("umount", mount)
+    mount = rig.mount(boot, blobs, "m", *OVER, "--prefetch", "all")
+    deadline = time.monotonic() + 30
+    while not all(b["complete"] for b in rig.status()["blobs"]):
+        assert time.monotonic() < deadline, rig.status()["blobs"]
+        time.sleep(0.1)
+    requests = rig.requests()
+    assert requests > 0
+    assert_tree(mount, IMAGES / "one-lz4" / "expected.jsonl")
+    assert rig.requests() == requests
+    rig.run("umount", mount)
+    return f"{len(accesses)} accesses"
+
+
 def program() -> str:
     boot, _, blobs = blob_dir("layers-zstd")
     mount = rig.mount(boot, blobs, "m", *OVER)
@@ -216,6 +237,7 @@ def leaves_nothing() -> str:
 
 CHECKS: dict[str, Callable[[], str | None]] = {
     "doctor": doctor,
+    "recorded and loaded ahead": recorded_and_loaded_ahead,
     **{f"tree {name}": functools.partial(tree, name) for name in NAMES},
     "by hand without domain": functools.partial(by_hand, ""),
     "by hand with domain": functools.partial(by_hand, "dom"),
