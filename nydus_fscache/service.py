@@ -235,6 +235,17 @@ class Service:
             not binding.mountpoint or _is_mounted(binding) or self._outlived_umount(binding)
         )
 
+    def _forget_waiting(self, fsid: str, domain: str) -> bool:
+        """Of what the user mounts: it is unbound, or bound anew."""
+        with self._lock:
+            for waiting in self._waiting:
+                b = waiting.binding
+                if not b.mountpoint and (b.fsid, b.domain) == (fsid, domain):
+                    self._waiting.remove(waiting)
+                    self._save()
+                    return True
+        return False
+
     def _give_up_waiting(self, waiting: Waiting) -> None:
         """Unmount what is not served; raises ``MountpointError`` when it is busy."""
         if _is_mounted(waiting.binding):
@@ -568,6 +579,7 @@ class Service:
         if not binding.fsid:
             raise UsageError("no fsid", hint="name the image with --fsid")
         self._enter(self._bind(binding))
+        self._forget_waiting(binding.fsid, binding.domain)
         return {"fsid": binding.fsid, "domain": binding.domain}
 
     def unbind(self, fsid: str, domain: str) -> dict[str, Any]:
@@ -580,6 +592,8 @@ class Service:
                     self._served.remove(served)
                     break
             else:
+                if self._forget_waiting(fsid, domain):
+                    return {"fsid": fsid, "domain": domain}
                 raise UsageError(f"{fsid} is not bound", hint="see nydus-fscache status")
         self._unbind([served])
         return {"fsid": fsid, "domain": domain}
@@ -759,6 +773,7 @@ class Service:
         """Named after the image, so that its cached bootstrap serves the next mount too."""
         with self._lock:
             taken = {s.binding.fsid for s in self._served}
+            taken |= {w.binding.fsid for w in self._waiting}
         base = digest[:32]
         return next(f for n in range(1 << 20) if (f := f"{base}-{n}" if n else base) not in taken)
 
