@@ -299,8 +299,8 @@ class Keeper:
             if self.link is not None and self.link.fileno() in ready and not self.receive():
                 code = self.buried()
                 if self.over(code):
-                    for name in list(self.kept):
-                        self.drop(name)
+                    for name in self.kept:  # open until the end: a free lock says that it is over
+                        self.unit.remove(name)
                     return code
             if not self.child:
                 if time.monotonic() - self.down_since > DENY_AFTER_S and (count := self.deny()):
