@@ -15,15 +15,12 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nydus_fscache
-from nydus_fscache import keeper, kernel, state, upgrade
-from nydus_fscache.backend.base import Backend
-from nydus_fscache.backend.make import make_backend
+from nydus_fscache import keeper, kernel, predecessor, state, upgrade
 from nydus_fscache.cache import images
 from nydus_fscache.cache.evict import Evictor
 from nydus_fscache.cache.fetch import Fetcher
@@ -32,7 +29,6 @@ from nydus_fscache.cache.store import Store
 from nydus_fscache.config import tuning_of
 from nydus_fscache.core import Core, Missed, Passed
 from nydus_fscache.errors import (
-    BadImage,
     CacheDirError,
     DaemonError,
     FscacheError,
@@ -40,16 +36,24 @@ from nydus_fscache.errors import (
     UsageError,
 )
 from nydus_fscache.handover import Handover
-from nydus_fscache.image import Image, image_key, load_image
-from nydus_fscache.prefetch import POLICIES, Prefetcher, select
+from nydus_fscache.image import Image, image_key
+from nydus_fscache.loaded import LoadedImages
+from nydus_fscache.prefetch import Prefetcher, select
 from nydus_fscache.probe import TRANSPORTS, choose
+from nydus_fscache.request import (
+    digest_of,
+    image_of,
+    mountpoint_of,
+    paths_of,
+    policy_of,
+    size_of,
+)
 from nydus_fscache.state import Binding
 from nydus_fscache.status import status_document
 from nydus_fscache.trace import Tracer
 from nydus_fscache.transport.base import Bound, Transport
 from nydus_fscache.transport.cachefiles import CachefilesTransport
 from nydus_fscache.transport.fanotify import FanotifyTransport
-from nydus_fscache.transport.kernel_cache import is_held
 from nydus_fscache.waiting import Waiting
 
 log = logging.getLogger("service")
@@ -59,7 +63,6 @@ HOUSEKEEPING_S = 1.0
 UNBIND_PATIENCE_S = 60.0
 _RETRY_TICK_S = 0.1
 JOURNAL_SLOTS = 4096
-MAX_BOOTSTRAP = 1 << 30
 DEFAULT_DOMAIN = "nydus-fscache"
 
 
@@ -72,14 +75,6 @@ class Served:
     bound: Bound
     mounted: bool = False
     mounting: bool = False  # not mounted yet, and not to be released either
-
-
-@dataclass(slots=True)
-class _Loaded:
-    """An image in memory, and how many bindings have it, those under way included."""
-
-    image: Image
-    uses: int = 0
 
 
 class Service:
@@ -106,7 +101,7 @@ class Service:
         self._tracer = Tracer(self.core, self.store.images)
         self._prefetcher = Prefetcher(self._fetcher)
         self._transports: dict[str, Transport] = {}
-        self._images: dict[str, _Loaded] = {}
+        self._images = LoadedImages(self.store.images, self.objects, self._fetcher)
         self._served: list[Served] = []
         self._interrupted: list[Served] = []  # taken over, and maybe in the middle of a prefetch
         self._waiting: list[Waiting] = []
@@ -142,12 +137,13 @@ class Service:
         """Bind again what the state names and the kernel still has; settle what is open."""
         group_was_lost = "fanotify" not in self._handover.inherited
         for binding in self._state.bindings:
-            if not self._is_still_there(binding):
+            if not predecessor.is_still_there(binding, self.store.images):
                 log.info("%s is not mounted any more", binding.mountpoint)
                 continue
-            remount = group_was_lost and binding.transport == "fanotify" and _is_mounted(binding)
+            saw_zeros = group_was_lost and binding.transport == "fanotify"
+            remount = saw_zeros and predecessor.is_mounted(binding)
             if remount:
-                _unmount_useless(Path(binding.mountpoint))
+                predecessor.unmount_useless(Path(binding.mountpoint))
             try:
                 self._served.append(self._serve_again(binding, remount, may_ask=False))
             except (FscacheError, OSError) as e:
@@ -169,12 +165,6 @@ class Service:
             log.info("took over %d images, %d requests", len(self._served), settled)
         self._save()
 
-    def _outlived_umount(self, binding: Binding) -> bool:
-        """Is the superblock still there without its mount (overlay, lazy umount)?"""
-        if binding.transport == "cachefiles":
-            return is_held(binding.domain or binding.fsid, binding.fsid, ())
-        return not kernel.try_write_lease(self.store.images / f"{binding.digest}.boot")
-
     def _serve_again(self, binding: Binding, remount: bool, *, may_ask: bool) -> Served:
         """Without ``may_ask`` no backend is waited for, or one that hangs would hold up all."""
         served = self._bind(binding, may_ask=may_ask)
@@ -187,7 +177,7 @@ class Service:
             except BaseException:
                 self._unbind([served])
                 raise
-        served.mounted = _is_mounted(binding)
+        served.mounted = predecessor.is_mounted(binding)
         return served
 
     def _serve_waiting(self) -> None:
@@ -207,7 +197,7 @@ class Service:
         binding = waiting.binding
         served = None
         try:
-            if waiting.remount or self._is_still_there(binding):
+            if waiting.remount or predecessor.is_still_there(binding, self.store.images):
                 served = self._serve_again(binding, waiting.remount, may_ask=True)
         except (FscacheError, OSError) as e:
             waiting.failed(e)
@@ -230,11 +220,6 @@ class Service:
             log.info("%s is served again", binding.source)
             self._resume_prefetches()
 
-    def _is_still_there(self, binding: Binding) -> bool:
-        return (
-            not binding.mountpoint or _is_mounted(binding) or self._outlived_umount(binding)
-        )
-
     def _forget_waiting(self, fsid: str, domain: str) -> bool:
         """Of what the user mounts: it is unbound, or bound anew."""
         with self._lock:
@@ -248,7 +233,7 @@ class Service:
 
     def _give_up_waiting(self, waiting: Waiting) -> None:
         """Unmount what is not served; raises ``MountpointError`` when it is busy."""
-        if _is_mounted(waiting.binding):
+        if predecessor.is_mounted(waiting.binding):
             kernel.umount(Path(waiting.binding.mountpoint))
         with self._lock:
             if waiting in self._waiting:
@@ -422,54 +407,15 @@ class Service:
         return choose(self.store.root, wanted).transport
 
     def _bind(self, binding: Binding, *, may_ask: bool = True) -> Served:
-        image = self._load(binding, may_ask)
+        image = self._images.take(binding, may_ask=may_ask)
         try:
             self._fetcher.tune(image.backend, tuning_of(binding.tuning, "tuning"))
             bound = self._transport(binding.transport).bind(image, binding.fsid, binding.domain)
         except BaseException:
-            self._give_up(image)
+            self._images.give_up(image)
             raise
         self._tracer.watch(binding.digest, bound.objects)
         return Served(binding, image, bound)
-
-    def _load(self, binding: Binding, may_ask: bool) -> Image:
-        """To be given up again; shared by all bindings of the same image from the same backend."""
-        key = image_key(binding.digest, binding.backend)
-        with self._lock:
-            if loaded := self._images.get(key):
-                loaded.uses += 1
-                return loaded.image
-        backend: Backend = make_backend(binding.backend)
-        try:
-            image = load_image(
-                self.store.images / f"{binding.digest}.boot",
-                binding.digest,
-                backend,
-                binding.backend,
-                binding.transport,
-                self.store.images / f"{key}.meta",
-                may_ask=may_ask,
-            )
-        except BaseException:
-            backend.close()
-            raise
-        with self._lock:
-            loaded = self._images.setdefault(key, _Loaded(image))
-            loaded.uses += 1
-        if loaded.image is not image:  # another bind was quicker
-            backend.close()
-        return loaded.image
-
-    def _give_up(self, image: Image) -> None:
-        with self._lock:
-            loaded = self._images[image.key]
-            loaded.uses -= 1
-            if loaded.uses:
-                return
-            del self._images[image.key]
-        self.objects.leave(image.backend)
-        self._fetcher.forget(image.backend)
-        image.backend.close()
 
     def _unbind(self, gone: list[Served]) -> None:
         """Of what is in the list no more.  Without the lock: it waits for what is on its way,
@@ -483,7 +429,7 @@ class Service:
                     if not any(s.binding.digest == binding.digest for s in self._served):
                         self._tracer.unwatch(binding.digest)
                         self._prefetcher.forget(served.bound.objects)
-                self._give_up(served.image)
+                self._images.give_up(served.image)
                 self._transport(binding.transport).unbind(
                     served.image, served.bound, binding.fsid, binding.domain
                 )
@@ -601,14 +547,10 @@ class Service:
     def mount(self, request: dict[str, Any]) -> dict[str, Any]:
         """``bootstrap`` (path), ``backend`` (config object), ``mountpoint``, ``transport``,
         ``source`` (what to show).  Returns when the mount can be read."""
-        mountpoint = Path(str(request.get("mountpoint", "")))
-        _check_mountpoint(mountpoint)
-        self._check_place(mountpoint)
-        policy = str(request.get("prefetch") or "auto")
-        if policy not in POLICIES:
-            raise UsageError(f"no prefetch {policy!r}", hint=f"one of {', '.join(POLICIES)}")
+        mountpoint = mountpoint_of(request, self.store)
+        policy = policy_of(request, "auto")
         if request.get("cache_limit") is not None:
-            self._evictor.limit = _size(request["cache_limit"], "cache_limit")
+            self._evictor.limit = size_of(request["cache_limit"], "cache_limit")
         binding = self._binding(request, mountpoint=str(mountpoint))
         if policy == "auto":
             policy = binding.tuning.get("prefetch") or policy
@@ -669,12 +611,8 @@ class Service:
 
     def prefetch(self, request: dict[str, Any]) -> dict[str, Any]:
         """``mountpoint``; ``paths`` (list) or ``prefetch`` (policy): returns the run's number."""
-        mountpoint, paths = request.get("mountpoint"), request.get("paths") or []
-        policy = str(request.get("prefetch") or "all")
-        if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
-            raise UsageError("paths is no list of strings")
-        if policy not in POLICIES:
-            raise UsageError(f"no prefetch {policy!r}", hint=f"one of {', '.join(POLICIES)}")
+        mountpoint = request.get("mountpoint")
+        policy, paths = policy_of(request, "all"), paths_of(request)
         with self._lock:
             found = [s for s in self._served if s.mounted and s.binding.mountpoint == mountpoint]
         if not found:
@@ -691,83 +629,31 @@ class Service:
     def gc(self, request: dict[str, Any]) -> dict[str, Any]:
         """Evict unused blobs until the cache takes ``to`` bytes; ``dry_run``: only say which."""
         self._release_unused()
-        target, dry_run = _size(request.get("to") or 0, "to"), bool(request.get("dry_run"))
+        target, dry_run = size_of(request.get("to") or 0, "to"), bool(request.get("dry_run"))
         answer = self._evictor.shrink(target, dry_run=dry_run)
         keep = images.KEPT if target else 0
         return {**answer, "images": self._collect_images(keep, dry_run=dry_run)}
 
     def trace(self, digest: str) -> dict[str, Any]:
         """The access trace of the image whose bootstrap has this sha256."""
-        digest = digest.removeprefix("sha256:")
-        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-            raise UsageError(f"{digest!r} is no sha256")
-        return self._tracer.document(digest)
+        return self._tracer.document(digest_of(digest))
 
     def _binding(self, request: dict[str, Any], mountpoint: str) -> Binding:
-        path, backend = request.get("bootstrap"), request.get("backend")
-        tuning = request.get("tuning") or {}
-        if not isinstance(path, str) or not isinstance(backend, dict):
-            raise UsageError("a request needs bootstrap (path) and backend (object)")
-        for read in [path, *_paths_in(backend)]:
-            self._check_apart(read)
-        if not isinstance(tuning, dict):
-            raise UsageError("tuning is no object")
-        tuning_of(tuning, "tuning")
-        try:
-            with open(path, "rb") as f:
-                # by its size: read(n) sets aside n bytes, and a small machine has no GiB
-                data = f.read(min(os.fstat(f.fileno()).st_size, MAX_BOOTSTRAP) + 1)
-        except OSError as e:
-            raise BadImage(f"cannot read {path}: {e.strerror}", hint="name a bootstrap") from e
-        if len(data) > MAX_BOOTSTRAP:
-            raise BadImage(f"{path} is larger than {MAX_BOOTSTRAP} bytes", hint="no bootstrap is")
+        with self._lock:
+            mounted = {s.binding.mountpoint for s in self._served if s.mounted}
+        wanted = image_of(request, self.store, mounted)
         transport = self._choose(str(request.get("transport") or "auto"))
-        digest, _ = self.store.keep_bootstrap(data)
+        digest, _ = self.store.keep_bootstrap(wanted.bootstrap)
         return Binding(
             digest=digest,
-            backend=backend,
+            backend=wanted.backend,
             transport=transport,
             fsid=str(request.get("fsid", "")),
             domain=str(request.get("domain", "")),
             mountpoint=mountpoint,
-            source=str(request.get("source") or path),
-            tuning=tuning,
+            source=wanted.source,
+            tuning=wanted.tuning,
         )
-
-    def _check_apart(self, path: str) -> None:
-        """What the daemon reads must not come out of its own cache, or a mount of its own: it
-        would wait for itself."""
-        real = Path(os.path.realpath(path))
-        caches = self._kernel_directories()[:2]
-        if any(d == real or d in real.parents for d in caches):
-            raise UsageError(f"{path} is in the cache", hint="name the place of the image's blobs")
-        with self._lock:
-            mounted = {s.binding.mountpoint for s in self._served if s.mounted}
-        with contextlib.suppress(OSError, ValueError):
-            device = real.stat().st_dev
-            if any(os.stat(point).st_dev == device for point in mounted):
-                raise UsageError(
-                    f"{path} is on a mount of this daemon", hint="copy it to a disk first"
-                )
-
-    def _check_place(self, mountpoint: Path) -> None:
-        """A mount must not hide the cache."""
-        real, root = Path(os.path.realpath(mountpoint)), Path(os.path.realpath(self.store.root))
-        directories = self._kernel_directories()
-        if real == root or real in root.parents or any(
-            d == real or d in real.parents for d in directories
-        ):
-            raise UsageError(
-                f"{mountpoint} would hide the daemon's own files", hint="mount it elsewhere"
-            )
-
-    def _kernel_directories(self) -> list[Path]:
-        """Those that hold what the kernel reads for a mount."""
-        store = self.store
-        return [
-            Path(os.path.realpath(d))
-            for d in (store.blobs.directory, store.cachefiles, store.images)
-        ]
 
     def _free_fsid(self, digest: str) -> str:
         """Named after the image, so that its cached bootstrap serves the next mount too."""
@@ -809,50 +695,5 @@ class Service:
         }
 
 
-def _is_mounted(binding: Binding) -> bool:
-    return any(m.mountpoint == binding.mountpoint for m in kernel.mounts("erofs"))
-
-
-def _unmount_useless(target: Path) -> None:
-    """Service and keeper died together: the kernel let readers see holes as zeros since.
-
-    Its cached pages may be wrong and its files raise no events any more, so that
-    mount is of no use; a new one takes its place.
-    """
-    log.error(
-        "%s: keeper and service were lost together; reads since then may have shown zeros; "
-        "mounting it again", target,
-    )  # fmt: skip
-    try:
-        kernel.umount(target)
-    except MountpointError:
-        kernel.umount(target, lazy=True)
-        log.error("%s was in use: restart the programs that have files of it open", target)
-
-
 def _is_open(served: Served) -> bool:
     return len(served.bound.objects) >= len(served.image.blobs)
-
-
-def _paths_in(config: Any) -> list[str]:
-    """All that may be a path in a backend's configuration."""
-    if isinstance(config, str):
-        return [config] if config.startswith("/") else []
-    values = config.values() if isinstance(config, dict) else config
-    return [p for v in values for p in _paths_in(v)] if isinstance(values, Iterable) else []
-
-
-def _size(value: Any, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UsageError(f"{name} is {value!r}", hint="a number of bytes")
-    return value
-
-
-def _check_mountpoint(path: Path) -> None:
-    if not path.is_absolute():
-        raise UsageError(f"mountpoint {path} is not absolute")
-    if not path.is_dir():
-        missing = "does not exist" if not path.exists() else "is not a directory"
-        raise MountpointError(f"mountpoint {path} {missing}", hint=f"mkdir -p {path}")
-    if kernel.find_mount(path) is not None:
-        raise MountpointError(f"mountpoint {path} is busy", hint=f"nydus-fscache umount {path}")

@@ -9,8 +9,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+from cold import service, successor
 from rig import Rig
-from test_kill_service import service, successor
 
 
 def test_an_overlay_outlives_umount_and_service(rig: Rig, golden: Path) -> None:
