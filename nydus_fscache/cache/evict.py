@@ -19,7 +19,8 @@ from typing import Any
 log = logging.getLogger("evict")
 
 LOW_WATERMARK = 0.8  # of the limit: evict down to this, so that it is not done again at once
-ROOM = 64 << 20  # what a full disk is relieved by, if there is so much to evict
+ROOM = 64 << 20  # to be free on a disk that was full, if there is so much to evict
+ROOM_SHARE = 10  # but no more than the tenth part of a small disk
 
 _DATA = ".blob.data"
 _COMPANIONS = ("blob.data.chunk_map", "blob.meta", "identity")
@@ -96,9 +97,13 @@ class Evictor:
                 self.shrink(int(self.limit * LOW_WATERMARK))
 
     def make_room(self) -> None:
-        """The disk is full."""
-        total = sum(b.bytes for b in cached_blobs(self._directory, self._in_use()))
-        self.shrink(max(0, total - ROOM))
+        """The disk was full a moment ago; others may have made room since."""
+        disk = os.statvfs(self._directory)
+        wanted = min(ROOM, disk.f_blocks * disk.f_frsize // ROOM_SHARE)
+        missing = wanted - disk.f_bavail * disk.f_frsize
+        if missing > 0:
+            total = sum(b.bytes for b in cached_blobs(self._directory, self._in_use()))
+            self.shrink(max(0, total - missing))
 
     def shrink(self, target: int, *, dry_run: bool = False) -> dict[str, Any]:
         """Evict until the cache takes ``target`` bytes, as far as blobs are unused."""
