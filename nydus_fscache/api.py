@@ -9,6 +9,7 @@
     DELETE /v1/bindings?fsid=F&domain=D
     POST   /v1/prefetches             {"mountpoint", "paths" or "prefetch"}
     GET    /v1/prefetches
+    POST   /v1/credentials            {"host", "auth"}
     POST   /v1/gc                     {"to": bytes, "dry_run"}
     GET    /v1/traces?digest=sha256:D
     POST   /v1/upgrade                {"python", "dry_run"}
@@ -66,6 +67,7 @@ def _route(service: Service, method: str, target: str, body: dict[str, Any]) -> 
         ),
         ("POST", "/v1/prefetches"): lambda: service.prefetch(body),
         ("GET", "/v1/prefetches"): service.prefetches,
+        ("POST", "/v1/credentials"): lambda: service.login(body),
         ("POST", "/v1/gc"): lambda: service.gc(body),
         ("GET", "/v1/traces"): lambda: service.trace(query.get("digest", "")),
         ("POST", "/v1/upgrade"): lambda: service.upgrade(body),

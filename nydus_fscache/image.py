@@ -47,9 +47,35 @@ class Image:
     blobs: tuple[ImageBlob, ...]
 
 
+_SECRETS = ("auth", "registry_token")  # of a registry; those of stores change with their accounts
+
+
 def image_key(digest: str, backend_config: Mapping[str, Any]) -> str:
-    config = json.dumps(backend_config, sort_keys=True)
+    """Names an image and where its blobs come from, whoever may fetch them."""
+    places = {
+        name: {k: v for k, v in value.items() if k not in _SECRETS}
+        if isinstance(value, Mapping)
+        else value
+        for name, value in backend_config.items()
+    }
+    config = json.dumps(places, sort_keys=True)
     return hashlib.sha256(f"{digest} {config}".encode()).hexdigest()
+
+
+def auth_of(backend_config: Mapping[str, Any]) -> str:
+    """The credentials in a registry's configuration, or empty."""
+    registry = backend_config.get("registry")
+    return str(registry.get("auth") or "") if isinstance(registry, dict) else ""
+
+
+def renew_auth(backend_config: Mapping[str, Any], host: str, auth: str) -> bool:
+    """Change the credentials in a configuration, if it is one of this registry."""
+    registry = backend_config.get("registry")
+    if not isinstance(registry, dict) or registry.get("host") != host:
+        return False
+    registry.pop("registry_token", None)
+    registry["auth"] = auth
+    return True
 
 
 def load_image(

@@ -10,7 +10,7 @@ from nydus_fscache.backend.base import Backend
 from nydus_fscache.backend.make import make_backend
 from nydus_fscache.cache.fetch import Fetcher
 from nydus_fscache.cache.objects import Objects
-from nydus_fscache.image import Image, image_key, load_image
+from nydus_fscache.image import Image, auth_of, image_key, load_image
 from nydus_fscache.state import Binding
 
 
@@ -41,6 +41,8 @@ class LoadedImages:
         with self._lock:
             if loaded := self._by_key.get(key):
                 loaded.uses += 1
+                if auth := auth_of(binding.backend):  # the newest credentials are the best
+                    loaded.image.backend.reauth(auth)
                 return loaded.image
         backend: Backend = make_backend(binding.backend)
         try:

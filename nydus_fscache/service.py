@@ -21,6 +21,7 @@ from typing import Any
 
 import nydus_fscache
 from nydus_fscache import keeper, kernel, predecessor, state, upgrade
+from nydus_fscache.backend.auth import check_auth
 from nydus_fscache.cache import images
 from nydus_fscache.cache.evict import Evictor
 from nydus_fscache.cache.fetch import Fetcher
@@ -36,7 +37,7 @@ from nydus_fscache.errors import (
     UsageError,
 )
 from nydus_fscache.handover import Handover
-from nydus_fscache.image import Image, image_key
+from nydus_fscache.image import Image, image_key, renew_auth
 from nydus_fscache.loaded import LoadedImages
 from nydus_fscache.prefetch import Prefetcher, select
 from nydus_fscache.probe import TRANSPORTS, choose
@@ -622,6 +623,21 @@ class Service:
         number = self._start_prefetch(found[0], policy, paths)
         self._save()
         return {"id": number}
+
+    def login(self, request: dict[str, Any]) -> dict[str, Any]:
+        """``auth`` (base64 of user:password) for all images from the registry ``host``."""
+        host, auth = str(request.get("host")), check_auth(str(request.get("auth", "")))
+        with self._lock:
+            bindings = [s.binding for s in self._served] + [w.binding for w in self._waiting]
+            found = [b for b in bindings if renew_auth(b.backend, host, auth)]
+            for served in self._served:
+                if served.binding in found:
+                    served.image.backend.reauth(auth)
+        if not found:
+            raise UsageError(f"no image is mounted from {host}", hint="see nydus-fscache status")
+        self._save()
+        log.info("new credentials for %d images of %s", len(found), host)
+        return {"host": host, "images": len(found)}
 
     def prefetches(self) -> dict[str, Any]:
         return {"prefetches": self._prefetcher.progress()}

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -31,6 +32,8 @@ from rangeserver import RangeServer
 USER, PASSWORD = "alice", "open:sesame"  # with a colon: only the first one separates
 AUTH = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 _BCRYPT = "$2b$04$tzhl/eFGWtNz1EW6Q.KCuOm.CCxW4GrRTfzgkgBTzYNmywsHR7Hyy"  # of PASSWORD
+OTHER_AUTH = base64.b64encode(f"{USER}:second".encode()).decode()
+_OTHER_BCRYPT = "$2b$04$mWNNuGy1kmcBppIGZzMkQ.R4Rcc0PWc098mUSqclTEH7M4hw0MJja"  # of "second"
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -80,6 +83,14 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
         else:
             return
     raise AssertionError(f"nothing listens on {port}: {log.read_text()}")
+
+
+def change_password(directory: Path, *, other: bool) -> None:
+    """From now on ``htpasswd_auth`` accepts ``OTHER_AUTH``, or ``AUTH`` again."""
+    file = directory / "htpasswd"
+    before = file.stat().st_mtime
+    file.write_text(f"{USER}:{_OTHER_BCRYPT if other else _BCRYPT}\n")
+    os.utime(file, (before + 10, before + 10))  # how the registry sees that it is another
 
 
 def htpasswd_auth(directory: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ COMMANDS = (
     "prefetch",
     "trace",
     "gc",
+    "login",
 )
 
 PROG = "nydus-fscache"
