@@ -285,6 +285,7 @@ class Service:
         self._save()
         for transport in self._transports.values():
             transport.close()
+        self.objects.close()
         self.store.close()
         self._handover.bye()
 

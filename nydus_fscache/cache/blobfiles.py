@@ -19,10 +19,11 @@ that lie there without a record are candidates, which object.py verifies before 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ log = logging.getLogger("blobfiles")
 DATA, CHUNK_MAP, META, IDENTITY = "blob.data", "blob.data.chunk_map", "blob.meta", "identity"
 SUFFIXES = (CHUNK_MAP, IDENTITY, META, DATA)  # in the order in which they are deleted
 
+_READ_ONLY = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _BLOB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 
@@ -79,6 +81,12 @@ class BlobFiles:
         for suffix in SUFFIXES:
             remove(self.path(name, suffix))
 
+    def status(self, name: str) -> os.stat_result | None:
+        """Of the data file; None: there is none."""
+        with contextlib.suppress(OSError):
+            return self.path(name, DATA).lstat()
+        return None
+
     def open_data(self, name: str, identity: str, size: int) -> int:
         """The flat file, ``size`` bytes long; its chunk map is then one of ``identity``, or none.
 
@@ -111,6 +119,21 @@ class BlobFiles:
                 f"cannot make {path} of {size} bytes: {e.strerror}",
                 hint="free some space, or choose another --root",
             ) from e
+
+    @contextlib.contextmanager
+    def reading(self, name: str, identity: str) -> Iterator[tuple[int, int] | None]:
+        """Data and chunk map of a blob that nobody has open, or marks while this lasts; None when
+        they are not of ``identity``, or gone."""
+        fds: list[int] = []
+        try:
+            with contextlib.suppress(OSError):
+                if self._identity(name) == identity:
+                    for suffix in (DATA, CHUNK_MAP):
+                        fds.append(os.open(self.path(name, suffix), _READ_ONLY))
+            yield (fds[0], fds[1]) if len(fds) == 2 else None
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def is_named(self, name: str, identity: str, fd: int) -> bool:
         """Is an open data file still what this name stands for?"""

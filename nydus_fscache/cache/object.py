@@ -21,7 +21,7 @@ from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.fetch import Fetcher, Job, Priority
 from nydus_fscache.cache.plan import FIRST_WINDOW, LEAST_AMPLIFIED, Extent, Planner
 from nydus_fscache.cache.presence import PAGE, ChunkMapFile, PageMap
-from nydus_fscache.cache.reuse import Copies, holds_chunk
+from nydus_fscache.cache.reuse import Copies, copy_chunk, holds_chunk, read_chunk
 from nydus_fscache.core import Core, unit_columns
 from nydus_fscache.errors import BackendError
 
@@ -362,11 +362,33 @@ class CacheObject:
             data = copies.find(self, record.first) if record.count == 1 else None
             if data is None:
                 left.append(unit)
-                continue
+            else:
+                self._reused(unit, data)
+        single = [u for u in left if units[u].count == 1]
+        missed = set(copies.take_closed(self, single, self._take_from)) if single else set()
+        return [u for u in left if units[u].count != 1 or u in missed]
+
+    def _take_from(self, unit: int, fd: int, off: int) -> bool:
+        """Fill a unit of one chunk from a file that may have it at ``off``."""
+        blob, chunk = self.chunks.blob, self.chunks.blob.units[unit].first
+        if copy_chunk(fd, off, self.fill_fd, blob, chunk):
+            self._reused(unit)
+            return True
+        data = read_chunk(fd, off, blob, chunk)
+        if data is not None:
+            self._reused(unit, data)
+        return data is not None
+
+    def _reused(self, unit: int, data: bytes | None = None) -> None:
+        """``data``: plain bytes to be written; None when they are in the file already."""
+        if data is None:
+            off, end = self.chunks.unit_range(unit)
+            self.core.filled(self.oid, off, end - off)
+        else:
+            record = self.chunks.blob.units[unit]
             self.core.fill_flat(self.oid, self.chunks.blob.chunks[record.first].uoff, data)
-            self.counters.reused += self._clen[unit]
-            self.arrived(unit, unit + 1)
-        return left
+        self.counters.reused += self._clen[unit]
+        self.arrived(unit, unit + 1)
 
     def stored(self, unit: int) -> tuple[int, int]:
         """Stored bytes [off, end) of a unit."""
@@ -451,6 +473,8 @@ class CacheObject:
                     self._dirty |= dirty
                     self._dirty_since = time.monotonic()
                 raise
+        if self.copies is not None:
+            self.copies.recorded(self, sorted(dirty))
 
     def _end_record(self) -> None:
         if self._record is not None:
@@ -472,5 +496,8 @@ class CacheObject:
         except OSError as e:  # a full disk: these units are fetched again the next time
             log.error("blob %s: presence is not recorded: %s", self.name, e)
         with self._persisting:
+            recorded = self._record is not None
             self._end_record()
+        if self.copies is not None:
+            self.copies.closed(self, recorded=recorded)
         self.pages.close()

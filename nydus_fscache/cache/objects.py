@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from nydus_fscache import kernel
@@ -29,6 +30,7 @@ log = logging.getLogger("objects")
 
 CLOSE_PATIENCE_S = 30.0
 LEAVE_PATIENCE_S = 2 * CLOSE_PATIENCE_S
+LOAN_S = 0.01  # about what one takes
 MAX_EXTENTS = 65536  # of a cache file, that are looked at when it is opened
 
 
@@ -63,11 +65,12 @@ class Objects:
         self._lock = threading.RLock()
         self._gone = threading.Condition(self._lock)
         self._leaving: set[str] = set()  # names that are being closed
+        self._loans: list[str] = []  # names, one entry for each that reads the files
         self._uses: dict[str, _Use] = {}
         self._by_oid: dict[int, CacheObject] = {}
         self._numbers = dict(numbers)
-        self._copies = Copies()
         self.left = Left(core, handover)
+        self._copies = Copies(store.blobs, self.lend)
         self._next_oid = 1 + max(self.left.highest(), max(numbers.values(), default=0))
 
     def get(self, oid: int) -> CacheObject | None:
@@ -114,7 +117,7 @@ class Objects:
             self._uses[name] = use
             touch(self._store.blobs.directory, name)
             obj.copies = self._copies
-            self._copies.add(obj)
+            self._copies.add(obj, identity)
             self._by_oid[oid] = obj
         for off, length in self.left.taken(oid):
             obj.demand(off, length)
@@ -188,11 +191,13 @@ class Objects:
         def free() -> str | None:
             in_use = {name: use.identity for name, use in self._uses.items()}
             name = claim_name(blob_id, identity, in_use, self._numbers)
-            return None if name in self._leaving else name
+            return None if name in self._leaving or name in self._loans else name
 
-        name = self._gone.wait_for(free, LEAVE_PATIENCE_S)
-        if name is None:
-            raise DaemonError(f"blob {blob_id} is still being closed", hint="try again")
+        until = time.monotonic() + LEAVE_PATIENCE_S
+        while (name := free()) is None:
+            if time.monotonic() > until:
+                raise DaemonError(f"blob {blob_id} is still being closed", hint="try again")
+            self._gone.wait(LOAN_S)  # the end of a loan is not notified
         return name
 
     def add_kernel(
@@ -241,10 +246,39 @@ class Objects:
     def evict(self, name: str) -> bool:
         """Delete what is cached under a name, unless it is in use."""
         with self._lock:
-            if name in self.names() or name in self._leaving:
+            if self._is_used(name):
                 return False
             self._store.blobs.forget(name)
+            self._copies.forget(name)
             return True
+
+    @contextlib.contextmanager
+    def lend(self, name: str, patience: float) -> Iterator[bool]:
+        """Does nobody have the blob's files open?  Then nobody opens, marks or deletes them until
+        this ends; others may read them too.  Waits ``patience`` seconds at most."""
+        lent = self._lock.acquire(timeout=max(0.0, patience))
+        if lent:
+            try:
+                lent = name in self._loans or not (self._is_used(name) or self._is_left(name))
+                if lent:
+                    self._loans.append(name)
+            finally:
+                self._lock.release()
+        try:
+            yield lent
+        finally:
+            if lent:
+                self._loans.remove(name)  # without the lock, so that no reader waits for it
+
+    def _is_used(self, name: str) -> bool:
+        return name in self._leaving or name in self._loans or name in self.names()
+
+    def _is_left(self, name: str) -> bool:
+        """Is the file left by a predecessor, without its number being known?  It is marked."""
+        status = self._store.blobs.status(name)
+        return status is not None and bool(
+            self.left.find(lambda fd: os.path.samestat(os.fstat(fd), status))
+        )
 
     def identity(self, name: str) -> str | None:
         with self._lock:
@@ -277,3 +311,6 @@ class Objects:
             with self._lock:
                 self._leaving.discard(obj.name)
                 self._gone.notify_all()
+
+    def close(self) -> None:
+        self._copies.close()

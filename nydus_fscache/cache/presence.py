@@ -139,3 +139,14 @@ class ChunkMapFile:
             low, high = min(low, first >> 3), max(high, (first + count + 7) >> 3)
         if low < high:
             os.pwrite(self._fd, self._bits[low:high], _CHUNK_MAP_HEADER + low)
+
+
+def is_recorded(fd: int, chunk: int) -> bool:
+    """Has an open chunk map a chunk?  For one whose blob nobody has open."""
+    magic, version, magic2, ready = struct.unpack("<4I", os.pread(fd, 16, 0).ljust(16, b"\0"))
+    if (magic, version, magic2) != (_MAGIC, _VERSION, _MAGIC2):
+        return False
+    if ready == _ALL_READY:
+        return True
+    bits = os.pread(fd, 1, _CHUNK_MAP_HEADER + (chunk >> 3))
+    return bool(bits) and bool(bits[0] & (0x80 >> (chunk & 7)))

@@ -1,29 +1,37 @@
 """Chunks that another blob on this node has already: found by digest, copied instead of fetched.
 
 What is copied is verified like what is fetched: a chunk is taken only when its
-bytes match the digest that its own image states.  Only blobs that are open are
-looked into, and only where both sides have digests.  The index of a blob is made
-when a second one is open, and not before.
+bytes match the digest that its own image states, and only where both sides have
+digests.  Blobs that are open are looked into through their objects; an index of
+them is made when a second one is open, and not before.  Those that are cached
+and not open are found by ``chunkindex``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nydus_fscache.cache.presence import PAGE
+from nydus_fscache.cache.blobfiles import BlobFiles
+from nydus_fscache.cache.chunkindex import ChunkIndex, Entry, Key, Place
+from nydus_fscache.cache.presence import PAGE, is_recorded
 from nydus_fscache.core import verify_chunk
 
 if TYPE_CHECKING:
     from nydus_fscache.cache.object import CacheObject
 
 HAS_DIGEST = 0x1  # RAFS_CHUNK_HAS_DIGEST of csrc/rafs.h
+PATIENCE_S = 0.05  # for files that somebody is about to open
 
-_Key = tuple[int, bytes]  # digest algorithm, digest
+Lend = Callable[[str, float], contextlib.AbstractContextManager[bool]]
+Take = Callable[[int, int, int], bool]  # unit, descriptor, offset
 
 
-def _key(blob: Any, chunk: int) -> _Key | None:
+def _key(blob: Any, chunk: int) -> Key | None:
     record = blob.chunks[chunk]
     return (int(blob.digester), bytes(record.digest)) if record.flags & HAS_DIGEST else None
 
@@ -41,21 +49,95 @@ def holds_chunk(fd: int, blob: Any, chunk: int) -> bool:
     return len(data) >= size and not any(data[size:]) and verify_chunk(blob, chunk, data[:size])
 
 
+def read_chunk(fd: int, off: int, blob: Any, chunk: int) -> bytes | None:
+    """The plain bytes of a chunk out of a file that may have them at ``off``, verified."""
+    try:
+        data = os.pread(fd, int(blob.chunks[chunk].usize), off)
+    except OSError:  # what this disk cannot give, the network can
+        return None
+    return data if verify_chunk(blob, chunk, data) else None
+
+
+def copy_chunk(fd: int, off: int, into: int, blob: Any, chunk: int) -> bool:
+    """Let the kernel copy a chunk to its place, or share its extents, where it can.  What is
+    there afterwards was verified; if that fails, its pages must not count as present."""
+    record = blob.chunks[chunk]
+    if off % PAGE or record.uoff % PAGE:
+        return False
+    at, end = off, off + int(record.usize)
+    try:
+        while at < end:
+            copied = os.copy_file_range(fd, into, end - at, at, record.uoff + at - off)
+            if copied == 0:
+                return False
+            at += copied
+    except OSError:  # not between these files, or no space: writing will tell
+        return False
+    return holds_chunk(into, blob, chunk)
+
+
+def _stands(chunk_map: int, place: Place) -> bool:
+    with contextlib.suppress(OSError):
+        return is_recorded(chunk_map, place.chunk)
+    return False
+
+
 class Copies:
     """Thread-safe.  Once ``remove`` has returned, a blob's descriptor is not read any more."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: BlobFiles, lend: Lend) -> None:
+        """``lend``: keeps a blob's files from being opened, marked or deleted for a moment, unless
+        somebody has them open (then false); its number is the seconds that it may wait."""
+        self._files = files
+        self._lend = lend
+        self._index = ChunkIndex(files.directory)
         self._lock = threading.Lock()
-        self._indexes: dict[CacheObject, dict[_Key, int] | None] = {}
+        self._indexes: dict[CacheObject, dict[Key, int] | None] = {}
+        self._identities: dict[CacheObject, str] = {}
+        self._unknown: set[CacheObject] = set()  # not in the index when they were opened
 
-    def add(self, obj: CacheObject) -> None:
+    def add(self, obj: CacheObject, identity: str) -> None:
         with self._lock:
             if obj.chunks.digest_source != "none":
                 self._indexes[obj] = None
+                self._identities[obj] = identity
+                if not self._index.knows(obj.name, identity):
+                    self._unknown.add(obj)
 
     def remove(self, obj: CacheObject) -> None:
+        """It is not looked into any more, except through the index."""
         with self._lock:
             self._indexes.pop(obj, None)
+
+    def recorded(self, obj: CacheObject, units: Iterable[int]) -> None:
+        """These will be found when the blob is not open any more."""
+        identity = self._identities.get(obj)
+        if identity is not None:
+            self._index.add(obj.name, identity, self._places(obj, units))
+
+    def closed(self, obj: CacheObject, *, recorded: bool) -> None:
+        """``recorded``: is all that it has on record?"""
+        if obj in self._unknown and recorded:
+            self.recorded(obj, filter(obj.is_present, range(obj.chunks.nunits)))
+        self._unknown.discard(obj)
+        self._identities.pop(obj, None)
+
+    def _places(self, obj: CacheObject, units: Iterable[int]) -> Iterable[Entry]:
+        blob = obj.chunks.blob
+        for unit in units:
+            chunks = blob.units[unit]
+            for chunk in range(chunks.first, chunks.first + chunks.count):
+                key = _key(blob, chunk)
+                if key is not None:
+                    record = blob.chunks[chunk]
+                    yield key, chunk, int(record.uoff), int(record.usize)
+
+    def forget(self, name: str) -> None:
+        """The files of a blob are deleted."""
+        self._index.forget(name)
+
+    def close(self) -> None:
+        self._index.close()
 
     def find(self, obj: CacheObject, chunk: int) -> bytes | None:
         """The plain bytes of ``chunk`` of ``obj`` out of another blob, verified."""
@@ -65,16 +147,15 @@ class Copies:
         key = _key(blob, chunk)
         if key is None:
             return None
-        size = int(blob.chunks[chunk].usize)
         with self._lock:
             for other in self._indexes:
                 if other is not obj:
-                    data = self._read(other, key, size)
-                    if data is not None and verify_chunk(blob, chunk, data):
+                    data = self._read(other, key, blob, chunk)
+                    if data is not None:
                         return data
         return None
 
-    def _read(self, other: CacheObject, key: _Key, size: int) -> bytes | None:
+    def _read(self, other: CacheObject, key: Key, blob: Any, chunk: int) -> bytes | None:
         index = self._indexes[other]
         if index is None:
             keys = ((_key(other.chunks.blob, i), i) for i in range(other.chunks.nchunks))
@@ -83,10 +164,35 @@ class Copies:
         if found is None:
             return None
         record = other.chunks.blob.chunks[found]
+        size = int(blob.chunks[chunk].usize)
         if record.usize != size or not other.has(record.uoff, size):
             return None
-        try:
-            data = os.pread(other.fill_fd, size, record.uoff)
-        except OSError:  # what this disk cannot give, the network can
-            return None
-        return data if len(data) == size else None
+        return read_chunk(other.fill_fd, record.uoff, blob, chunk)
+
+    def take_closed(self, obj: CacheObject, units: Sequence[int], take: Take) -> list[int]:
+        """Offer what blobs that nobody has open say they have to ``take``, which verifies it;
+        returns the units that it did not get."""
+        until = time.monotonic() + PATIENCE_S
+        blob = obj.chunks.blob
+        wanted = {unit: _key(blob, blob.units[unit].first) for unit in units}
+        found = self._index.find([key for key in wanted.values() if key is not None])
+        offers: dict[tuple[str, str], list[tuple[int, Place]]] = {}
+        for unit, key in wanted.items():
+            for place in found.get(key, ()) if key else ():
+                if place.usize == blob.chunks[blob.units[unit].first].usize:
+                    offers.setdefault((place.name, place.identity), []).append((unit, place))
+        for (name, identity), places in offers.items():
+            with (
+                self._lend(name, until - time.monotonic()) as lent,
+                self._files.reading(name, identity) if lent else contextlib.nullcontext() as fds,
+            ):
+                if fds is None:
+                    if lent:  # deleted while no daemon ran, or of another image by now
+                        self._index.forget(name)
+                    continue
+                data, chunk_map = fds
+                for unit, place in places:
+                    stands = unit in wanted and _stands(chunk_map, place)
+                    if stands and take(unit, data, place.uoff):
+                        del wanted[unit]
+        return list(wanted)

@@ -139,7 +139,7 @@ def _states(disk: Disk, count: int, dice: random.Random, base: Path) -> Iterator
     """Directories with what may be left, each gone when the next is asked for."""
     for number in range(count):
         moment = disk.moments[number * 61 % len(disk.moments)]
-        kinds = ("data", "chunk_map", "identity", "meta", "new")
+        kinds = ("data", "chunk_map", "identity", "meta", "new", "index", "index-journal")
         choices = {kind: (dice.choice(NAMES), dice.choice(CONTENTS)) for kind in kinds}
 
         cache = base / f"state{number}" / "cache"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from rig import Rig
 
 CREATE = "import sys; from rafs_v6.build.cli import main; sys.exit(main())"
@@ -70,3 +71,61 @@ def test_a_copy_that_rotted_on_disk_is_fetched_instead(rig: Rig, tmp_path: Path)
     other = rig.mount(second[0], second[1], "m2")
     _check(other, second[2])
     assert sum(blob["reused"] for blob in rig.status()["blobs"]) < SHARED * SIZE // 2
+
+
+def _closed(rig: Rig, image: tuple[Path, Path, dict[str, bytes]]) -> Path:
+    """Read and unmount an image; its data file, which nobody has open then."""
+    mount = rig.mount(image[0], image[1], "m1")
+    _check(mount, image[2])
+    rig.run("umount", mount)
+    (data,) = (rig.root / "cache").glob("*.blob.data")
+    return data
+
+
+def _reused_and_fetched(rig: Rig, image: tuple[Path, Path, dict[str, bytes]]) -> tuple[int, int]:
+    """By an image whose files are all read, and have the right bytes."""
+    mount = rig.mount(image[0], image[1], "m2")
+    _check(mount, image[2])
+    blobs = rig.status()["blobs"]
+    assert all(blob["errors"] == 0 for blob in blobs)
+    counts = sum(b["reused"] for b in blobs), sum(b["fetched"] for b in blobs)
+    rig.run("umount", mount)
+    return counts
+
+
+def test_chunks_of_an_image_that_is_not_mounted_are_copied(rig: Rig, tmp_path: Path) -> None:
+    """Over a restart of the daemon, and no more once that image's files are deleted."""
+    first, second, third = (_image(tmp_path, seed) for seed in (1, 2, 3))
+    data = _closed(rig, first)
+    rig.run("stop")
+    rig.wait_for_end()
+    reused, fetched = _reused_and_fetched(rig, second)
+    assert reused >= SHARED * SIZE
+    assert fetched <= (OWN * SIZE) * 1.01  # its own bytes and none of the shared
+    rig.run("gc", "--to", "0")
+    assert not data.exists()
+    assert _reused_and_fetched(rig, third)[0] == 0
+
+
+@pytest.mark.parametrize("harm", ["rotten data", "lost record", "lost data", "damaged index"])
+def test_what_is_wrong_on_disk_is_fetched_instead(rig: Rig, tmp_path: Path, harm: str) -> None:
+    first, second = _image(tmp_path, 1), _image(tmp_path, 2)
+    data = _closed(rig, first)
+    index = rig.root / "cache" / "chunks.index"
+    if harm == "rotten data":
+        content = bytearray(data.read_bytes())
+        content[::4096] = bytes(255 - b for b in content[::4096])
+        data.write_bytes(content)
+    elif harm == "lost record":
+        data.with_name(f"{data.name}.chunk_map").unlink()
+    elif harm == "lost data":
+        data.unlink()
+    else:
+        rig.run("stop")
+        rig.wait_for_end()
+        size = index.stat().st_size
+        index.write_bytes(b"\xa5" * size)
+    assert _reused_and_fetched(rig, second)[0] == 0
+    if harm == "damaged index":  # it is made anew, of what was read since
+        third = _image(tmp_path, 3)
+        assert _reused_and_fetched(rig, third)[0] >= SHARED * SIZE
