@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
 from pathlib import Path
 from typing import Any
 
 import rafs_v6
 from nydus_fscache.errors import BadImage, FscacheError, UsageError
-from rafs_v6.erofs import EROFS_SUPER_MAGIC_V1, EROFS_SUPER_OFFSET, RAFS_V5_MAGIC
+from rafs_v6.locate import locate_bootstrap
 
 _KINDS = {
     stat.S_IFREG: "reg",
@@ -37,35 +36,13 @@ def open_bootstrap(path: Path) -> tuple[rafs_v6.Bootstrap, bool]:
                 f"{path} is {'no file' if path.exists() else 'not there'}",
                 hint="name a bootstrap (image.boot) or a blob with one inside",
             )
-        inside = not _is_bootstrap(path)
-        bootstrap = _from_blob(path) if inside else rafs_v6.Bootstrap.from_file(path)
+        bootstrap, inside = locate_bootstrap(path)
         bootstrap.validate()
     except rafs_v6.UnsupportedImage as e:
         raise BadImage(f"{path}: {e}", hint="build it with nydus-image --fs-version 6") from e
     except rafs_v6.ImageError as e:
         raise BadImage(f"{path}: {e}", hint="build or pull the image again") from e
     return bootstrap, inside
-
-
-def _is_bootstrap(path: Path) -> bool:
-    """By its magic number; what is too short for one is left to the reader of bootstraps."""
-    with path.open("rb") as f:
-        head = f.read(EROFS_SUPER_OFFSET + 4)
-        if len(head) < EROFS_SUPER_OFFSET + 4:
-            return True
-        (v6,) = struct.unpack_from("<I", head, EROFS_SUPER_OFFSET)
-        (v5,) = struct.unpack_from("<I", head)
-        return bool(v6 == EROFS_SUPER_MAGIC_V1 or v5 == RAFS_V5_MAGIC)
-
-
-def _from_blob(path: Path) -> rafs_v6.Bootstrap:
-    with path.open("rb") as f:
-
-        def read_at(_blob_id: str, offset: int, length: int) -> bytes:
-            return os.pread(f.fileno(), length, offset)
-
-        size = path.stat().st_size
-        return rafs_v6.Bootstrap.from_bytes(rafs_v6.find_bootstrap(read_at, path.name, size))
 
 
 # -- paths -----------------------------------------------------------------------------------------

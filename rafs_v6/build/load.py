@@ -22,8 +22,8 @@ from rafs_v6.erofs import (
     SuperFlags,
 )
 from rafs_v6.errors import ImageError
+from rafs_v6.locate import locate_bootstrap
 from rafs_v6.tables import is_inlined_id
-from rafs_v6.toc import find_bootstrap
 
 _ID_LEN = 64
 
@@ -62,21 +62,10 @@ def load(path: Path, rename: Callable[[BlobRecord], BlobRecord] | None = None) -
 
 def open_bootstrap(path: Path) -> Bootstrap:
     """A validated bootstrap, or the one inside a blob with inline metadata."""
-    with path.open("rb") as f:
-        f.seek(1024)
-        if f.read(4) == b"\xe2\xe1\xf5\xe0":
-            boot = Bootstrap.from_file(path)
-        else:
-            size = f.seek(0, 2)
-
-            def read_at(_: str, offset: int, length: int) -> bytes:
-                f.seek(offset)
-                return f.read(length)
-
-            try:
-                boot = Bootstrap.from_bytes(find_bootstrap(read_at, path.name, size))
-            except ImageError as e:
-                raise BuildError(f"{path}: {e}") from e
+    try:
+        boot, _ = locate_bootstrap(path)
+    except ImageError as e:
+        raise BuildError(f"{path}: {e}") from e
     if boot.tables.flags & SuperFlags.TARFS_MODE:
         raise BuildError(f"{path}: a tarfs image stands alone, nothing goes over it")
     boot.validate()

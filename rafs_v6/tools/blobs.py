@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rafs_v6.bootstrap import Bootstrap
-from rafs_v6.erofs import EROFS_SUPER_OFFSET, BlobFeatures
+from rafs_v6.erofs import BlobFeatures
 from rafs_v6.errors import ImageError, RafsError
-from rafs_v6.faults import STRICT, Checks
 from rafs_v6.image import Image, directory_reader
+from rafs_v6.locate import locate_bootstrap
 from rafs_v6.tables import is_inlined_id
-from rafs_v6.toc import TAR_HEADER, ReadAt, find_bootstrap, is_tar_header
-
-_MAGIC = b"\xe2\xe1\xf5\xe0"
+from rafs_v6.toc import ReadAt
 
 
 class BlobsError(RafsError):
@@ -41,24 +39,12 @@ def file_blobs(path: Path) -> Blobs:
     return Blobs(lambda _, off, n: read(path.name, off, n), lambda _: path.stat().st_size)
 
 
-def load_bootstrap(path: Path, check: Checks = STRICT) -> Bootstrap:
+def load_bootstrap(path: Path) -> Bootstrap:
     """A bootstrap, or the one inside a blob with inline metadata; its tree is not yet checked."""
-    with path.open("rb") as f:
-        f.seek(EROFS_SUPER_OFFSET)
-        magic = f.read(len(_MAGIC))
-        size = f.seek(0, 2)
-        f.seek(max(0, size - TAR_HEADER))
-        if magic == _MAGIC or not is_tar_header(f.read(TAR_HEADER)):
-            return Bootstrap.from_file(path, check)
-
-        def read_at(_: str, offset: int, length: int) -> bytes:
-            f.seek(offset)
-            return f.read(length)
-
-        try:
-            return Bootstrap.from_bytes(find_bootstrap(read_at, path.name, size), check)
-        except ImageError as error:
-            raise type(error)(f"{path}: {error}") from error
+    try:
+        return locate_bootstrap(path)[0]
+    except ImageError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def adopt_own_blob(path: Path, bootstrap: Bootstrap, blobs: Blobs) -> Blobs:

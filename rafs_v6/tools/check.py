@@ -20,7 +20,8 @@ from rafs_v6.erofs import (
 )
 from rafs_v6.errors import ImageError
 from rafs_v6.faults import Checks, Fault
-from rafs_v6.tools.blobs import Blobs, adopt_own_blob, load_bootstrap
+from rafs_v6.locate import locate_bootstrap
+from rafs_v6.tools.blobs import Blobs, adopt_own_blob
 from rafs_v6.tools.check_blob import BlobCheck
 from rafs_v6.tools.check_data import CheckedData, check_data
 
@@ -78,7 +79,8 @@ def check_image(
     report = CheckReport()
     check = Checks(report.add)
     try:
-        bootstrap = report.bootstrap = load_bootstrap(path, check)
+        bootstrap, _ = locate_bootstrap(path, check)
+        report.bootstrap = bootstrap
     except ImageError as error:
         check.fail("bootstrap", str(path), str(error))
         return report
