@@ -20,6 +20,7 @@ from typing import Self
 from rafs_v6.erofs import (
     CHUNK_INDEX,
     CHUNK_INDEX_SIZE,
+    CHUNK_RECORD_SIZE,
     DIRENT,
     EROFS_CHUNK_FORMAT_BLKBITS_MASK,
     EROFS_CHUNK_FORMAT_INDEXES,
@@ -33,6 +34,7 @@ from rafs_v6.erofs import (
     SYMLINK_MAX,
     XATTR_ENTRY,
     XATTR_PREFIXES,
+    ChunkRecord,
     InodeCompact,
     InodeExtended,
     round_up,
@@ -133,6 +135,12 @@ class Bootstrap:
             if not os.fstat(f.fileno()).st_size:
                 raise ImageError("the bootstrap is empty")
             return cls(memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)), check)
+
+    def chunk_records(self) -> Iterator[tuple[int, ChunkRecord]]:
+        """(byte of the bootstrap, record), in the order of the chunk table (sheet 1.17)."""
+        base = self.tables.ext.chunk_table_offset
+        for at in range(0, len(self.chunk_table), CHUNK_RECORD_SIZE):
+            yield base + at, ChunkRecord.unpack(self.chunk_table, at)
 
     # -- inodes ------------------------------------------------------------------------------
 

@@ -13,3 +13,8 @@ class ImageError(RafsError, ValueError):
 
 class UnsupportedImage(ImageError):
     """An image that may well be right, of a kind that this library does not read."""
+
+
+def shown(name: bytes) -> str:
+    """A name out of an image for people and reports; what is no UTF-8 as escapes."""
+    return name.decode("utf-8", "backslashreplace")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rafs_v6.erofs import CHUNK_INDEX_SIZE, EROFS_DIRENT_SIZE
-from rafs_v6.errors import ImageError
+from rafs_v6.errors import ImageError, shown
 from rafs_v6.faults import STRICT, Checks
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class _Validator:
 
 
 def _where(nid: int, path: bytes) -> str:
-    return f"inode {nid}, {path.decode('utf-8', 'backslashreplace')}"
+    return f"inode {nid}, {shown(path)}"
 
 
 def _chunk_places(bootstrap: Bootstrap, check: Checks) -> dict[tuple[int, int], _Place] | None:

@@ -22,6 +22,7 @@ from rafs_v6.erofs import Digester
 
 _DIGEST = 32  # bytes, which a key begins with
 
+
 @dataclass(frozen=True, slots=True)
 class Dictionary:
     """What ``generate`` wrote: the blobs that it refers to, its chunks and their plain bytes."""

@@ -88,20 +88,24 @@ class StoredChunks:
             return 0, 0, 0
         return len(self.cct), len(self.contexts), self.context_count
 
+    def find(self, digest: bytes, size: int) -> tuple[Chunk, bool]:
+        """The chunk of ``size`` plain bytes; is it a new one of this blob, to be stored now?"""
+        key = chunk_key(digest, size)
+        chunk = self.known.get(key)
+        if chunk is not None:
+            return chunk, False
+        if self._count >= MAX_CHUNKS - 1:
+            raise BuildError("a blob holds at most 2^24-1 chunks; choose a larger --chunk-size")
+        chunk = self.known[key] = Chunk(self.blob, self._count, self.flat_size, size)
+        self._count += 1
+        self.flat_size += round_up(size, EROFS_BLOCK)
+        return chunk, True
+
     def place(self, piece: Any, node: Node) -> Chunk | None:
         """Give a digested piece of ``node`` its chunk; the chunk, when there was none like it."""
-        key = chunk_key(bytes(piece.digest), int(piece.len))
-        chunk = self.known.get(key)
-        fresh = None
-        if chunk is None:
-            if self._count >= MAX_CHUNKS - 1:
-                raise BuildError("a blob holds at most 2^24-1 chunks; choose a larger --chunk-size")
-            fresh = chunk = Chunk(self.blob, self._count, self.flat_size, int(piece.len))
-            self._count += 1
-            self.flat_size += round_up(chunk.size, EROFS_BLOCK)
-            self.known[key] = chunk
+        chunk, is_new = self.find(bytes(piece.digest), int(piece.len))
         node.chunks.append(chunk)
-        return fresh
+        return chunk if is_new else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,11 @@ from rafs_v6.build.errors import BuildError
 from rafs_v6.build.records import ChunkRecords
 from rafs_v6.build.tree import Chunk, Node, traverse
 from rafs_v6.erofs import (
-    CHUNK_RECORD_SIZE,
     EROFS_BLOCK,
     SUPER_FLAGS_COMPRESSION,
     SUPER_FLAGS_HASH,
     BlobFeatures,
     BlobRecord,
-    ChunkRecord,
     SuperFlags,
 )
 from rafs_v6.errors import ImageError
@@ -77,8 +75,7 @@ def load_blobs(
 ) -> list[BlobEntry]:
     """The blobs of ``boot`` with their chunk records, in the order of the blob table."""
     per_blob = [ChunkRecords() for _ in boot.blobs]
-    for at in range(0, len(boot.chunk_table), CHUNK_RECORD_SIZE):
-        chunk = ChunkRecord.unpack(boot.chunk_table, at)
+    for _, chunk in boot.chunk_records():
         if chunk.blob_index < len(per_blob):
             per_blob[chunk.blob_index].append(chunk)
     blobs = []

@@ -93,9 +93,12 @@ def check_image(
     if blobs is None:
         return report
     blobs = adopt_own_blob(path, bootstrap, blobs)
+    records: dict[int, list[int]] = {}
+    for at, record in bootstrap.chunk_records():
+        records.setdefault(record.blob_index, []).append(at)
     maps = []
     for info in bootstrap.blobs:
-        chunks = BlobCheck(bootstrap, info, blobs, check).run()
+        chunks = BlobCheck(bootstrap, info, blobs, check, records.get(info.index, ())).run()
         if chunks is not None:
             maps.append(chunks)
     report.data = check_data(maps, blobs, check, threads=threads, progress=progress)

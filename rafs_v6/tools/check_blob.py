@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import string
+from collections.abc import Sequence
 
 from rafs_v6.blob import ChunkMap, read_header
 from rafs_v6.bootstrap import Bootstrap
 from rafs_v6.erofs import (
     CCT_HEADER_SIZE,
     CCT_MAGIC,
-    CHUNK_RECORD_SIZE,
     BlobFeatures,
     CctHeader,
     ChunkRecord,
@@ -32,9 +32,13 @@ _COUNTED = BlobFeatures.IS_CHUNKDICT_GENERATED
 
 
 class BlobCheck:
+    """``records``: where the bootstrap has the blob's chunk records."""
+
     def __init__(
-        self, bootstrap: Bootstrap, info: BlobInfo, blobs: Blobs, check: Checks
-    ) -> None:
+        self, bootstrap: Bootstrap, info: BlobInfo, blobs: Blobs, check: Checks,
+        records: Sequence[int],
+    ) -> None:  # fmt: skip
+        self._records = records
         self._bootstrap, self._info, self._blobs, self._check = bootstrap, info, blobs, check
         self._meta = f"blob {info.meta_blob_id}"
         self._digests = b""
@@ -180,14 +184,11 @@ class BlobCheck:
 
     def _check_records(self, chunks: ChunkMap) -> None:
         """The chunk table of the bootstrap against the chunk map of the blob."""
-        table = self._bootstrap.chunk_table
-        base = self._bootstrap.tables.ext.chunk_table_offset
-        generated = bool(self._info.features & _COUNTED)
-        for at in range(0, len(table), CHUNK_RECORD_SIZE):
-            record = ChunkRecord.unpack(table, at)
-            if record.blob_index != self._info.index or generated:
-                continue
-            place = f"bootstrap, byte {base + at:#x}"
+        if self._info.features & _COUNTED:
+            return
+        for at in self._records:
+            record = ChunkRecord.unpack(self._bootstrap.data, at)
+            place = f"bootstrap, byte {at:#x}"
             if not self._check(
                 record.index < chunks.nchunks, "chunk-table.index", place,
                 f"chunk table: chunk {record.index} of {chunks.nchunks}",

@@ -52,15 +52,19 @@ def compact(
     for node in files:
         for chunk in node.chunks:
             used.setdefault(chunk.blob, {}).setdefault(chunk.index, chunk)
-    before = list(rewrite.entries)
-    sizes = {name: _used_size(rewrite, name, used[name]) for name in before if name in used}
+    index = rewrite.indexes()
+    before = list(index)
+    sizes = {
+        name: _used_size(rewrite, index[name], used[name]) for name in before if name in used
+    }
     free = [
         name for name in sizes
         if name not in keep and not rewrite.entries[name].record.features & _FIXED
     ]  # fmt: skip
     groups = [
         [name] for name in free
-        if sizes[name] * 100 < options.min_used_ratio * _stored_size(rewrite, name)
+        if sizes[name] * 100
+        < options.min_used_ratio * rewrite.image.bootstrap.blobs[index[name]].data_size
     ]  # fmt: skip
     if len(sizes) > options.layers:
         groups = _merged(free, sizes, groups, options)
@@ -92,13 +96,8 @@ def _merged(
     return groups + [g for g in sparse if g[0] not in taken]
 
 
-def _used_size(rewrite: Rewrite, name: str, chunks: dict[int, Chunk]) -> int:
+def _used_size(rewrite: Rewrite, blob: int, chunks: dict[int, Chunk]) -> int:
     """Stored bytes of ``chunks``; of a batch, all."""
-    index = list(rewrite.entries).index(name)
-    chunk_map = rewrite.image.chunk_map(index)
+    chunk_map = rewrite.image.chunk_map(blob)
     units = {chunk_map.blob.chunks[i].unit for i in chunks}
     return sum(chunk_map.unit(u).clen for u in units)
-
-
-def _stored_size(rewrite: Rewrite, name: str) -> int:
-    return rewrite.image.bootstrap.blobs[list(rewrite.entries).index(name)].data_size

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from rafs_v6.bootstrap import Bootstrap, ChunkRef, Inode
 from rafs_v6.erofs import BlobFeatures, ChunkRecord
+from rafs_v6.errors import shown
 from rafs_v6.image import Image
 from rafs_v6.tools.records import ChunkKey, records_by_chunk
 
@@ -130,16 +131,12 @@ def _values(bootstrap: Bootstrap, inode: Inode) -> dict[str, object]:
     if inode.is_reg:
         out |= {"size": inode.size, "links": inode.nlink}
     elif inode.is_symlink:
-        out["target"] = _text(bootstrap.read_link(inode))
+        out["target"] = shown(bootstrap.read_link(inode))
     elif inode.rdev:
         out["device"] = f"{os.major(inode.rdev)}:{os.minor(inode.rdev)}"
     for name, value in bootstrap.xattrs(inode).items():
-        out[f"xattr {_text(name)}"] = value.hex()
+        out[f"xattr {shown(name)}"] = value.hex()
     return out
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "backslashreplace")
 
 
 # -- what is to be fetched -------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from rafs_v6.bootstrap import Bootstrap, Inode
 from rafs_v6.erofs import BlobFeatures, SuperFlags
-from rafs_v6.tools.records import chunk_records
+from rafs_v6.errors import shown
 
 
 class BadQuestion(ValueError):
@@ -86,7 +86,7 @@ class Inspector:
             {
                 "type": _kind(child),
                 "inode": child.nid,
-                "name": _text(entry.name),
+                "name": shown(entry.name),
                 "size": child.size,
             }
             for entry in self._b.read_dir(self._directory(self._path(name)))
@@ -118,10 +118,10 @@ class Inspector:
             "gid": inode.gid,
             "mtime": inode.mtime,
             "mtime_nsec": inode.mtime_nsec,
-            "xattrs": {_text(k): v.hex() for k, v in self._b.xattrs(inode).items()},
+            "xattrs": {shown(k): v.hex() for k, v in self._b.xattrs(inode).items()},
         }
         if inode.is_symlink:
-            out["target"] = _text(self._b.read_link(inode))
+            out["target"] = shown(self._b.read_link(inode))
         elif inode.is_reg:
             out["chunks"] = [
                 {
@@ -169,14 +169,14 @@ class Inspector:
         for path, inode in self._b.walk():
             if inode.nid in wanted:
                 slash = "/" if inode.is_dir and path != b"/" else ""
-                names.setdefault(inode.nid, []).append(_text(path) + slash)
+                names.setdefault(inode.nid, []).append(shown(path) + slash)
         return [{"inode": nid, "path": names.get(nid, [])} for nid in self._b.prefetch_nids]
 
     def _chunk(self, argument: str) -> Answer:
         """Chunks that hold the stored byte, of any blob, and the files that use them."""
         offset = _number(argument, "chunk OFFSET")
         found: dict[tuple[int, int], dict[str, object]] = {}
-        for _, r in chunk_records(self._b):
+        for _, r in self._b.chunk_records():
             stored_end = r.compressed_offset + max(r.compressed_size, 1)
             if r.compressed_offset <= offset < stored_end:
                 found[r.blob_index, r.index] = {
@@ -193,13 +193,13 @@ class Inspector:
             if found and inode.is_reg:
                 for key in {(c.blob_index, c.chunk_index) for c in self._b.chunks(inode)}:
                     if key in files:
-                        files[key].append(_text(path))
+                        files[key].append(shown(path))
         return [chunk | {"files": files[key]} for key, chunk in found.items()]
 
     def _icheck(self, argument: str) -> Answer:
         nid = _number(argument, "icheck INODE")
         return [
-            self._describe(_text(path), inode)
+            self._describe(shown(path), inode)
             for path, inode in self._b.walk() if inode.nid == nid
         ]  # fmt: skip
 
@@ -209,10 +209,6 @@ def _number(text: str, usage: str) -> int:
         return int(text, 0)
     except ValueError:
         raise BadQuestion(f"{text!r} is no number: {usage}") from None
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "backslashreplace")
 
 
 def _kind(inode: Inode) -> str:

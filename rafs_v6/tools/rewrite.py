@@ -12,7 +12,6 @@ from pathlib import Path
 
 from rafs_v6._codec import ffi, lib
 from rafs_v6.blob import ChunkMap
-from rafs_v6.build.base import chunk_key
 from rafs_v6.build.blobfile import BlobFile, shrink, write_atomically
 from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.build.cct import pack_v1
@@ -24,13 +23,11 @@ from rafs_v6.build.prefetch import prefetch_nodes
 from rafs_v6.build.trailer import write_trailer
 from rafs_v6.build.tree import Chunk, Node, traverse
 from rafs_v6.erofs import (
-    EROFS_BLOCK,
     BlobFeatures,
     BlobRecord,
     ChunkFlags,
     ChunkRecord,
     Compressor,
-    round_up,
 )
 from rafs_v6.image import Image
 from rafs_v6.stream import Batch, UnitReader, grouped
@@ -66,6 +63,10 @@ class Rewrite:
             [name for name in names.values() if name], threads,
         )  # fmt: skip
 
+    def indexes(self) -> dict[str, int]:
+        """Of the image's blobs in its blob table, by name; new blobs are counted on."""
+        return {name: i for i, name in enumerate(self.entries)}
+
     def move(
         self, chunks: Iterable[Chunk], nodes: Iterable[Node], directory: Path, *,
         features: int = 0,
@@ -75,7 +76,7 @@ class Rewrite:
 
         ``BuildError`` for chunks of an encrypted blob: the copies would not be.
         """
-        index = {name: i for i, name in enumerate(self.entries)}
+        index = self.indexes()
         wanted = list(dict.fromkeys((index[c.blob], c.index) for c in chunks))
         infos = [self.image.bootstrap.blobs[i] for i in dict.fromkeys(i for i, _ in wanted)]
         for info in infos:
@@ -152,10 +153,9 @@ def _store(
     source, unit = chunks.blob.chunks[number], chunks.unit(unit_number)
     plain = bytes(batch.plain(i)[source.unit_off : source.unit_off + source.usize])
     digest = _digest(chunks, number, plain, options)
-    key = chunk_key(digest, len(plain))
-    known = out.known.get(key)
-    if known is not None:
-        return known
+    copy, is_new = out.find(digest, len(plain))
+    if not is_new:
+        return copy
     alone = not unit.flags & _ALONE
     if alone and chunks.info.compressor is options.compressor:
         data = batch.stored(i)
@@ -163,19 +163,16 @@ def _store(
         data = plain
     else:
         data = bytes(shrink(options.compressor, plain)[1])
-    copy = Chunk(out.blob, len(out.records), out.flat_size, len(plain))
     flags = ChunkFlags.HAS_CRC32C
     if len(data) != len(plain):
         flags |= ChunkFlags.COMPRESSED
     record = ChunkRecord(
-        digest, 0, flags, len(data), len(plain), out.stored_size, out.flat_size, 0, copy.index,
+        digest, 0, flags, len(data), len(plain), out.stored_size, copy.flat_off, 0, copy.index,
         lib.rafs_crc32c(plain, len(plain)),
     )  # fmt: skip
-    out.known[key] = copy
     out.records.append(record)
     out.cct += pack_v1(record)
     out.stored_size += len(data)
-    out.flat_size += round_up(len(plain), EROFS_BLOCK)
     write(data)
     return copy
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rafs_v6.build.cli.output import add_common, examples, progress_line, report
 from rafs_v6.build.cli.source import add_blobs, add_bootstrap, bootstrap_path, open_blobs
 from rafs_v6.build.errors import BuildError
+from rafs_v6.errors import shown
 from rafs_v6.tools.check import CheckReport, check_image, hint
 
 EXAMPLES = """\
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"hint: {step}", file=sys.stderr)
     if args.verbose and found.bootstrap is not None and not found.faults:
         for name, inode in found.bootstrap.walk():
-            print(f"{inode.mode:06o} {inode.size:12} {name.decode(errors='backslashreplace')}")
+            print(f"{inode.mode:06o} {inode.size:12} {shown(name)}")
     _report(args, path, found)
     if found.faults:
         count = len(found.faults) + found.more

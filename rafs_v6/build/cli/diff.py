@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rafs_v6.build.cli.output import add_common, examples, write_json
 from rafs_v6.build.cli.source import add_blobs, open_blobs
+from rafs_v6.errors import shown
 from rafs_v6.image import Image
 from rafs_v6.tools.blobs import load_bootstrap, open_image
 from rafs_v6.tools.diff import Difference, diff
@@ -48,13 +49,13 @@ def run(args: argparse.Namespace) -> None:
         return
     for sign, paths in (("-", found.removed), ("+", found.added), ("?", found.unsure)):
         for path in paths:
-            print(f"{sign} {_text(path)}")
+            print(f"{sign} {shown(path)}")
     for change in found.changed:
         what = ", ".join(
             name if name == "data" else f"{name} {old} -> {new}"
             for name, (old, new) in change.attributes.items()
         )
-        print(f"~ {_text(change.path)}: {what}")
+        print(f"~ {shown(change.path)}: {what}")
     fetch = found.fetch
     size = "unknown (give --blob-dir or a backend)"
     if fetch.new_bytes is not None:
@@ -64,25 +65,21 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.output_json, _document(args, found))
 
 
-def _text(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")
-
-
 def _document(args: argparse.Namespace, found: Difference) -> dict[str, object]:
     fetch = found.fetch
     return {
         "before": str(args.before),
         "after": str(args.after),
-        "added": [_text(p) for p in found.added],
-        "removed": [_text(p) for p in found.removed],
+        "added": [shown(p) for p in found.added],
+        "removed": [shown(p) for p in found.removed],
         "changed": [
             {
-                "path": _text(c.path),
+                "path": shown(c.path),
                 "attributes": {k: {"before": a, "after": b} for k, (a, b) in c.attributes.items()},
             }
             for c in found.changed
         ],
-        "unsure": [_text(p) for p in found.unsure],
+        "unsure": [shown(p) for p in found.unsure],
         "fetch": {
             "bytes": fetch.new_bytes,
             "chunks": fetch.new_chunks,
