@@ -1,7 +1,6 @@
 /* Parallel read, digest, compress and encrypt for the image builder: see build.h. */
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -11,8 +10,6 @@
 
 #include "codec_internal.h"
 #include "build.h"
-
-#define MAX_THREADS 64
 
 struct job {
 	void *items;		/* pieces or parcels */
@@ -159,17 +156,7 @@ static void *store_worker(void *arg)
 
 static int run(struct job *job, void *(*worker)(void *), uint32_t threads)
 {
-	pthread_t ids[MAX_THREADS];
-	uint32_t started = 0, i;
-
-	if (threads > MAX_THREADS)
-		threads = MAX_THREADS;
-	/* The caller's own thread works too; one that cannot be started is no error. */
-	while (started + 1 < threads && !pthread_create(&ids[started], NULL, worker, job))
-		started++;
-	worker(job);
-	for (i = 0; i < started; i++)
-		pthread_join(ids[i], NULL);
+	rafs_in_parallel(worker, job, threads);
 	return atomic_load(&job->error);
 }
 

@@ -14,6 +14,7 @@ CODEC_SOURCES = [
     "csrc/chunktable.c",
     "csrc/codec.c",
     "csrc/units.c",
+    "csrc/threads.c",
     "csrc/zran.c",
     "csrc/xts.c",
     "csrc/digest.c",

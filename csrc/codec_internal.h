@@ -38,6 +38,11 @@ static inline uint64_t le64(const uint8_t *p)
 	return le32(p) | (uint64_t)le32(p + 4) << 32;
 }
 
+#define RAFS_MAX_THREADS 64
+
+/* Call worker(arg) in up to so many threads, one of them the caller's, and wait for all. */
+void rafs_in_parallel(void *(*worker)(void *), void *arg, uint32_t threads);
+
 void rafs_blake3(const uint8_t *data, size_t len, uint8_t out[32]);
 
 /* Exactly out_len bytes of a zran context, or -EBADMSG. */
