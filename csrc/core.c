@@ -80,7 +80,7 @@ int nf_core_next(struct nf_core *c, struct nf_event *out, uint32_t max, int time
 	return (int)n;
 }
 
-void nf_core_wake(struct nf_core *c)
+static void wake_next(struct nf_core *c)
 {
 	pthread_mutex_lock(&c->queue_lock);
 	c->woken = true;
@@ -201,16 +201,6 @@ fail:
 	return NULL;
 }
 
-void nf_core_free(struct nf_core *c)
-{
-	close(c->wake_fd);
-	nf_fill_trim(c);
-	free(c->queue);
-	free(c->trace);
-	free(c->slots);
-	free(c);
-}
-
 static int attach(struct nf_core *c, int *where, int fd)
 {
 	if (*where >= 0)
@@ -252,7 +242,7 @@ int nf_core_stop(struct nf_core *c)
 	nf_wake_loop(c);
 	pthread_join(c->thread, NULL);
 	c->started = false;
-	nf_core_wake(c);
+	wake_next(c);
 	return 0;
 }
 

@@ -71,7 +71,6 @@ int nf_journal_format(void *mem, size_t len, uint32_t slots);
 #define NF_NO_URING 0x1		/* flags: poll and read even where io_uring works */
 
 struct nf_core *nf_core_new(void *journal, size_t journal_len, uint32_t flags);
-void nf_core_free(struct nf_core *c);		/* after nf_core_stop */
 
 int nf_core_attach_fanotify(struct nf_core *c, int group_fd);
 int nf_core_attach_cachefiles(struct nf_core *c, int dev_fd);
@@ -107,9 +106,8 @@ int nf_object_remove(struct nf_core *c, uint32_t id);
 int nf_object_mark(struct nf_core *c, uint32_t id, uint64_t off);
 
 /* Misses and the rest, oldest first.  Blocks up to timeout_ms (-1: for ever). Returns how many;
- * 0 on time-out or when nf_core_wake was called. */
+ * 0 on time-out or when the core is stopped. */
 int nf_core_next(struct nf_core *c, struct nf_event *out, uint32_t max, int timeout_ms);
-void nf_core_wake(struct nf_core *c);
 
 /*
  * Decode units [unit, unit+n) from stored (which begins at byte stored_off of

@@ -223,9 +223,6 @@ class Core:
             return Lost()
         return Broken(e.len)
 
-    def wake(self) -> None:
-        lib.nf_core_wake(self._core)
-
     # -- fills ---------------------------------------------------------------------------------
 
     def fill(

@@ -23,7 +23,6 @@ from nydus_fscache.cache.plan import FIRST_WINDOW, LEAST_AMPLIFIED, Extent, Plan
 from nydus_fscache.cache.presence import PAGE, ChunkMapFile, PageMap
 from nydus_fscache.cache.reuse import Copies, copy_chunk, holds_chunk, read_chunk
 from nydus_fscache.core import Core, unit_columns
-from nydus_fscache.errors import BackendError
 
 log = logging.getLogger("cache")
 
@@ -281,20 +280,6 @@ class CacheObject:
                 return []
             wanted = [u for u in units if self._states[u] == _MISSING]
             return self._planner.bridge(wanted, limit)
-
-    def ensure(self, off: int, length: int, *, deadline: float) -> None:
-        """Like a reader of the kernel, for our own code: returns when the bytes are there.
-
-        Raises ``BackendError`` when they cannot be had before ``deadline`` (monotonic).
-        """
-        errors = self.counters.errors
-        self.demand(off, length)
-        with self._changed:
-            while not self.has(off, length):
-                left = deadline - time.monotonic()
-                if self.counters.errors != errors or left <= 0 or not self._changed.wait(left):
-                    reason = self.counters.last_error or "not in time"
-                    raise BackendError(f"blob {self.name}: bytes {off}+{length}: {reason}")
 
     def _may_read_ahead(self, unit: int) -> bool:
         """Neighbours that nobody asked for are taken only where they can be verified."""

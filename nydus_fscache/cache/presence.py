@@ -68,10 +68,6 @@ class PageMap:
         value = int.from_bytes(self.memory[low:high], "little") | mask
         self.memory[low:high] = value.to_bytes(high - low, "little")
 
-    def clear(self) -> None:
-        """Forget everything; only while the C core does not know the object."""
-        self.memory[:] = bytes(len(self.memory))
-
     def all_set(self, first: int, end: int) -> bool:
         low, high, mask = self._window(first, end)
         return int.from_bytes(self.memory[low:high], "little") & mask == mask
