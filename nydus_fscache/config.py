@@ -11,6 +11,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nydus_fscache.cache.plan import MIB, Tuning
@@ -29,9 +30,21 @@ class Config:
     tuning: Tuning
 
 
+def read(path: Path) -> str:
+    """The text of a document; raises ``UsageError``."""
+    try:
+        with path.open("rb") as f:
+            text = f.read(MAX_DOCUMENT + 1).decode()
+    except (OSError, ValueError) as e:
+        raise UsageError(f"cannot read {path}: {e}") from e
+    if len(text) > MAX_DOCUMENT:
+        raise UsageError(f"{path} is larger than {MAX_DOCUMENT} bytes")
+    return text
+
+
 def parse(text: str, where: object) -> Config:
     """Raises ``UsageError``; ``where``: the document's name, for messages."""
-    document = _document(text, where)
+    document = document_of(text, where)
     if "version" in document:
         if document["version"] != 2:
             raise UsageError(f"{where} is of version {document['version']!r}", hint="2, or 1: none")
@@ -42,8 +55,7 @@ def parse(text: str, where: object) -> Config:
             prefetch = _table(rafs, "prefetch") or prefetch
         names = ("threads", "batch_size", "bandwidth_limit")
     elif "device" in document:
-        old = _table(_table(document, "device"), "backend")
-        backend = {"type": old.get("type"), str(old.get("type")): old.get("config")}
+        backend = old_backend(document)
         batch, prefetch = document.get("amplify_io"), _table(document, "fs_prefetch")
         names = ("threads_count", "merging_size", "bandwidth_rate")
     else:
@@ -54,12 +66,19 @@ def parse(text: str, where: object) -> Config:
     return Config(backend, _tuning(batch, prefetch, names, where, all_by_default=is_old))
 
 
+def old_backend(document: Mapping[str, Any]) -> dict[str, Any]:
+    """That of a document of version 1, as an object of version 2."""
+    old = _table(_table(document, "device"), "backend")
+    return {"type": old.get("type"), str(old.get("type")): old.get("config")}
+
+
 def of_backend(backend: dict[str, Any]) -> Config:
     """A backend object alone: the rest is found out."""
     return Config(backend, Tuning())
 
 
-def _document(text: str, where: object) -> dict[str, Any]:
+def document_of(text: str, where: object) -> dict[str, Any]:
+    """JSON or TOML; raises ``UsageError``."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):

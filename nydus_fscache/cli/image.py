@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nydus_fscache.backend.make import make_backend
+from nydus_fscache.config import document_of, old_backend, read
 from nydus_fscache.errors import FscacheError
 from rafs_v6.build.cli import main as image_main
 from rafs_v6.tools.blobs import Blobs, BlobsError
@@ -15,37 +17,48 @@ from rafs_v6.tools.blobs import Blobs, BlobsError
 _PATIENCE_S = 120.0  # for one read, of at most some 16 MiB
 
 
+class _Backends:
+    """See ``rafs_v6.build.cli.source.Backends``."""
+
+    @contextlib.contextmanager
+    def open(self, config: Mapping[str, Any]) -> Iterator[Blobs]:
+        with _translated():
+            backend = make_backend(config)
+
+        def read_at(blob_id: str, offset: int, length: int) -> bytes:
+            with _translated():
+                return backend.read(
+                    blob_id, offset, length, deadline=time.monotonic() + _PATIENCE_S
+                )
+
+        def size(blob_id: str) -> int:
+            with _translated():
+                return backend.size(blob_id, deadline=time.monotonic() + _PATIENCE_S)
+
+        try:
+            yield Blobs(read_at, size)
+        finally:
+            backend.close()
+
+    def of_nydusd(self, path: Path) -> Mapping[str, Any]:
+        with _translated():
+            document = document_of(read(path), path)
+            backend = document.get("backend")
+            if backend is None and "device" in document:
+                backend = old_backend(document)
+        if not isinstance(backend, dict):
+            raise BlobsError(f"{path} has no backend")
+        return backend
+
+
 @contextlib.contextmanager
-def open_backend(config: Mapping[str, Any]) -> Iterator[Blobs]:
-    """``Blobs`` of the ``backend`` object of nydusd's configuration v2."""
+def _translated() -> Iterator[None]:
     try:
-        backend = make_backend(config)
+        yield
     except FscacheError as error:
-        raise _translated(error) from error
-
-    def read_at(blob_id: str, offset: int, length: int) -> bytes:
-        try:
-            return backend.read(
-                blob_id, offset, length, deadline=time.monotonic() + _PATIENCE_S
-            )
-        except FscacheError as error:
-            raise _translated(error) from error
-
-    def size(blob_id: str) -> int:
-        try:
-            return backend.size(blob_id, deadline=time.monotonic() + _PATIENCE_S)
-        except FscacheError as error:
-            raise _translated(error) from error
-
-    try:
-        yield Blobs(read_at, size)
-    finally:
-        backend.close()
-
-
-def _translated(error: FscacheError) -> BlobsError:
-    return BlobsError(f"{error}" + (f"; {error.hint}" if error.hint else ""))
+        hint = f"; {error.hint}" if error.hint else ""
+        raise BlobsError(f"{error}{hint}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return image_main(argv, open_backend)
+    return image_main(argv, _Backends())

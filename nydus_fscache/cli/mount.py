@@ -94,14 +94,7 @@ def fetch_config(args: argparse.Namespace) -> Config | None:
         return config.of_backend({"type": "localfs", "localfs": {"dir": directory}})
     if args.backend is None:
         return None
-    try:
-        with args.backend.open("rb") as f:
-            text = f.read(config.MAX_DOCUMENT + 1).decode()
-    except (OSError, ValueError) as e:
-        raise UsageError(f"cannot read the backend from {args.backend}: {e}") from e
-    if len(text) > config.MAX_DOCUMENT:
-        raise UsageError(f"{args.backend} is larger than {config.MAX_DOCUMENT} bytes")
-    return config.parse(text, args.backend)
+    return config.parse(config.read(args.backend), args.backend)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from rafs_v6.build.cli import (
     stat,
     unpack,
 )
-from rafs_v6.build.cli.source import OpenBackend
+from rafs_v6.build.cli.source import Backends
 from rafs_v6.errors import RafsError
 
 EXAMPLES = """\
@@ -41,8 +41,8 @@ each COMMAND --help has more
 """
 
 
-def main(argv: Sequence[str] | None = None, open_backend: OpenBackend | None = None) -> int:
-    """``open_backend``: see ``source``."""
+def main(argv: Sequence[str] | None = None, backends: Backends | None = None) -> int:
+    """``backends``: see ``source``."""
     parser = argparse.ArgumentParser(
         prog="nydus-image",
         description="Build, merge, check, compare and take apart RAFS v6 images.",
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None, open_backend: OpenBackend | None = N
         create, merge, chunkdict, check, inspect, stat, diff, unpack, export, compact, optimize
     ):  # fmt: skip
         module.add_parser(commands)
-    args = parser.parse_args(argv, argparse.Namespace(open_backend=open_backend))
+    args = parser.parse_args(argv, argparse.Namespace(backends=backends))
     try:
         args.run(args)
     except (RafsError, OSError) as error:

@@ -1,8 +1,7 @@
 """Where a command finds its bootstrap and its blobs: the options, and what they lead to.
 
-This library knows no networks.  ``main`` may be given ``open_backend``, which
-turns a backend's configuration into ``Blobs``; the program ``nydus-image`` gets
-it from nydus_fscache.
+This library knows no networks.  ``main`` may be given ``Backends``; the program
+``nydus-image`` gets them from nydus_fscache.
 """
 
 from __future__ import annotations
@@ -10,16 +9,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rafs_v6.build.errors import BuildError
 from rafs_v6.tools.blobs import Blobs, directory_blobs, file_blobs
 
-OpenBackend = Callable[[Mapping[str, Any]], AbstractContextManager[Blobs]]
+
+class Backends(Protocol):
+    """Both raise ``RafsError``."""
+
+    def open(self, config: Mapping[str, Any]) -> AbstractContextManager[Blobs]:
+        """``config``: the ``backend`` object of nydusd's configuration v2."""
+
+    def of_nydusd(self, path: Path) -> Mapping[str, Any]:
+        """That object out of a configuration of nydusd, new or old."""
+
 
 _CONFIG_MAX = 1 << 20
 
@@ -56,11 +63,12 @@ def add_blobs(parser: argparse.ArgumentParser, *, single: bool = False) -> None:
 @contextlib.contextmanager
 def open_blobs(args: argparse.Namespace) -> Iterator[Blobs | None]:
     """What the options name, a backend first; None when they name nothing."""
-    config = backend_config(args)
-    if config is not None:
-        if args.open_backend is None:
+    options = None if args.config is not None else _backend_of_options(args)
+    if args.config is not None or options is not None:
+        backends: Backends | None = args.backends
+        if backends is None:
             raise BuildError("no backends here: use the program nydus-image, or --blob-dir")
-        with args.open_backend(config) as blobs:
+        with backends.open(options or backends.of_nydusd(args.config)) as blobs:
             yield blobs
     elif getattr(args, "blob", None) is not None:
         yield file_blobs(args.blob)
@@ -80,10 +88,8 @@ def need_blobs(args: argparse.Namespace) -> Iterator[Blobs]:
         yield blobs
 
 
-def backend_config(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The ``backend`` object of nydusd's configuration v2 that the options amount to."""
-    if args.config is not None:
-        return _from_nydusd(args.config)
+def _backend_of_options(args: argparse.Namespace) -> dict[str, Any] | None:
+    """A ``backend`` object; None when the options name no backend."""
     if args.backend_type is None:
         if args.backend_config or args.backend_config_file:
             raise BuildError("--backend-config needs --backend-type")
@@ -96,26 +102,6 @@ def backend_config(args: argparse.Namespace) -> dict[str, Any] | None:
         path = Path(text)
     options = _parse(_read(path), path) if path else _parse(text, "--backend-config")
     return {"type": args.backend_type, args.backend_type: options}
-
-
-def _from_nydusd(path: Path) -> dict[str, Any]:
-    text = _read(path)
-    try:
-        document = json.loads(text)
-    except ValueError:
-        try:
-            document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise BuildError(f"{path} is neither JSON nor TOML: {error}") from error
-    if not isinstance(document, dict):
-        raise BuildError(f"{path} holds no configuration of nydusd")
-    backend = document.get("backend")
-    if backend is None and isinstance(document.get("device"), dict):  # version 1
-        old = document["device"].get("backend") or {}
-        backend = {"type": old.get("type"), str(old.get("type")): old.get("config")}
-    if not isinstance(backend, dict):
-        raise BuildError(f"{path} has no backend")
-    return backend
 
 
 def _read(path: Path) -> str:
