@@ -6,10 +6,12 @@ Nothing is ever half-written under its final name, and a failure leaves no tempo
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from nydus_fscache.errors import CacheDirError
@@ -94,15 +96,29 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def data_extents(fd: int, size: int, limit: int) -> list[tuple[int, int]]:
-    """Ranges [off, end) below ``size`` that are no holes; the last of ``limit`` ranges goes to
-    the end, whatever is there."""
-    extents: list[tuple[int, int]] = []
+def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Ranges [off, end) below ``size`` that are no holes."""
     at = 0
-    with contextlib.suppress(OSError):  # ENXIO: no data behind this point
-        while at < size:
+    while at < size:
+        try:
             start = os.lseek(fd, at, os.SEEK_DATA)
-            last = len(extents) + 1 == limit
-            at = size if last else min(size, os.lseek(fd, start, os.SEEK_HOLE))
-            extents.append((start, at))
+        except OSError as e:
+            if e.errno == errno.ENXIO:  # no data behind this point
+                return
+            raise
+        at = min(size, os.lseek(fd, start, os.SEEK_HOLE))
+        if start < size:
+            yield start, at
+
+
+def data_extents(fd: int, size: int, limit: int) -> list[tuple[int, int]]:
+    """The same as a list; the last of ``limit`` ranges goes to the end, whatever is there, and
+    what cannot be told counts as a hole."""
+    extents: list[tuple[int, int]] = []
+    with contextlib.suppress(OSError):
+        for start, end in data_ranges(fd, size):
+            if len(extents) + 1 == limit:
+                extents.append((start, size))
+                break
+            extents.append((start, end))
     return extents

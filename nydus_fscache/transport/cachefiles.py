@@ -26,6 +26,7 @@ from nydus_fscache.cache.presence import PAGE, PageMap
 from nydus_fscache.cache.store import Store
 from nydus_fscache.core import Broken, Closed, Core, Event, Lost, Missed, Opened
 from nydus_fscache.errors import KernelRefused
+from nydus_fscache.files import data_ranges
 from nydus_fscache.handover import Handover
 from nydus_fscache.image import Image
 from nydus_fscache.transport.base import Bound
@@ -319,28 +320,27 @@ class CachefilesTransport:
             self._core.fail(oid, 0, image.size, error)
 
     def _find_present(self, obj: CacheObject) -> None:
-        extents: list[tuple[int, int]] = []
-        at = 0
-        try:
-            while at < obj.chunks.flat_size:
-                start = _seek_data(obj.fill_fd, at)
-                at = os.lseek(obj.fill_fd, start, os.SEEK_HOLE)
-                extents.append((start, at))
-        except OSError as e:
-            if e.errno != errno.ENXIO:  # no data behind this point
-                log.warning("blob %s: what is cached cannot be told: %s", obj.name, e)
         size = obj.chunks.flat_size
-        obj.found_on_disk([(off, size if end >= size - size % PAGE else end)
-                           for off, end in extents])
+        extents: list[tuple[int, int]] = []
+        try:
+            _wait_for_backing_file(obj.fill_fd)
+            for off, end in data_ranges(obj.fill_fd, size):
+                extents.append((off, size if end >= size - size % PAGE else end))
+        except OSError as e:
+            log.warning("blob %s: what is cached cannot be told: %s", obj.name, e)
+        obj.found_on_disk(extents)
 
 
-def _seek_data(fd: int, at: int) -> int:
-    """The kernel makes the backing file only some time after copen; ENOBUFS until then."""
+def _wait_for_backing_file(fd: int) -> None:
+    """The kernel makes it only some time after copen; until then seeking is ENOBUFS."""
     deadline = time.monotonic() + _BACKING_FILE_PATIENCE_S
     while True:
         try:
-            return os.lseek(fd, at, os.SEEK_DATA)
+            os.lseek(fd, 0, os.SEEK_DATA)
+            return
         except OSError as e:
+            if e.errno == errno.ENXIO:
+                return
             if e.errno != errno.ENOBUFS or time.monotonic() > deadline:
                 raise
         time.sleep(_RETRY_S)

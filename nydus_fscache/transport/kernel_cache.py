@@ -24,7 +24,7 @@ from pathlib import Path
 
 from nydus_fscache import kernel
 from nydus_fscache.errors import CacheDirError, KernelRefused, UsageError
-from nydus_fscache.files import replace_file, status_of_ours, sync
+from nydus_fscache.files import data_ranges, replace_file, status_of_ours, sync
 
 log = logging.getLogger("cachefiles")
 
@@ -168,15 +168,11 @@ def is_held(domain: str, fsid: str, blobs: Iterable[str]) -> bool:
 def _is_part_of(sparse: Path, whole: Path) -> bool:
     """Do all data of a sparse file stand in the other at the same place?"""
     with sparse.open("rb") as f, whole.open("rb") as g:
-        size, at = whole.stat().st_size, 0
-        while True:
-            try:
-                at = os.lseek(f.fileno(), at, os.SEEK_DATA)
-            except OSError:  # ENXIO: no more
-                return True
-            end = min(os.lseek(f.fileno(), at, os.SEEK_HOLE), size)
-            if at >= size:
+        size = whole.stat().st_size
+        for off, end in data_ranges(f.fileno(), sparse.stat().st_size):
+            length = min(end, size) - off
+            if length <= 0 or os.pread(f.fileno(), length, off) != os.pread(
+                g.fileno(), length, off
+            ):
                 return False
-            if os.pread(f.fileno(), end - at, at) != os.pread(g.fileno(), end - at, at):
-                return False
-            at = os.lseek(f.fileno(), at, os.SEEK_HOLE)
+    return True
