@@ -23,8 +23,6 @@ import tempfile
 import time
 from pathlib import Path
 
-CREATE = "import sys; from rafs_v6.build.cli import main; sys.exit(main())"
-
 
 def make_tree(root: Path, megabytes: int) -> int:
     """A deterministic tree; bytes in it."""
@@ -85,7 +83,7 @@ def main() -> None:
             rafs = ["create", "-t", "dir-rafs", *places, str(tree)]
             image = Path(work, "image")
             image.mkdir()
-            ours = [sys.executable, "-c", CREATE]
+            ours = [sys.executable, "-m", "rafs_v6.build.cli"]
             made = [f"{image}/boot", "-D", str(image)]
             subprocess.run(
                 [*ours, "create", "-B", *made, str(tree)], check=True, stdout=subprocess.DEVNULL

@@ -17,7 +17,7 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
 CLI = [sys.executable, "-m", "nydus_fscache"]
-BUILD = [sys.executable, "-c", "import sys; from rafs_v6.build.cli import main; sys.exit(main())"]
+BUILD = [sys.executable, "-m", "rafs_v6.build.cli"]
 CHUNK = 1 << 20
 PORT = 18931  # the same each time: the image stays the same image
 STARTUP = (

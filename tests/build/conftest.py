@@ -1,4 +1,4 @@
-"""The golden images lie beside the checkout; what needs them says so when they are missing."""
+"""What only the tests of the builder need: the golden layers, and the original."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    root = Path(__file__).resolve().parents[3] / "shared" / "golden"
-    root = Path(os.environ.get("NYDUS_GOLDEN", root))
-    if not (root / "images").is_dir():
-        pytest.skip(f"NO GOLDEN IMAGES at {root}: this is not tested; set NYDUS_GOLDEN")
-    return root
 
 
 @pytest.fixture(scope="session")

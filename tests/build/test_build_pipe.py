@@ -6,15 +6,13 @@ import gzip
 import os
 import select
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from built import NYDUS_IMAGE
 
 from rafs_v6.build import blobfile
 from rafs_v6.build.cli import main
-
-_CREATE = "import sys; from rafs_v6.build.cli import main; sys.exit(main())"
 
 
 @pytest.fixture
@@ -36,13 +34,13 @@ def test_a_pipe_gets_what_a_file_gets(tree: Path, tmp_path: Path) -> None:
     assert main(_create(tree, blob)) == 0
     os.mkfifo(pipe)
     with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
-        with subprocess.Popen([sys.executable, "-c", _CREATE, *_create(tree, pipe)]) as builder:
+        with subprocess.Popen([*NYDUS_IMAGE, *_create(tree, pipe)]) as builder:
             got = reader.communicate(timeout=60)[0]
         assert builder.returncode == 0
     assert got == blob.read_bytes()
     assert pipe.is_fifo()
     done = subprocess.run(
-        [sys.executable, "-c", _CREATE, *_create(tree, "/dev/stdout")],
+        [*NYDUS_IMAGE, *_create(tree, "/dev/stdout")],
         capture_output=True, check=True, timeout=60,
     )  # fmt: skip
     assert done.stdout == got
@@ -53,7 +51,7 @@ def test_a_reader_that_goes_away_is_an_error(tree: Path, tmp_path: Path) -> None
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with subprocess.Popen(
-        [sys.executable, "-c", _CREATE, *_create(tree, pipe)], stderr=subprocess.PIPE
+        [*NYDUS_IMAGE, *_create(tree, pipe)], stderr=subprocess.PIPE
     ) as builder:
         with pipe.open("rb") as reader:
             reader.read(1000)

@@ -7,7 +7,6 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import zlib
@@ -16,12 +15,11 @@ from pathlib import Path
 
 import pytest
 from build_kit import differences, digests, flatten, golden_tree, image_tree, manifest, mounted
+from built import NYDUS_IMAGE
 
 import rafs_v6
 from rafs_v6.build.cli import main
 from rafs_v6.erofs import BlobFeatures, Compressor, Digester
-
-_CREATE = "import sys; from rafs_v6.build.cli import main; sys.exit(main())"
 
 
 def _create(kind: str, source: Path, out: Path, *options: str) -> rafs_v6.Image:
@@ -160,7 +158,7 @@ def test_any_gzip_from_a_file_and_from_a_pipe(pack: object, tmp_path: Path) -> N
     piped = tmp_path / "piped.boot"
     with source.open("rb") as f:
         subprocess.run(
-            [sys.executable, "-c", _CREATE, "create", "-t", "targz-ref", "--chunk-size", "0x40000",
+            [*NYDUS_IMAGE, "create", "-t", "targz-ref", "--chunk-size", "0x40000",
              "-B", str(piped), "-D", str(tmp_path), "-"],
             stdin=f, check=True, timeout=60, stdout=subprocess.DEVNULL,
         )  # fmt: skip

@@ -1,18 +1,5 @@
 """Fixtures of the tests that run the daemon."""
 
-from __future__ import annotations
+from rig import rig
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-from rig import Rig
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(tmp_path)
-    try:
-        yield rig
-    finally:
-        rig.clean()
+__all__ = ["rig"]

@@ -10,9 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 CLI = [sys.executable, "-m", "nydus_fscache"]
 COMMAND_S = 60
@@ -146,3 +149,12 @@ class Rig:
             if time.monotonic() > deadline:
                 raise AssertionError(f"{pids} cannot be killed")
             time.sleep(0.02)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    try:
+        yield rig
+    finally:
+        rig.clean()

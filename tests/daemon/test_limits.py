@@ -8,32 +8,25 @@ import json
 import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from built import build_image
 from rig import Rig
 
-CREATE = "import sys; from rafs_v6.build.cli import main; sys.exit(main())"
 MIB = 1 << 20
 PATIENCE_S = 30
 
 
 def _image(base: Path, seed: int, mib: int) -> tuple[Path, Path]:
     """(bootstrap, blob directory) of an image with ``mib`` files of 1 MiB that do not compress."""
-    tree, out = base / f"tree{seed}", base / f"image{seed}"
-    tree.mkdir()
+    out = base / f"image{seed}"
     out.mkdir()
     rng = random.Random(seed)
-    for i in range(mib):
-        (tree / f"f{i:02}").write_bytes(rng.randbytes(MIB))
-    subprocess.run(
-        [sys.executable, "-c", CREATE, "create", "-B", out / "boot", "-D", out, tree],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    contents = {f"f{i:02}": rng.randbytes(MIB) for i in range(mib)}
+    build_image(base / f"tree{seed}", contents, "-B", out / "boot", "-D", out)
     return out / "boot", out
 
 

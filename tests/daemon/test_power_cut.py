@@ -14,7 +14,6 @@ import os
 import random
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from built import build_image
 from power import CONTENTS, NAMES, Disk, record
 from rangeserver import RangeServer
 from rig import CLI, Rig, regular_files
@@ -37,7 +37,6 @@ from nydus_fscache.core import Core
 from nydus_fscache.files import data_extents
 from nydus_fscache.image import ImageBlob, load_image
 
-CREATE = "import sys; from rafs_v6.build.cli import main; sys.exit(main())"
 STATES = int(os.environ.get("NYDUS_TEST_POWER_CUTS", "120"))
 MOUNTED = max(2, STATES // 10 if "NYDUS_TEST_POWER_CUTS" in os.environ else 0)
 BLOB = "blob"
@@ -57,16 +56,12 @@ class _Image:
     @classmethod
     def make(cls, base: Path, seed: int) -> _Image:
         """Images of all seeds have other files, and say the same blob id."""
-        tree, out = base / f"tree{seed}", base / f"image{seed}"
-        tree.mkdir()
+        out = base / f"image{seed}"
         out.mkdir()
         dice = random.Random(seed)
-        for i in range(FILES):
-            (tree / f"f{i:02}").write_bytes(dice.randbytes(SIZE))
-        subprocess.run(
-            [sys.executable, "-c", CREATE, "create", "-B", out / "boot", "-b", out / BLOB,
-             "--blob-id", BLOB, "--chunk-size", "0x10000", tree],
-            check=True, stdout=subprocess.DEVNULL,
+        build_image(
+            base / f"tree{seed}", {f"f{i:02}": dice.randbytes(SIZE) for i in range(FILES)},
+            "-B", out / "boot", "-b", out / BLOB, "--blob-id", BLOB, "--chunk-size", "0x10000",
         )  # fmt: skip
         config = {"type": "localfs", "localfs": {"dir": str(out)}}
         backend = make_backend(config)

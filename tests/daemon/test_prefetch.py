@@ -8,20 +8,18 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from built import build_image, create
 from rangeserver import Fault, RangeServer
 from rig import Rig
 
 import rafs_v6
 
-CREATE = "import sys; from rafs_v6.build.cli import main; sys.exit(main())"
 FILES = 40
 SIZE = 200_000
 PATIENCE_S = 30
@@ -45,28 +43,22 @@ class Image:
 
 
 def _build(base: Path, table: str = "") -> Image:
-    tree, blobs = base / "tree", base / "blobs"
+    blobs = base / "blobs"
     blobs.mkdir()
     rng = random.Random(4)
     contents = {f"d{i % 4}/f{i:02}": rng.randbytes(SIZE) for i in range(FILES)}
-    for name, data in contents.items():
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        (tree / name).write_bytes(data)
-    words = ["create", "-B", base / "boot", "-D", blobs, "--chunk-size", "0x10000"]
     policy = ["--prefetch-policy", "fs"] if table else []
-    subprocess.run(
-        [sys.executable, "-c", CREATE, *words, *policy, tree], input=table, text=True, check=True
-    )
+    build_image(
+        base / "tree", contents,
+        "-B", base / "boot", "-D", blobs, "--chunk-size", "0x10000", *policy, stdin=table,
+    )  # fmt: skip
     return Image(base / "boot", blobs, contents, base / "backend.json")
 
 
 def _table_of(image: Image, paths: list[str], out: Path) -> list[str]:
     """The prefetch table of the image when it is built again with these paths."""
     policy = ["--prefetch-policy", "fs", image.blobs.parent / "tree"]
-    subprocess.run(
-        [sys.executable, "-c", CREATE, "create", "-B", out, "-D", image.blobs, *policy],
-        input="\n".join(paths), text=True, check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    create("-B", out, "-D", image.blobs, *policy, stdin="\n".join(paths))
     bootstrap = rafs_v6.Bootstrap.from_file(out)
     names = {bootstrap.lookup(path).nid: path for path in paths}
     return [names[nid] for nid in bootstrap.prefetch_nids if nid]

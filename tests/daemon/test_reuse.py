@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from built import build_image
 from rig import Rig
 
-CREATE = "import sys; from rafs_v6.build.cli import main; sys.exit(main())"
 SIZE = 150_000
 SHARED, OWN = 12, 4
 
 
 def _image(base: Path, seed: int) -> tuple[Path, Path, dict[str, bytes]]:
-    tree, out = base / f"tree{seed}", base / f"image{seed}"
-    tree.mkdir()
+    out = base / f"image{seed}"
     out.mkdir()
     rng = random.Random(0)
     contents = {f"shared{i}": rng.randbytes(SIZE) for i in range(SHARED)}
     rng = random.Random(seed)
     contents |= {f"a{i}": rng.randbytes(SIZE) for i in range(OWN)}
-    for name, data in contents.items():
-        (tree / name).write_bytes(data)
-    subprocess.run(
-        [sys.executable, "-c", CREATE, "create", "-B", out / "boot", "-D", out,
-         "--chunk-size", "0x10000", tree],
-        check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    build_image(
+        base / f"tree{seed}", contents, "-B", out / "boot", "-D", out, "--chunk-size", "0x10000"
+    )
     return out / "boot", out, contents
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import random
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from built import build_image
 from rangeserver import RangeServer
 from rig import Rig
 
-CREATE = "import sys; from rafs_v6.build.cli import main; sys.exit(main())"
 CHUNK = 1 << 16
 SIZE = 128 * CHUNK
 PATIENCE_S = 30
@@ -43,13 +41,12 @@ class Server(RangeServer):
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     """One file that does not compress."""
-    tree, blobs = tmp_path / "tree", tmp_path / "blobs"
-    for directory in (tree, blobs):
-        directory.mkdir()
-    (tree / "file").write_bytes(random.Random(3).randbytes(SIZE))
-    words = ["create", "-B", tmp_path / "boot", "-D", blobs, "--chunk-size", hex(CHUNK), tree]
-    command = [sys.executable, "-c", CREATE, *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    build_image(
+        tmp_path / "tree", {"file": random.Random(3).randbytes(SIZE)},
+        "-B", tmp_path / "boot", "-D", blobs, "--chunk-size", hex(CHUNK),
+    )  # fmt: skip
     return tmp_path / "boot"
 
 
