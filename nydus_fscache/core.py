@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nydus_fscache._core import ffi, lib
+from nydus_fscache.handover import Handover
 from rafs_v6._codec import ffi as codec_ffi
 from rafs_v6._codec import lib as codec
 
+JOURNAL_SLOTS = 4096
 _BATCH = 64
 _NO_CHUNK = 0xFFFFFFFF
 
@@ -120,6 +122,19 @@ def _checked(result: int) -> int:
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     return result
+
+
+def journal_memory(handover: Handover) -> mmap.mmap:
+    """The event journal that a predecessor left, or a new one, which the keeper has then."""
+    fd = handover.take("journal")
+    if fd is not None:
+        return mmap.mmap(fd, 0)
+    fd = os.memfd_create("nydus-fscache-journal", os.MFD_CLOEXEC)
+    os.ftruncate(fd, Core.journal_size(JOURNAL_SLOTS))
+    memory = mmap.mmap(fd, 0)
+    Core.format_journal(memory, JOURNAL_SLOTS)
+    handover.keep("journal", fd)
+    return memory
 
 
 class Core:

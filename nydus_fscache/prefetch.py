@@ -21,8 +21,9 @@ from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.fetch import Fetcher, Job, Priority
 from nydus_fscache.cache.object import CacheObject
 from nydus_fscache.cache.plan import MIB, Pace
-from nydus_fscache.errors import UsageError
-from nydus_fscache.trace import Access
+from nydus_fscache.errors import FscacheError, UsageError
+from nydus_fscache.served import Served
+from nydus_fscache.trace import Access, Tracer
 
 log = logging.getLogger("prefetch")
 
@@ -212,16 +213,46 @@ class _Plan:
 class Prefetcher:
     """The runs of this daemon.  Thread-safe."""
 
-    def __init__(self, fetcher: Fetcher) -> None:
+    def __init__(self, fetcher: Fetcher, tracer: Tracer) -> None:
         self._fetcher = fetcher
+        self._tracer = tracer
         self._next = 1
         self._lock = threading.Lock()
         self._runs: dict[int, Run] = {}
 
-    def start(
+    def begin(
+        self, served: Served, policy: str, paths: list[str], number: int | None = None
+    ) -> int:
+        """The run's number, which the binding has on record too; 0 when there is nothing to load.
+
+        ``number``: of a run that this one goes on with.
+        """
+        binding, objects = served.binding, served.bound.objects
+        trace = self._tracer.watch(binding.digest, objects)
+        kind, wanted = select(policy, paths, served.image.path, objects, trace)
+        run = self._start(binding.source, kind, wanted, number)
+        if run is None:
+            return 0
+        binding.prefetch = {"number": run.number, "policy": policy, "paths": paths}
+        return run.number
+
+    def resume(self, taken_over: Iterable[Served]) -> None:
+        """Go on with what a predecessor was at when it was killed."""
+        for served in taken_over:
+            known = served.binding.prefetch
+            if known is None or not served.is_open:
+                continue
+            try:
+                self.begin(
+                    served, str(known["policy"]), list(known["paths"]), int(known["number"])
+                )
+            except (FscacheError, KeyError, TypeError, ValueError) as e:
+                log.error("%s: prefetch is not resumed: %s", served.binding.source, e)
+
+    def _start(
         self, image: str, kind: str, wanted: Wanted, number: int | None = None
     ) -> Run | None:
-        """None when there is nothing to load; ``number``: of a run that this one goes on with."""
+        """None when there is nothing to load."""
         if all(obj.is_present(unit) for obj, units in wanted for unit in units):
             return None
         with self._lock:

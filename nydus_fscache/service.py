@@ -11,24 +11,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import mmap
 import os
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nydus_fscache
 from nydus_fscache import keeper, kernel, predecessor, state, upgrade
 from nydus_fscache.backend.auth import check_auth
-from nydus_fscache.cache import images
-from nydus_fscache.cache.evict import Evictor
+from nydus_fscache.bounds import Bounds
 from nydus_fscache.cache.fetch import Fetcher
 from nydus_fscache.cache.objects import Objects
 from nydus_fscache.cache.store import Store
 from nydus_fscache.config import tuning_of
-from nydus_fscache.core import Core, Missed, Passed
+from nydus_fscache.core import Core, Missed, Passed, journal_memory
 from nydus_fscache.errors import (
     CacheDirError,
     DaemonError,
@@ -37,10 +34,10 @@ from nydus_fscache.errors import (
     UsageError,
 )
 from nydus_fscache.handover import Handover
-from nydus_fscache.image import Image, image_key, renew_auth
+from nydus_fscache.image import renew_auth
 from nydus_fscache.loaded import LoadedImages
-from nydus_fscache.prefetch import Prefetcher, select
-from nydus_fscache.probe import TRANSPORTS, choose
+from nydus_fscache.prefetch import Prefetcher
+from nydus_fscache.probe import TRANSPORTS
 from nydus_fscache.request import (
     digest_of,
     image_of,
@@ -49,33 +46,19 @@ from nydus_fscache.request import (
     policy_of,
     size_of,
 )
+from nydus_fscache.served import Served
 from nydus_fscache.state import Binding
 from nydus_fscache.status import status_document
 from nydus_fscache.trace import Tracer
-from nydus_fscache.transport.base import Bound, Transport
-from nydus_fscache.transport.cachefiles import CachefilesTransport
-from nydus_fscache.transport.fanotify import FanotifyTransport
-from nydus_fscache.waiting import Waiting
+from nydus_fscache.transport.all import Transports
+from nydus_fscache.waiting import Waiting, WaitingRoom
 
 log = logging.getLogger("service")
 
 REQUEST_DEADLINE_S = 90.0
 HOUSEKEEPING_S = 1.0
 UNBIND_PATIENCE_S = 60.0
-_RETRY_TICK_S = 0.1
-JOURNAL_SLOTS = 4096
 DEFAULT_DOMAIN = "nydus-fscache"
-
-
-@dataclass(slots=True)
-class Served:
-    """One bound image: an entry of ``state.json`` with what lives in this process."""
-
-    binding: Binding
-    image: Image
-    bound: Bound
-    mounted: bool = False
-    mounting: bool = False  # not mounted yet, and not to be released either
 
 
 class Service:
@@ -85,7 +68,7 @@ class Service:
         self.started_at = time.monotonic()
         self._handover = handover
         # before anything else is opened: it occupies the numbers of events that wait
-        self.core = Core(self._journal())
+        self.core = Core(journal_memory(handover))
         self.store = Store(root, handover.take("lock"))
         handover.keep("lock", self.store.lock)  # free only when the keeper has ended too
         self._state_path = root / "state.json"
@@ -93,19 +76,18 @@ class Service:
         self._fetcher = Fetcher(self.core)
         self.objects = Objects(self.store, self.core, self._fetcher, handover, self._state.numbers)
         limit = os.environ.get("NYDUS_FSCACHE_CACHE_LIMIT")  # serve --cache-limit
-        self._evictor = Evictor(
-            self.store.blobs.directory,
-            self.objects.names,
-            self.objects.evict,
+        self._bounds = Bounds(
+            self.store,
+            self.objects,
+            self._fetcher.disk_full,
             int(limit) if limit else self._state.cache_limit,
         )
         self._tracer = Tracer(self.core, self.store.images)
-        self._prefetcher = Prefetcher(self._fetcher)
-        self._transports: dict[str, Transport] = {}
+        self._prefetcher = Prefetcher(self._fetcher, self._tracer)
+        self._transports = Transports(self.core, self.objects, handover, self.store)
         self._images = LoadedImages(self.store.images, self.objects, self._fetcher)
         self._served: list[Served] = []
-        self._interrupted: list[Served] = []  # taken over, and maybe in the middle of a prefetch
-        self._waiting: list[Waiting] = []
+        self._waiting = WaitingRoom()
         self._lock = threading.RLock()
         self._unbinding = 0
         self._unbound = threading.Condition(self._lock)
@@ -119,18 +101,6 @@ class Service:
         self._take_over()
         for work in (self._dispatch, self._keep_house, self._serve_waiting):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
-
-    def _journal(self) -> mmap.mmap:
-        fd = self._handover.take("journal")
-        if fd is None:
-            fd = os.memfd_create("nydus-fscache-journal", os.MFD_CLOEXEC)
-            os.ftruncate(fd, Core.journal_size(JOURNAL_SLOTS))
-            memory = mmap.mmap(fd, 0)
-            Core.format_journal(memory, JOURNAL_SLOTS)
-            self._handover.keep("journal", fd)
-        else:
-            memory = mmap.mmap(fd, 0)
-        return memory
 
     # -- start and end -----------------------------------------------------------------------
 
@@ -148,20 +118,19 @@ class Service:
             try:
                 self._served.append(self._serve_again(binding, remount, may_ask=False))
             except (FscacheError, OSError) as e:
-                self._waiting.append(Waiting(binding, remount, str(e)))
+                self._waiting.add(Waiting(binding, remount, str(e)))
         for name in TRANSPORTS:
             # no image is left, but a reader or a mount may be: it waits, unkillable, for a "no"
             if name in self._handover.inherited:
-                self._transport(name)
-        if self._waiting:
+                self._transports.get(name)
+        if self._waiting.all():
             self.objects.left.hold()
         # without a state nothing is held, and what cannot be told apart may be of any mount
         settled = self.core.settle(all_served=self._state_path.exists())
         self.core.start()
-        for transport in self._transports.values():
+        for transport in self._transports.in_use().values():
             transport.resume()
-        self._interrupted = list(self._served)
-        self._resume_prefetches()
+        self._prefetcher.resume(self._served)
         if self._served:
             log.info("took over %d images, %d requests", len(self._served), settled)
         self._save()
@@ -171,7 +140,7 @@ class Service:
         served = self._bind(binding, may_ask=may_ask)
         if remount:
             try:
-                self._transport(binding.transport).mount(
+                self._transports.get(binding.transport).mount(
                     served.image, served.bound, Path(binding.mountpoint),
                     binding.fsid, binding.domain,
                 )  # fmt: skip
@@ -183,15 +152,7 @@ class Service:
 
     def _serve_waiting(self) -> None:
         """Until all that could not be taken over is served, or is not mounted any more."""
-        denied = False
-        while self._waiting and not self._stopped.is_set():
-            for waiting in [w for w in self._waiting if w.due()]:
-                self._try_again(waiting)
-            if not denied and any(w.overdue() for w in self._waiting):
-                log.error("images not served for %.0f s: EIO for readers", keeper.DENY_AFTER_S)
-                self.objects.left.deny()
-                denied = True
-            self._stopped.wait(_RETRY_TICK_S)
+        self._waiting.serve(self._try_again, self.objects.left.deny, self._stopped)
         self.objects.left.deny()
 
     def _try_again(self, waiting: Waiting) -> None:
@@ -208,23 +169,20 @@ class Service:
             )  # fmt: skip
             return
         with self._lock:
-            was_given_up = waiting not in self._waiting
-            if not was_given_up:
-                self._waiting.remove(waiting)
-                if served is not None:
-                    self._served.append(served)
-                    self._interrupted.append(served)
+            was_given_up = not self._waiting.remove(waiting)
+            if served is not None and not was_given_up:
+                self._served.append(served)
             self._save()
         if served is not None and was_given_up:
             self._unbind([served])
         elif served is not None:
             log.info("%s is served again", binding.source)
-            self._resume_prefetches()
+            self._prefetcher.resume([served])
 
     def _forget_waiting(self, fsid: str, domain: str) -> bool:
         """Of what the user mounts: it is unbound, or bound anew."""
         with self._lock:
-            for waiting in self._waiting:
+            for waiting in self._waiting.all():
                 b = waiting.binding
                 if not b.mountpoint and (b.fsid, b.domain) == (fsid, domain):
                     self._waiting.remove(waiting)
@@ -237,8 +195,7 @@ class Service:
         if predecessor.is_mounted(waiting.binding):
             kernel.umount(Path(waiting.binding.mountpoint))
         with self._lock:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
+            if self._waiting.remove(waiting):
                 self._save()
 
     def stop(self) -> dict[str, Any]:
@@ -251,7 +208,7 @@ class Service:
                     served.mounted = False
             except MountpointError as e:
                 busy.append(str(e))
-        for waiting in list(self._waiting):
+        for waiting in self._waiting.all():
             try:
                 self._give_up_waiting(waiting)
             except MountpointError as e:
@@ -283,7 +240,7 @@ class Service:
             self._unbound.wait_for(lambda: not self._unbinding, UNBIND_PATIENCE_S)
         self.core.stop()
         self._save()
-        for transport in self._transports.values():
+        for transport in self._transports.in_use().values():
             transport.close()
         self.objects.close()
         self.store.close()
@@ -341,8 +298,8 @@ class Service:
                     elif isinstance(event, Passed):
                         if obj is not None:
                             obj.read_ahead(event.off)
-                    elif "cachefiles" in self._transports:
-                        self._transports["cachefiles"].handle(event)
+                    elif cachefiles := self._transports.in_use().get("cachefiles"):
+                        cachefiles.handle(event)
                     else:
                         log.error("event that nobody expects: %s", event)
                 except Exception:  # one bad event must not end the service of the others
@@ -372,47 +329,16 @@ class Service:
         self.objects.left.sweep()
         if self._unsaved:
             self._save()
-        self._keep_cache_in_bounds()
-
-    def _keep_cache_in_bounds(self) -> None:
-        try:
-            if self._fetcher.disk_full.is_set():
-                self._fetcher.disk_full.clear()
-                self._evictor.make_room()
-            self._evictor.keep_limit()
-        except OSError as e:
-            log.error("the cache cannot be kept in bounds: %s", e)
+        self._bounds.keep()
 
     # -- images --------------------------------------------------------------------------------
-
-    def _transport(self, name: str) -> Transport:
-        with self._lock:
-            if name not in self._transports:
-                if name == "fanotify":
-                    self._transports[name] = FanotifyTransport(
-                        self.core, self.objects, self._handover
-                    )
-                else:
-                    self._transports[name] = CachefilesTransport(
-                        self.core, self.objects, self._handover, self.store
-                    )
-            return self._transports[name]
-
-    def _choose(self, wanted: str) -> str:
-        """What is in use already is not probed again (a second open of the device is refused)."""
-        if wanted != "auto" and wanted not in TRANSPORTS:
-            raise UsageError(f"no transport {wanted!r}", hint=f"one of {', '.join(TRANSPORTS)}")
-        with self._lock:
-            in_use = [name for name in TRANSPORTS if name in self._transports]
-        if wanted in in_use or (wanted == "auto" and in_use):
-            return wanted if wanted in in_use else in_use[0]
-        return choose(self.store.root, wanted).transport
 
     def _bind(self, binding: Binding, *, may_ask: bool = True) -> Served:
         image = self._images.take(binding, may_ask=may_ask)
         try:
             self._fetcher.tune(image.backend, tuning_of(binding.tuning, "tuning"))
-            bound = self._transport(binding.transport).bind(image, binding.fsid, binding.domain)
+            transport = self._transports.get(binding.transport)
+            bound = transport.bind(image, binding.fsid, binding.domain)
         except BaseException:
             self._images.give_up(image)
             raise
@@ -432,7 +358,7 @@ class Service:
                         self._tracer.unwatch(binding.digest)
                         self._prefetcher.forget(served.bound.objects)
                 self._images.give_up(served.image)
-                self._transport(binding.transport).unbind(
+                self._transports.get(binding.transport).unbind(
                     served.image, served.bound, binding.fsid, binding.domain
                 )
         finally:
@@ -440,18 +366,7 @@ class Service:
                 self._unbinding -= 1
                 self._unbound.notify_all()
             self._save()
-            self._collect_images(images.KEPT)
-
-    def _collect_images(self, keep: int, *, dry_run: bool = False) -> list[str]:
-        """Bootstraps, metadata and traces that nothing uses: see ``images.collect``."""
-        with self._lock:
-            bindings = [s.binding for s in self._served] + [w.binding for w in self._waiting]
-        used = {b.digest for b in bindings} | {image_key(b.digest, b.backend) for b in bindings}
-        try:
-            return images.collect(self.store.images, used, keep=keep, dry_run=dry_run)
-        except OSError as e:
-            log.error("%s is not kept in bounds: %s", self.store.images, e)
-            return []
+            self._bounds.collect_images(self._bindings())
 
     def _release_unused(self) -> None:
         """Unbind what was unmounted, once the kernel has let go of it."""
@@ -473,7 +388,7 @@ class Service:
             s.mounted and s.image.path == served.image.path for s in self._served
         ):
             return False
-        transport = self._transports[binding.transport]
+        transport = self._transports.get(binding.transport)
         return transport.in_use(served.image, binding.fsid, binding.domain)
 
     def _save(self) -> None:
@@ -486,13 +401,17 @@ class Service:
         except CacheDirError as e:
             log.error("%s", e)
 
+    def _bindings(self) -> list[Binding]:
+        """What a successor is to serve."""
+        with self._lock:
+            return [s.binding for s in self._served] + [w.binding for w in self._waiting.all()]
+
     def _write_state(self) -> None:
         """Raises ``CacheDirError``."""
         with self._lock:
-            served, waiting = self._served, self._waiting
-            self._state.bindings = [s.binding for s in served] + [w.binding for w in waiting]
+            self._state.bindings = self._bindings()
             self._state.numbers = self.objects.numbers()
-            self._state.cache_limit = self._evictor.limit
+            self._state.cache_limit = self._bounds.limit
             self._unsaved = True
             try:
                 self._state.save(self._state_path)
@@ -535,7 +454,7 @@ class Service:
             for served in self._served:
                 b = served.binding
                 if not b.mountpoint and (b.fsid, b.domain) == (fsid, domain):
-                    if self._transports[b.transport].in_use(served.image, fsid, domain):
+                    if self._transports.get(b.transport).in_use(served.image, fsid, domain):
                         raise MountpointError(f"{fsid} is mounted", hint="unmount it first")
                     self._served.remove(served)
                     break
@@ -552,7 +471,7 @@ class Service:
         mountpoint = mountpoint_of(request, self.store)
         policy = policy_of(request, "auto")
         if request.get("cache_limit") is not None:
-            self._evictor.limit = size_of(request["cache_limit"], "cache_limit")
+            self._bounds.limit = size_of(request["cache_limit"], "cache_limit")
         binding = self._binding(request, mountpoint=str(mountpoint))
         if policy == "auto":
             policy = binding.tuning.get("prefetch") or policy
@@ -565,14 +484,14 @@ class Service:
             if not self.core.started:
                 raise DaemonError("the event core does not run", hint="see the log")
             # over cachefiles there is nothing to fill until the kernel has opened it
-            is_open = _is_open(served)
+            is_open = served.is_open
             if is_open:
-                self._start_prefetch(served, policy, [])
-            self._transport(binding.transport).mount(
+                self._prefetcher.begin(served, policy, [])
+            self._transports.get(binding.transport).mount(
                 served.image, served.bound, mountpoint, binding.fsid, binding.domain
             )
             if not is_open:
-                self._start_prefetch(served, policy, [])
+                self._prefetcher.begin(served, policy, [])
             self._save()
         except BaseException:
             self._leave(served)
@@ -580,36 +499,6 @@ class Service:
         served.mounted, served.mounting = True, False
         log.info("mounted %s at %s over %s", binding.source, mountpoint, binding.transport)
         return {"mountpoint": str(mountpoint), "transport": binding.transport}
-
-    # -- prefetch --------------------------------------------------------------------------------
-
-    def _start_prefetch(
-        self, served: Served, policy: str, paths: list[str], number: int | None = None
-    ) -> int:
-        """The run's number, or 0 when there is nothing to load."""
-        binding, objects = served.binding, served.bound.objects
-        trace = self._tracer.watch(binding.digest, objects)
-        kind, wanted = select(policy, paths, served.image.path, objects, trace)
-        run = self._prefetcher.start(binding.source, kind, wanted, number)
-        if run is None:
-            return 0
-        with self._lock:
-            binding.prefetch = {"number": run.number, "policy": policy, "paths": paths}
-        return run.number
-
-    def _resume_prefetches(self) -> None:
-        """Go on with what a predecessor was at when it was killed, once its objects are there."""
-        with self._lock:
-            ready = [s for s in self._interrupted if s in self._served and _is_open(s)]
-            self._interrupted = [s for s in self._interrupted if s not in ready]
-        for served in ready:
-            known = served.binding.prefetch or {"policy": "none", "paths": [], "number": 0}
-            try:
-                self._start_prefetch(
-                    served, str(known["policy"]), list(known["paths"]), int(known["number"])
-                )
-            except (FscacheError, KeyError, TypeError, ValueError) as e:
-                log.error("%s: prefetch is not resumed: %s", served.binding.source, e)
 
     def prefetch(self, request: dict[str, Any]) -> dict[str, Any]:
         """``mountpoint``; ``paths`` (list) or ``prefetch`` (policy): returns the run's number."""
@@ -621,7 +510,7 @@ class Service:
             raise MountpointError(
                 f"nothing of ours is mounted at {mountpoint}", hint="see nydus-fscache status"
             )
-        number = self._start_prefetch(found[0], policy, paths)
+        number = self._prefetcher.begin(found[0], policy, paths)
         self._save()
         return {"id": number}
 
@@ -629,8 +518,7 @@ class Service:
         """``auth`` (base64 of user:password) for all images from the registry ``host``."""
         host, auth = str(request.get("host")), check_auth(str(request.get("auth", "")))
         with self._lock:
-            bindings = [s.binding for s in self._served] + [w.binding for w in self._waiting]
-            found = [b for b in bindings if renew_auth(b.backend, host, auth)]
+            found = [b for b in self._bindings() if renew_auth(b.backend, host, auth)]
             for served in self._served:
                 if served.binding in found:
                     served.image.backend.reauth(auth)
@@ -647,9 +535,7 @@ class Service:
         """Evict unused blobs until the cache takes ``to`` bytes; ``dry_run``: only say which."""
         self._release_unused()
         target, dry_run = size_of(request.get("to") or 0, "to"), bool(request.get("dry_run"))
-        answer = self._evictor.shrink(target, dry_run=dry_run)
-        keep = images.KEPT if target else 0
-        return {**answer, "images": self._collect_images(keep, dry_run=dry_run)}
+        return self._bounds.gc(target, self._bindings(), dry_run=dry_run)
 
     def trace(self, digest: str) -> dict[str, Any]:
         """The access trace of the image whose bootstrap has this sha256."""
@@ -659,7 +545,7 @@ class Service:
         with self._lock:
             mounted = {s.binding.mountpoint for s in self._served if s.mounted}
         wanted = image_of(request, self.store, mounted)
-        transport = self._choose(str(request.get("transport") or "auto"))
+        transport = self._transports.choose(str(request.get("transport") or "auto"))
         digest, _ = self.store.keep_bootstrap(wanted.bootstrap)
         return Binding(
             digest=digest,
@@ -676,7 +562,7 @@ class Service:
         """Named after the image, so that its cached bootstrap serves the next mount too."""
         with self._lock:
             taken = {s.binding.fsid for s in self._served}
-            taken |= {w.binding.fsid for w in self._waiting}
+            taken |= {w.binding.fsid for w in self._waiting.all()}
         base = digest[:32]
         return next(f for n in range(1 << 20) if (f := f"{base}-{n}" if n else base) not in taken)
 
@@ -685,7 +571,7 @@ class Service:
             served = next(
                 (s for s in self._served if s.mounted and s.binding.mountpoint == mountpoint), None
             )
-            for waiting in [w for w in self._waiting if w.binding.mountpoint == mountpoint]:
+            for waiting in [w for w in self._waiting.all() if w.binding.mountpoint == mountpoint]:
                 self._give_up_waiting(waiting)
                 return {"mountpoint": mountpoint}
         if served is None:
@@ -707,10 +593,6 @@ class Service:
             "pid": os.getpid(),
             "keeper_pid": self._handover.keeper_pid,
             "upgrade_error": os.environ.get(keeper.UPGRADE_ERROR, ""),
-            "waiting": [w.document() for w in list(self._waiting)],
+            "waiting": [w.document() for w in self._waiting.all()],
             **status_document(served, self.objects, self.core, self.started_at),
         }
-
-
-def _is_open(served: Served) -> bool:
-    return len(served.bound.objects) >= len(served.image.blobs)

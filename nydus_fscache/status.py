@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nydus_fscache.cache.object import CacheObject
 from nydus_fscache.cache.objects import Objects
 from nydus_fscache.core import Core
-
-if TYPE_CHECKING:
-    from nydus_fscache.service import Served
+from nydus_fscache.served import Served
 
 
 def status_document(

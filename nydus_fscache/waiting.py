@@ -6,13 +6,19 @@ runs; after that they get EIO, until a try succeeds.
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from nydus_fscache import keeper
 from nydus_fscache.state import Binding
 
+log = logging.getLogger("service")
+
+_TICK_S = 0.1
 LONGEST_PAUSE_S = 30.0
 FIRST_PAUSE_S = 0.25
 
@@ -48,3 +54,45 @@ class Waiting:
             "error": self.error,
             "for_s": round(time.monotonic() - self.since, 1),
         }
+
+
+class WaitingRoom:
+    """All of them.  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[Waiting] = []
+
+    def all(self) -> list[Waiting]:
+        with self._lock:
+            return list(self._waiting)
+
+    def add(self, waiting: Waiting) -> None:
+        with self._lock:
+            self._waiting.append(waiting)
+
+    def remove(self, waiting: Waiting) -> bool:
+        """False: somebody has done so before."""
+        with self._lock:
+            was_here = waiting in self._waiting
+            if was_here:
+                self._waiting.remove(waiting)
+            return was_here
+
+    def serve(
+        self,
+        try_again: Callable[[Waiting], None],
+        deny: Callable[[], None],
+        stopped: threading.Event,
+    ) -> None:
+        """Until all are gone: ``try_again`` who is due; ``deny`` once, when one is overdue."""
+        denied = False
+        while (waiting := self.all()) and not stopped.is_set():
+            for one in waiting:
+                if one.due():
+                    try_again(one)
+            if not denied and any(one.overdue() for one in self.all()):
+                log.error("images not served for %.0f s: EIO for readers", keeper.DENY_AFTER_S)
+                deny()
+                denied = True
+            stopped.wait(_TICK_S)

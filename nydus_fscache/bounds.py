@@ -1,0 +1,66 @@
+"""Keeps what is cached in bounds: blobs by size, images by number, room on a disk that was full.
+
+Nothing here is an error of a reader: what cannot be kept in bounds is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from nydus_fscache.cache import images
+from nydus_fscache.cache.evict import Evictor
+from nydus_fscache.cache.objects import Objects
+from nydus_fscache.cache.store import Store
+from nydus_fscache.image import image_key
+from nydus_fscache.state import Binding
+
+log = logging.getLogger("bounds")
+
+
+class Bounds:
+    """``disk_full``: set by a write that found no space, cleared here."""
+
+    def __init__(
+        self, store: Store, objects: Objects, disk_full: threading.Event, limit: int
+    ) -> None:
+        self._images = store.images
+        self._disk_full = disk_full
+        self._evictor = Evictor(store.blobs.directory, objects.names, objects.evict, limit)
+
+    @property
+    def limit(self) -> int:
+        """Of all cached blobs, bytes; 0: none."""
+        return self._evictor.limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._evictor.limit = limit
+
+    def keep(self) -> None:
+        try:
+            if self._disk_full.is_set():
+                self._disk_full.clear()
+                self._evictor.make_room()
+            self._evictor.keep_limit()
+        except OSError as e:
+            log.error("the cache cannot be kept in bounds: %s", e)
+
+    def gc(self, target: int, bindings: Iterable[Binding], *, dry_run: bool) -> dict[str, Any]:
+        """Evict unused blobs until they take ``target`` bytes, and images that nothing uses."""
+        answer = self._evictor.shrink(target, dry_run=dry_run)
+        keep = images.KEPT if target else 0
+        return {**answer, "images": self.collect_images(bindings, keep, dry_run=dry_run)}
+
+    def collect_images(
+        self, bindings: Iterable[Binding], keep: int = images.KEPT, *, dry_run: bool = False
+    ) -> list[str]:
+        """Bootstraps, metadata and traces of others than ``bindings``: see ``images.collect``."""
+        used = {name for b in bindings for name in (b.digest, image_key(b.digest, b.backend))}
+        try:
+            return images.collect(self._images, used, keep=keep, dry_run=dry_run)
+        except OSError as e:
+            log.error("%s is not kept in bounds: %s", self._images, e)
+            return []
