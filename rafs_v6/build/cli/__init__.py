@@ -8,22 +8,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from rafs_v6.build.cli import (
-    check,
-    chunkdict,
-    compact,
-    create,
-    diff,
-    export,
-    inspect,
-    merge,
-    optimize,
-    stat,
-    unpack,
-)
-from rafs_v6.build.cli.source import Backends
 from rafs_v6.errors import RafsError
+
+if TYPE_CHECKING:
+    from rafs_v6.build.cli.source import Backends
+
+_COMMANDS = (
+    "create", "merge", "chunkdict", "check", "inspect", "stat", "diff", "unpack", "export",
+    "compact", "optimize",
+)  # fmt: skip
 
 EXAMPLES = """\
 examples:
@@ -43,6 +39,7 @@ each COMMAND --help has more
 
 def main(argv: Sequence[str] | None = None, backends: Backends | None = None) -> int:
     """``backends``: see ``source``."""
+    argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="nydus-image",
         description="Build, merge, check, compare and take apart RAFS v6 images.",
@@ -52,10 +49,9 @@ def main(argv: Sequence[str] | None = None, backends: Backends | None = None) ->
     parser.add_argument("-L", "--log-file", help="accepted for the original's callers")
     parser.add_argument("-l", "--log-level", default="info", help="accepted likewise")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (
-        create, merge, chunkdict, check, inspect, stat, diff, unpack, export, compact, optimize
-    ):  # fmt: skip
-        module.add_parser(commands)
+    # A small image is built in less time than it takes to import all commands.
+    for name in argv[:1] if argv[:1] and argv[0] in _COMMANDS else _COMMANDS:
+        import_module(f"{__name__}.{name}").add_parser(commands)
     args = parser.parse_args(argv, argparse.Namespace(backends=backends))
     try:
         args.run(args)

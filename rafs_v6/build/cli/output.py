@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +108,9 @@ def report(
         print(f"blob: {blob}", file=out)
     if target is None:
         return
+    # It imports a mail parser, and few callers want this file.
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
     try:
         ours = version("nydus-fscache")
     except PackageNotFoundError:
