@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from nydus_fscache.cache import images
-from nydus_fscache.cache.evict import Evictor
+from nydus_fscache.cache.evict import Evictor, OwnFiles
 from nydus_fscache.cache.objects import Objects
 from nydus_fscache.cache.store import Store
 from nydus_fscache.image import image_key
 from nydus_fscache.state import Binding
+from nydus_fscache.transport.kernel_cache import KernelCache
 
 log = logging.getLogger("bounds")
 
@@ -24,11 +25,17 @@ class Bounds:
     """``disk_full``: set by a write that found no space, cleared here."""
 
     def __init__(
-        self, store: Store, objects: Objects, disk_full: threading.Event, limit: int
+        self,
+        store: Store,
+        objects: Objects,
+        kernel_cache: KernelCache,
+        disk_full: threading.Event,
+        limit: int,
     ) -> None:
         self._images = store.images
         self._disk_full = disk_full
-        self._evictor = Evictor(store.blobs.directory, objects.names, objects.evict, limit)
+        ours = OwnFiles(store.blobs.directory, objects.names, objects.evict)
+        self._evictor = Evictor([ours, kernel_cache], store.root, limit)
 
     @property
     def limit(self) -> int:

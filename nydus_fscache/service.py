@@ -75,16 +75,17 @@ class Service:
         self._state = state.load(self._state_path)
         self._fetcher = Fetcher(self.core)
         self.objects = Objects(self.store, self.core, self._fetcher, handover, self._state.numbers)
+        self._transports = Transports(self.core, self.objects, handover, self.store)
         limit = os.environ.get("NYDUS_FSCACHE_CACHE_LIMIT")  # serve --cache-limit
         self._bounds = Bounds(
             self.store,
             self.objects,
+            self._transports.kernel_cache,
             self._fetcher.disk_full,
             int(limit) if limit else self._state.cache_limit,
         )
         self._tracer = Tracer(self.core, self.store.images)
         self._prefetcher = Prefetcher(self._fetcher, self._tracer)
-        self._transports = Transports(self.core, self.objects, handover, self.store)
         self._images = LoadedImages(self.store.images, self.objects, self._fetcher)
         self._served: list[Served] = []
         self._waiting = WaitingRoom()

@@ -1,8 +1,9 @@
 """Keeps the cache in bounds: blobs that no image uses go, least recently used first.
 
+Blobs lie on shelves: our own files, here, and the kernel's (transport/kernel_cache.py).
 Never touches what is bound: the kernel may read it at any time.  So a limit
 below what is mounted cannot be kept; it is then kept again after the unmounts.
-When a blob was used last is the time stamp of its identity file, which is
+When a blob of ours was used last is the time stamp of its identity file, which is
 renewed when it is opened and when it is let go.
 """
 
@@ -11,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 log = logging.getLogger("evict")
 
@@ -28,7 +29,8 @@ _COMPANIONS = ("blob.data.chunk_map", "blob.meta", "identity")
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """A blob on disk, by file name stem.  ``bytes``: what deleting it gives back."""
+    """A blob on disk.  ``name``: the shelf's; no two shelves have the same.  ``bytes``: what
+    deleting it gives back."""
 
     name: str
     bytes: int
@@ -36,65 +38,72 @@ class Cached:
     in_use: bool
 
 
-def cached_blobs(directory: Path, in_use: Iterable[str]) -> list[Cached]:
-    """Least recently used first."""
-    used = set(in_use)
-    found = []
-    for data in directory.glob(f"*{_DATA}"):
-        stem = data.name.removesuffix(_DATA)
-        size, last = 0, 0.0
-        for path in (data, *(directory / f"{stem}.{s}" for s in _COMPANIONS)):
-            try:
-                status = path.lstat()
-            except FileNotFoundError:
-                continue
-            size += status.st_blocks * 512
-            if path.suffix == ".identity":
-                last = status.st_mtime
-        found.append(Cached(stem, size, last, stem in used))
-    return sorted(found, key=lambda blob: blob.last_used)
+class Shelf(Protocol):
+    def blobs(self) -> list[Cached]:
+        """All that lies there."""
+        ...
+
+    def drop(self, names: Sequence[str]) -> list[str]:
+        """Delete blobs, but none that is in use; the names of those that are gone."""
+        ...
 
 
-def touch(directory: Path, stem: str) -> None:
-    """The blob is used now."""
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(directory / f"{stem}.identity")
+class OwnFiles:
+    """The shelf of our cache files; ``Cached.name`` is the file name stem.
 
-
-def to_evict(blobs: Iterable[Cached], excess: int) -> list[Cached]:
-    """The first unused ones whose sizes add up to ``excess``."""
-    chosen: list[Cached] = []
-    for blob in blobs:
-        if excess <= 0:
-            break
-        if not blob.in_use:
-            chosen.append(blob)
-            excess -= blob.bytes
-    return chosen
-
-
-class Evictor:
-    """``evict``: deletes a blob unless it is in use (then false); takes the lock that opening
-    takes.  ``in_use``: names that are open."""
+    ``in_use``: names that are open.  ``evict``: deletes a blob unless it is in use (then false);
+    takes the lock that opening takes.
+    """
 
     def __init__(
         self,
         directory: Path,
         in_use: Callable[[], Iterable[str]],
         evict: Callable[[str], bool],
-        limit: int = 0,
     ) -> None:
         self._directory = directory
         self._in_use = in_use
         self._evict = evict
+
+    def blobs(self) -> list[Cached]:
+        used = set(self._in_use())
+        found = []
+        for data in self._directory.glob(f"*{_DATA}"):
+            stem = data.name.removesuffix(_DATA)
+            size, last = 0, 0.0
+            for path in (data, *(self._directory / f"{stem}.{s}" for s in _COMPANIONS)):
+                try:
+                    status = path.lstat()
+                except FileNotFoundError:
+                    continue
+                size += status.st_blocks * 512
+                if path.suffix == ".identity":
+                    last = status.st_mtime
+            found.append(Cached(stem, size, last, stem in used))
+        return found
+
+    def drop(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if self._evict(name)]
+
+
+def touch(directory: Path, stem: str) -> None:
+    """The blob of ours is used now."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(directory / f"{stem}.identity")
+
+
+class Evictor:
+    """``directory``: on the disk that must not be full."""
+
+    def __init__(self, shelves: Sequence[Shelf], directory: Path, limit: int = 0) -> None:
+        self._shelves = shelves
+        self._directory = directory
         self.limit = limit  # bytes; 0: none
 
     def keep_limit(self) -> None:
         """Above the limit (the high watermark): down to the low one."""
-        if self.limit:
-            blobs = cached_blobs(self._directory, self._in_use())
-            if sum(blob.bytes for blob in blobs) > self.limit:
-                self.shrink(int(self.limit * LOW_WATERMARK))
+        if self.limit and self._total() > self.limit:
+            self.shrink(int(self.limit * LOW_WATERMARK))
 
     def make_room(self) -> None:
         """The disk was full a moment ago; others may have made room since."""
@@ -102,23 +111,35 @@ class Evictor:
         wanted = min(ROOM, disk.f_blocks * disk.f_frsize // ROOM_SHARE)
         missing = wanted - disk.f_bavail * disk.f_frsize
         if missing > 0:
-            total = sum(b.bytes for b in cached_blobs(self._directory, self._in_use()))
-            self.shrink(max(0, total - missing))
+            self.shrink(max(0, self._total() - missing))
 
     def shrink(self, target: int, *, dry_run: bool = False) -> dict[str, Any]:
         """Evict until the cache takes ``target`` bytes, as far as blobs are unused."""
-        blobs = cached_blobs(self._directory, self._in_use())
-        total = sum(blob.bytes for blob in blobs)
-        chosen = to_evict(blobs, total - target)
+        found = [(blob, shelf) for shelf in self._shelves for blob in shelf.blobs()]
+        total = sum(blob.bytes for blob, _ in found)
+        chosen, excess = [], total - target
+        for blob, shelf in sorted(found, key=lambda one: one[0].last_used):
+            if excess > 0 and not blob.in_use:
+                chosen.append((blob, shelf))
+                excess -= blob.bytes
         if not dry_run:
-            chosen = [blob for blob in chosen if self._evict(blob.name)]
-        freed = sum(blob.bytes for blob in chosen)
-        if chosen and not dry_run:
-            log.info("evicted %d blobs, %d bytes", len(chosen), freed)
+            gone = {
+                name
+                for shelf in self._shelves
+                for name in shelf.drop([blob.name for blob, its in chosen if its is shelf])
+            }
+            chosen = [(blob, shelf) for blob, shelf in chosen if blob.name in gone]
+        evicted = [blob for blob, _ in chosen]
+        freed = sum(blob.bytes for blob in evicted)
+        if evicted and not dry_run:
+            log.info("evicted %d blobs, %d bytes", len(evicted), freed)
         return {
             "dry_run": dry_run,
             "limit": self.limit,
             "before": total,
             "after": total - freed,
-            "evicted": [asdict(blob) for blob in chosen],
+            "evicted": [asdict(blob) for blob in evicted],
         }
+
+    def _total(self) -> int:
+        return sum(blob.bytes for shelf in self._shelves for blob in shelf.blobs())

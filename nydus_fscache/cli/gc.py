@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if answer["evicted"]:
         rows = [
-            [blob["name"][:20], size(blob["bytes"]), _day(blob["last_used"])]
+            [blob["name"].rpartition("/")[2][:20], size(blob["bytes"]), _day(blob["last_used"])]
             for blob in answer["evicted"]
         ]
         print(table(["BLOB", "SIZE", "LAST USED"], rows))
@@ -68,8 +68,9 @@ def _collect(args: argparse.Namespace) -> dict[str, Any]:
         return answer
     from nydus_fscache import state  # noqa: PLC0415
     from nydus_fscache.cache import images  # noqa: PLC0415
-    from nydus_fscache.cache.evict import Evictor  # noqa: PLC0415
+    from nydus_fscache.cache.evict import Evictor, OwnFiles  # noqa: PLC0415
     from nydus_fscache.cache.store import Store  # noqa: PLC0415
+    from nydus_fscache.transport.kernel_cache import KernelCache  # noqa: PLC0415
 
     store = Store(args.root)
     try:
@@ -78,7 +79,8 @@ def _collect(args: argparse.Namespace) -> dict[str, Any]:
             store.blobs.forget(name)
             return True
 
-        evictor = Evictor(store.blobs.directory, list, evict)
+        ours = OwnFiles(store.blobs.directory, list, evict)
+        evictor = Evictor([ours, KernelCache(store.cachefiles)], args.root)
         answer = evictor.shrink(args.to, dry_run=args.dry_run)
         used = {binding.digest for binding in state.load(args.root / "state.json").bindings}
         keep = images.KEPT if args.to else 0

@@ -13,6 +13,7 @@ from nydus_fscache.probe import TRANSPORTS, choose
 from nydus_fscache.transport.base import Transport
 from nydus_fscache.transport.cachefiles import CachefilesTransport
 from nydus_fscache.transport.fanotify import FanotifyTransport
+from nydus_fscache.transport.kernel_cache import KernelCache
 
 
 class Transports:
@@ -23,6 +24,7 @@ class Transports:
         self._objects = objects
         self._handover = handover
         self._store = store
+        self.kernel_cache = KernelCache(store.cachefiles)
         self._lock = threading.Lock()
         self._by_name: dict[str, Transport] = {}
 
@@ -35,7 +37,7 @@ class Transports:
                     )
                 else:
                     self._by_name[name] = CachefilesTransport(
-                        self._core, self._objects, self._handover, self._store
+                        self._core, self._objects, self._handover, self.kernel_cache
                     )
             return self._by_name[name]
 

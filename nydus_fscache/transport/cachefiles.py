@@ -23,7 +23,6 @@ from typing import Any
 from nydus_fscache.cache.object import CacheObject, Source
 from nydus_fscache.cache.objects import Objects
 from nydus_fscache.cache.presence import PAGE, PageMap
-from nydus_fscache.cache.store import Store
 from nydus_fscache.core import Broken, Closed, Core, Event, Lost, Missed, Opened
 from nydus_fscache.errors import KernelRefused
 from nydus_fscache.files import data_ranges
@@ -74,11 +73,13 @@ class _Domain:
 class CachefilesTransport:
     name = "cachefiles"
 
-    def __init__(self, core: Core, objects: Objects, handover: Handover, store: Store) -> None:
+    def __init__(
+        self, core: Core, objects: Objects, handover: Handover, cache: KernelCache
+    ) -> None:
         self._core = core
         self._objects = objects
         self._lock = threading.RLock()
-        self._cache = KernelCache(store.cachefiles)
+        self._cache = cache
         self._domains: dict[str, _Domain] = {}
         self._bootstraps: dict[int, _Bootstrap] = {}  # by number, as in the C core
         self._orphans: dict[int, tuple[str, PageMap]] = {}  # of domains, not bound, and read
@@ -87,10 +88,11 @@ class CachefilesTransport:
         self._took_over = inherited is not None
         if inherited is None:
             self._cache.drop_unsynced()
-            self._device = _open_and_bind(store.cachefiles)
+            self._device = _open_and_bind(cache.directory)
             handover.keep("cachefiles", self._device)
         else:
             self._device = inherited
+        cache.device = self._device
         core.attach_cachefiles(self._device)
 
     def resume(self) -> None:
@@ -156,6 +158,7 @@ class CachefilesTransport:
                 del self._domains[domain or fsid]
             else:  # blobs that others have mounted too are theirs now
                 next(iter(entry.bound.values())).objects.extend(bound.objects)
+            self._cache.let_go(domain or fsid, fsid)
 
     # -- events ------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import culls
 from checks import DISK, IMAGES, GuestRig, check, drop_caches, read_all
 from trees import assert_tree, golden_names
 
@@ -254,4 +255,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
 if __name__ == "__main__":
     rig.base.mkdir()
     for name, work in CHECKS.items():
+        check(name, work)
+    culls.rig.base.mkdir()
+    for name, work in culls.CHECKS.items():
         check(name, work)
