@@ -113,10 +113,16 @@ static int write_all(int fd, const uint8_t *data, size_t len, uint64_t off)
 
 		if (n < 0 && errno == EINTR)
 			continue;
-		/* cachefiles makes the backing file only some time after copen */
-		if (n < 0 && errno == ENOBUFS && pauses++ < BACKING_PAUSES) {
-			usleep(BACKING_PAUSE_US);
-			continue;
+		/* cachefiles: the disk is too full for the kernel (its bstop), or the
+		 * backing file, which comes only some time after copen, is not there yet */
+		if (n < 0 && errno == ENOBUFS) {
+			if (lseek(fd, 0, SEEK_DATA) >= 0 || errno != ENOBUFS)
+				return -ENOSPC;
+			if (pauses++ < BACKING_PAUSES) {
+				usleep(BACKING_PAUSE_US);
+				continue;
+			}
+			return -ENOBUFS;
 		}
 		if (n <= 0)
 			return n ? -errno : -EIO;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,9 @@ from nydus_fscache.state import Binding
 from nydus_fscache.transport.kernel_cache import KernelCache
 
 log = logging.getLogger("bounds")
+
+PAUSE = 100  # of the processor time that a look at the cache took, until the next one
+LONGEST_PAUSE_S = 10.0
 
 
 class Bounds:
@@ -34,6 +38,8 @@ class Bounds:
     ) -> None:
         self._images = store.images
         self._disk_full = disk_full
+        self._kernel_cache = kernel_cache
+        self._next_look = 0.0
         ours = OwnFiles(store.blobs.directory, objects.names, objects.evict)
         self._evictor = Evictor([ours, kernel_cache], store.root, limit)
 
@@ -47,13 +53,20 @@ class Bounds:
         self._evictor.limit = limit
 
     def keep(self) -> None:
+        """To be called often: most calls do nothing, because to look is not free."""
+        if time.monotonic() < self._next_look:
+            return
+        started = time.thread_time()
         try:
-            if self._disk_full.is_set():
+            wanted = self._kernel_cache.room_wanted()
+            if wanted or self._disk_full.is_set():
                 self._disk_full.clear()
-                self._evictor.make_room()
+                self._evictor.make_room(wanted)
             self._evictor.keep_limit()
         except OSError as e:
             log.error("the cache cannot be kept in bounds: %s", e)
+        pause = min((time.thread_time() - started) * PAUSE, LONGEST_PAUSE_S)
+        self._next_look = time.monotonic() + pause
 
     def gc(self, target: int, bindings: Iterable[Binding], *, dry_run: bool) -> dict[str, Any]:
         """Evict unused blobs until they take ``target`` bytes, and images that nothing uses."""

@@ -105,11 +105,12 @@ class Evictor:
         if self.limit and self._total() > self.limit:
             self.shrink(int(self.limit * LOW_WATERMARK))
 
-    def make_room(self) -> None:
-        """The disk was full a moment ago; others may have made room since."""
+    def make_room(self, wanted: int = 0) -> None:
+        """The disk was full a moment ago; others may have made room since.  ``wanted``: bytes
+        that are to be free, if that is more than usual."""
         disk = os.statvfs(self._directory)
-        wanted = min(ROOM, disk.f_blocks * disk.f_frsize // ROOM_SHARE)
-        missing = wanted - disk.f_bavail * disk.f_frsize
+        usual = min(ROOM, disk.f_blocks * disk.f_frsize // ROOM_SHARE)
+        missing = max(wanted, usual) - disk.f_bavail * disk.f_frsize
         if missing > 0:
             self.shrink(max(0, self._total() - missing))
 

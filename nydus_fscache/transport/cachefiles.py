@@ -92,7 +92,7 @@ class CachefilesTransport:
             handover.keep("cachefiles", self._device)
         else:
             self._device = inherited
-        cache.device = self._device
+        cache.device, cache.written = self._device, self._written
         core.attach_cachefiles(self._device)
 
     def resume(self) -> None:
@@ -132,6 +132,16 @@ class CachefilesTransport:
             entry.images[fsid] = image
             entry.bound[fsid] = names
             return names
+
+    def _written(self) -> dict[str, int]:
+        """Bytes that are in the open blobs' files, by DOMAIN/COOKIE."""
+        with self._lock:
+            return {
+                f"{domain}/{obj.source.blob_id}": obj.pages.bytes_present()
+                for domain, entry in self._domains.items()
+                for bound in entry.bound.values()
+                for obj in bound.objects
+            }
 
     def mount(
         self, image: Image, bound: Bound, target: Path, fsid: str, domain: str

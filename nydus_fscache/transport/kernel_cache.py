@@ -24,11 +24,13 @@ import json
 import logging
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nydus_fscache import kernel
@@ -42,6 +44,7 @@ log = logging.getLogger("cachefiles")
 PROC = Path("/proc/fs/fscache")
 USED_IN = "used-in"
 _NAME = re.compile(r"[A-Za-z0-9._:@+=-]{1,128}")
+BRUN = 0.07  # of the disk: when so much is free, the kernel wants no culling any more
 CULL_S = 60.0  # for a batch; the kernel waits for nobody but its disk
 _GONE = (0, errno.ESTALE, errno.ENOENT)
 _VOLUME = "Ierofs,"
@@ -87,11 +90,14 @@ class KernelCache:
     """The directory that the kernel caches in.  Thread-safe.
 
     ``device``: /dev/cachefiles, once it is bound to the directory.
+    ``written``: bytes in what is open, by the shelf's names; a file that is new has no name in
+    the directory until the kernel closes it.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.device = -1
+        self.written: Callable[[], Mapping[str, int]] = dict
         self._lock = threading.RLock()
         self._bound: dict[str, dict[str, set[str]]] = {}  # cookies by domain and fsid
 
@@ -200,6 +206,7 @@ class KernelCache:
 
     def blobs(self) -> list[Cached]:
         """What is bound or held by the kernel is in use."""
+        unnamed = dict(self.written())
         held = _all_open_cookies() if self.device >= 0 else {}
         found = []
         for domain in self._domains():
@@ -209,7 +216,19 @@ class KernelCache:
                     in_use = cookie in held.get(domain, {}) or self._is_bound(domain, cookie)
                     size = status.st_blocks * 512
                     found.append(Cached(f"{domain}/{cookie}", size, status.st_mtime, in_use))
-        return found
+                    unnamed.pop(found[-1].name, None)
+        return found + [Cached(name, size, time.time(), True) for name, size in unnamed.items()]
+
+    def room_wanted(self) -> int:
+        """Bytes that the kernel wants free on the disk: there are too few; 0: it wants nothing."""
+        if self.device < 0:
+            return 0
+        poll = select.poll()
+        poll.register(self.device, select.POLLOUT)
+        if not any(what & select.POLLOUT for _, what in poll.poll(0)):
+            return 0
+        disk = os.statvfs(self.directory)
+        return int(disk.f_blocks * disk.f_frsize * BRUN)
 
     def drop(self, names: Sequence[str]) -> list[str]:
         """Volumes that are empty then go too, with the record of their identities."""
@@ -225,15 +244,15 @@ class KernelCache:
             domain, _, cookie = name.partition("/")
             del files[domain][cookie]
         recorded = {path.stem for path in (self.directory / "identities").glob("*.json")}
-        empty = [domain for domain in {*recorded, *files} if not files.get(domain)]
-        self._drop_volumes([domain for domain in empty if domain not in self._bound])
+        empty = {domain for domain in {*recorded, *files} if not files.get(domain)}
+        self._drop_volumes(empty - self._bound.keys() - _all_open_cookies().keys())
         return gone
 
     def _is_bound(self, domain: str, cookie: str) -> bool:
         with self._lock:
             return any(cookie in cookies for cookies in self._bound.get(domain, {}).values())
 
-    def _drop_volumes(self, domains: Sequence[str]) -> None:
+    def _drop_volumes(self, domains: Iterable[str]) -> None:
         """One that is mounted from meanwhile is in use, and stays: so says the kernel."""
         self._delete({domain: self._volume(domain) for domain in domains})
         with self._lock:
