@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from nydus_fscache.cache.chunkindex import NAME as INDEX
+
 log = logging.getLogger("evict")
 
 LOW_WATERMARK = 0.8  # of the limit: evict down to this, so that it is not done again at once
@@ -80,6 +82,9 @@ class OwnFiles:
                 if path.suffix == ".identity":
                     last = status.st_mtime
             found.append(Cached(stem, size, last, stem in used))
+        with contextlib.suppress(FileNotFoundError):  # of use as long as there are blobs
+            status = (self._directory / INDEX).lstat()
+            found.append(Cached(INDEX, status.st_blocks * 512, status.st_mtime, True))
         return found
 
     def drop(self, names: Sequence[str]) -> list[str]:

@@ -340,38 +340,43 @@ class CacheObject:
         return True
 
     def _copy(self, copies: Copies, wanted: list[int]) -> list[int]:
-        """Fill from other blobs what they have; what they have not."""
-        units, left = self.chunks.blob.units, []
+        """Fill the units that other blobs have, chunk by chunk; those that they have not."""
+        blob = self.chunks.blob
+        parts: dict[int, dict[int, bytes | None]] = {}  # of units that are not whole yet
+        lacking: dict[int, range] = {}  # their other chunks
         for unit in wanted:
-            record = units[unit]
-            data = copies.find(self, record.first) if record.count == 1 else None
-            if data is None:
-                left.append(unit)
+            first, end = blob.units[unit].first, blob.units[unit].first + blob.units[unit].count
+            found: dict[int, bytes | None] = {}
+            while first < end and (data := copies.find(self, first)) is not None:
+                found[first] = data
+                first += 1
+            if first == end:
+                self._reused(unit, found)
             else:
-                self._reused(unit, data)
-        single = [u for u in left if units[u].count == 1]
-        missed = set(copies.take_closed(self, single, self._take_from)) if single else set()
-        return [u for u in left if units[u].count != 1 or u in missed]
+                parts[unit], lacking[unit] = found, range(first, end)
 
-    def _take_from(self, unit: int, fd: int, off: int) -> bool:
-        """Fill a unit of one chunk from a file that may have it at ``off``."""
-        blob, chunk = self.chunks.blob, self.chunks.blob.units[unit].first
-        if copy_chunk(fd, off, self.fill_fd, blob, chunk):
-            self._reused(unit)
+        def take(unit: int, chunk: int, fd: int, off: int) -> bool:
+            data = None
+            if not copy_chunk(fd, off, self.fill_fd, blob, chunk):
+                data = read_chunk(fd, off, blob, chunk)
+                if data is None:
+                    return False
+            parts[unit][chunk] = data
+            if len(parts[unit]) == blob.units[unit].count:
+                self._reused(unit, parts.pop(unit))
             return True
-        data = read_chunk(fd, off, blob, chunk)
-        if data is not None:
-            self._reused(unit, data)
-        return data is not None
 
-    def _reused(self, unit: int, data: bytes | None = None) -> None:
-        """``data``: plain bytes to be written; None when they are in the file already."""
-        if data is None:
-            off, end = self.chunks.unit_range(unit)
-            self.core.filled(self.oid, off, end - off)
-        else:
-            record = self.chunks.blob.units[unit]
-            self.core.fill_flat(self.oid, self.chunks.blob.chunks[record.first].uoff, data)
+        copies.take_closed(self, lacking, take)
+        return list(parts)
+
+    def _reused(self, unit: int, parts: dict[int, bytes | None]) -> None:
+        """``parts``: the plain bytes of its chunks; None for what is in the file already."""
+        for chunk, data in parts.items():
+            record = self.chunks.blob.chunks[chunk]
+            if data is None:
+                self.core.filled(self.oid, record.uoff, record.usize)
+            else:
+                self.core.fill_flat(self.oid, record.uoff, data)
         self.counters.reused += self._clen[unit]
         self.arrived(unit, unit + 1)
 

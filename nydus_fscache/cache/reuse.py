@@ -13,7 +13,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nydus_fscache.cache.blobfiles import BlobFiles
@@ -28,7 +28,7 @@ HAS_DIGEST = 0x1  # RAFS_CHUNK_HAS_DIGEST of csrc/rafs.h
 PATIENCE_S = 0.05  # for files that somebody is about to open
 
 Lend = Callable[[str, float], contextlib.AbstractContextManager[bool]]
-Take = Callable[[int, int, int], bool]  # unit, descriptor, offset
+Take = Callable[[int, int, int, int], bool]  # unit, chunk, descriptor, offset
 
 
 def _key(blob: Any, chunk: int) -> Key | None:
@@ -169,18 +169,23 @@ class Copies:
             return None
         return read_chunk(other.fill_fd, record.uoff, blob, chunk)
 
-    def take_closed(self, obj: CacheObject, units: Sequence[int], take: Take) -> list[int]:
-        """Offer what blobs that nobody has open say they have to ``take``, which verifies it;
-        returns the units that it did not get."""
+    def take_closed(self, obj: CacheObject, lacking: Mapping[int, range], take: Take) -> None:
+        """Offer chunks to ``take``, which verifies them: those of units of which blobs that nobody
+        has open say that they have all.  ``lacking``: {unit: chunks}."""
         until = time.monotonic() + PATIENCE_S
-        blob = obj.chunks.blob
-        wanted = {unit: _key(blob, blob.units[unit].first) for unit in units}
-        found = self._index.find([key for key in wanted.values() if key is not None])
-        offers: dict[tuple[str, str], list[tuple[int, Place]]] = {}
-        for unit, key in wanted.items():
-            for place in found.get(key, ()) if key else ():
-                if place.usize == blob.chunks[blob.units[unit].first].usize:
-                    offers.setdefault((place.name, place.identity), []).append((unit, place))
+        found = self._places_of(obj, [chunks[0] for chunks in lacking.values()])
+        lacking = {unit: chunks for unit, chunks in lacking.items() if chunks[0] in found}
+        found |= self._places_of(obj, [c for chunks in lacking.values() for c in chunks[1:]])
+        offers: dict[tuple[str, str], list[tuple[int, int, Place]]] = {}
+        wanted: set[int] = set()
+        for unit, chunks in lacking.items():
+            if all(chunk in found for chunk in chunks):
+                wanted |= set(chunks)
+                for chunk in chunks:
+                    for place in found[chunk]:
+                        offers.setdefault((place.name, place.identity), []).append(
+                            (unit, chunk, place)
+                        )
         for (name, identity), places in offers.items():
             with (
                 self._lend(name, until - time.monotonic()) as lent,
@@ -191,8 +196,18 @@ class Copies:
                         self._index.forget(name)
                     continue
                 data, chunk_map = fds
-                for unit, place in places:
-                    stands = unit in wanted and _stands(chunk_map, place)
-                    if stands and take(unit, data, place.uoff):
-                        del wanted[unit]
-        return list(wanted)
+                for unit, chunk, place in places:
+                    stands = chunk in wanted and _stands(chunk_map, place)
+                    if stands and take(unit, chunk, data, place.uoff):
+                        wanted.remove(chunk)
+
+    def _places_of(self, obj: CacheObject, chunks: Iterable[int]) -> dict[int, list[Place]]:
+        """Of chunks that the index names places for."""
+        blob = obj.chunks.blob
+        keys = {chunk: key for chunk in chunks if (key := _key(blob, chunk)) is not None}
+        found = self._index.find(list(keys.values())) if keys else {}
+        places = {
+            chunk: [p for p in found.get(key, ()) if p.usize == blob.chunks[chunk].usize]
+            for chunk, key in keys.items()
+        }
+        return {chunk: its for chunk, its in places.items() if its}

@@ -13,16 +13,17 @@ SIZE = 150_000
 SHARED, OWN = 12, 4
 
 
-def _image(base: Path, seed: int) -> tuple[Path, Path, dict[str, bytes]]:
+def _image(
+    base: Path, seed: int, size: int = SIZE, *options: str
+) -> tuple[Path, Path, dict[str, bytes]]:
     out = base / f"image{seed}"
     out.mkdir()
     rng = random.Random(0)
-    contents = {f"shared{i}": rng.randbytes(SIZE) for i in range(SHARED)}
+    contents = {f"shared{i}": rng.randbytes(size) for i in range(SHARED)}
     rng = random.Random(seed)
-    contents |= {f"a{i}": rng.randbytes(SIZE) for i in range(OWN)}
-    build_image(
-        base / f"tree{seed}", contents, "-B", out / "boot", "-D", out, "--chunk-size", "0x10000"
-    )
+    contents |= {f"a{i}": rng.randbytes(size) for i in range(OWN)}
+    options = ("--chunk-size", "0x10000", *options)
+    build_image(base / f"tree{seed}", contents, "-B", out / "boot", "-D", out, *options)
     return out / "boot", out, contents
 
 
@@ -122,3 +123,20 @@ def test_what_is_wrong_on_disk_is_fetched_instead(rig: Rig, tmp_path: Path, harm
     if harm == "damaged index":  # it is made anew, of what was read since
         third = _image(tmp_path, 3)
         assert _reused_and_fetched(rig, third)[0] >= SHARED * SIZE
+
+
+@pytest.mark.parametrize("giver", ["mounted", "not mounted"])
+def test_units_of_several_chunks_are_copied_when_all_of_them_are_there(
+    rig: Rig, tmp_path: Path, giver: str
+) -> None:
+    """Batches of seven files; the first has files of both kinds, so it is fetched."""
+    first, second = (_image(tmp_path, i, 9000, "--batch-size", "0x10000") for i in (1, 2))
+    mount = rig.mount(first[0], first[1], "m1")
+    _check(mount, first[2])
+    before = rig.fetched()
+    if giver == "not mounted":
+        rig.run("umount", mount)
+        before = 0
+    reused, fetched = _reused_and_fetched(rig, second)
+    assert reused >= 7 * 9000
+    assert fetched - before <= 7 * 9000 * 1.05
