@@ -79,3 +79,62 @@ const struct rafs_gz_point *rafs_gunzip_points(const struct rafs_gunzip *g, uint
  * many are left, at the start; the rest is zeroed.
  */
 uint32_t rafs_build_sort_table(uint8_t *table, uint32_t n);
+
+/*
+ * A set of chunks by digest and size, numbered as they come.  Returns the chunk's
+ * number, which is that of a new one when it is how many there were; or -ENOMEM.
+ */
+struct rafs_keys;
+struct rafs_keys *rafs_keys_new(void);
+void rafs_keys_free(struct rafs_keys *keys);
+int64_t rafs_keys_number(struct rafs_keys *keys, const uint8_t *digest, uint32_t size);
+
+#define RAFS_TREE_NONE 0xffffffff
+#define RAFS_LAYOUT_START 4096	/* bytes of the region that stay empty */
+
+/*
+ * A tree by columns, one row for every name, in the order of sheet 1.15: the
+ * rows of a directory's entries are neighbours, sorted by name, behind its own.
+ * The arrays are the caller's; what they say of each other must be right.
+ */
+struct rafs_tree {
+	uint32_t n;
+	uint32_t block;		/* 4096, or 512 for tarfs */
+	uint32_t chunk_size;	/* a power of two, >= block */
+	const uint16_t *mode;
+	const uint32_t *uid;
+	const uint32_t *gid;
+	const int64_t *mtime;
+	const uint32_t *mtime_nsec;
+	const uint64_t *size;	/* directory: its entries */
+	/* First entry, start in targets, device as on disk, or first of refs (RAFS_TREE_NONE: none) */
+	const uint32_t *at;
+	const uint32_t *parent;
+	const uint32_t *link;	/* row of the inode's first name, mostly its own */
+	const uint32_t *name;	/* n + 1 offsets in names */
+	const uint32_t *xattr;	/* number of a set; set i is from xattr_off[i] to [i + 1] */
+	const uint8_t *names;
+	const uint8_t *targets;
+	const uint8_t *xattrs;
+	const uint32_t *xattr_off;
+	const uint32_t *refs;	/* places of chunks; size / chunk_size of them, rounded up, a file */
+	const uint16_t *place_blob;
+	const uint32_t *place_index;
+	const uint64_t *place_flat;	/* bytes */
+	const uint16_t *blob_index;	/* of place_blob, in the blob table; 0xffff: not there */
+	/* Set by rafs_layout_place, n each. */
+	uint32_t *nid;
+	uint32_t *data;		/* block of a directory's or link's data */
+	uint32_t *dlen;		/* their bytes; bit 31: the tail is inline */
+	uint32_t *nlink;
+};
+
+/*
+ * Find the places (sheet 1.15); the bytes that they take with RAFS_LAYOUT_START.
+ * -EFBIG: more than nids can count; -ENOENT: a file has data in a blob without index.
+ */
+int64_t rafs_layout_place(struct rafs_tree *t);
+
+/* Bytes from..from + len of the region. */
+void rafs_layout_render(const struct rafs_tree *t, uint64_t meta_addr, uint64_t from,
+			uint8_t *out, size_t len);

@@ -12,7 +12,13 @@ ffi.cdef(cdef_of("build.h"))
 ffi.set_source(
     "rafs_v6._build",
     '#include "base.h"\n#include "rafs.h"\n#include "build.h"\n',
-    sources=[*CODEC_SOURCES, "csrc/build.c", "csrc/buildtable.c", "csrc/gunzip.c"],
+    sources=[
+        *CODEC_SOURCES,
+        "csrc/build.c",
+        "csrc/buildtable.c",
+        "csrc/gunzip.c",
+        "csrc/layout.c",
+    ],
     include_dirs=[CSRC],
     libraries=CODEC_LIBS,
     extra_compile_args=[*compile_args(), "-D_GNU_SOURCE"],

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from rafs_v6._build import ffi, lib
 from rafs_v6.build.bootstrap import BlobEntry, Defaults
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.load import add_blob, check_alike, load, load_blobs, open_bootstrap
-from rafs_v6.build.tree import Chunk, Node
-from rafs_v6.erofs import Digester
-
-Known = dict[bytes, Chunk]
-"""``chunk_key`` to the chunk that is referred to instead of being stored."""
+from rafs_v6.build.tree import Places, Tree
+from rafs_v6.erofs import ChunkRecord, Digester
 
 
-def chunk_key(digest: bytes, size: int) -> bytes:
-    """``size``: plain bytes."""
-    return digest + size.to_bytes(4, "little")
+class Known:
+    """Chunks by digest and plain size.  ``places``: those that are referred to instead of
+    being stored, by their numbers; numbers behind these are the caller's."""
+
+    def __init__(self) -> None:
+        self.places = Places()
+        self._keys: Any = ffi.gc(lib.rafs_keys_new(), lib.rafs_keys_free)
+        if self._keys == ffi.NULL:
+            raise MemoryError("chunks by digest")
+
+    def number(self, digest: Any, size: int) -> int:
+        """That of the chunk; of a new one, how many there were before."""
+        number = int(lib.rafs_keys_number(self._keys, digest, size))
+        if number < 0:
+            raise MemoryError("chunks by digest")
+        return number
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
     """``blobs`` by name, those of ``first`` (the parent's) lead the blob table."""
 
-    root: Node | None
+    tree: Tree | None
     blobs: Mapping[str, BlobEntry]
     first: Sequence[str]
     chunks: Known
@@ -43,30 +55,28 @@ def load_base(parent: Path | None, chunk_dict: Path | None, defaults: Defaults) 
             )
         for blob in load_blobs(boot, chunk_dict):
             add_blob(blobs, blob, chunk_dict)
-    root, first = None, list[str]()
+    tree, first = None, list[str]()
     if parent is not None:
         below = load(parent)
         check_alike(parent, below.defaults, defaults)
-        root, first = below.root, list(below.blobs)
+        tree, first = below.tree, list(below.blobs)
         for blob in below.blobs.values():
             add_blob(blobs, blob, parent)
-    return Base(root, blobs, first, known_chunks(blobs.values(), defaults.digester))
+    known = Known()
+    for blob, c in digested_chunks(blobs.values(), defaults.digester):
+        if known.number(c.digest, c.uncompressed_size) == len(known.places):
+            known.places.add(blob.name, c.index, c.uncompressed_offset)
+    return Base(tree, blobs, first, known)
 
 
-def known_chunks(blobs: Iterable[BlobEntry], digester: Digester) -> Known:
-    """The chunks of ``blobs`` that were digested by ``digester``; of equal ones the first.
+def digested_chunks(
+    blobs: Iterable[BlobEntry], digester: Digester
+) -> Iterator[tuple[BlobEntry, ChunkRecord]]:
+    """The chunks of ``blobs`` that were digested by ``digester``.
 
     Compressors may differ: each blob is read by its own.
     """
-    known: Known = {}
     for blob in blobs:
-        if blob.record.digest_algo != digester:
-            continue
-        for c in blob.chunks:
+        if blob.record.digest_algo == digester:
             # Zeros are how "no digest" is written.
-            if any(c.digest):
-                known.setdefault(
-                    chunk_key(c.digest, c.uncompressed_size),
-                    Chunk(blob.name, c.index, c.uncompressed_offset, c.uncompressed_size),
-                )
-    return known
+            yield from ((blob, c) for c in blob.chunks if any(c.digest))

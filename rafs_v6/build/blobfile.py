@@ -12,7 +12,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -190,10 +190,11 @@ def ended_on_error(target: Path | None) -> Iterator[None]:
         raise
 
 
-def write_atomically(path: Path, data: bytes | bytearray) -> None:
+def write_atomically(path: Path, pieces: Iterable[bytes | bytearray]) -> None:
     out = BlobFile(path)
     try:
-        out.write(data, hashed=False)
+        for piece in pieces:
+            out.write(piece, hashed=False)
         out.publish(path)
     finally:
         out.discard()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rafs_v6._build import ffi, lib
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.layout import Layout
 from rafs_v6.build.records import ChunkRecords
-from rafs_v6.build.tree import Node
+from rafs_v6.build.tree import ROOT, Tree
 from rafs_v6.erofs import (
     CHUNK_RECORD_SIZE,
     DEVICE_SLOTS_OFFSET,
@@ -35,7 +35,7 @@ from rafs_v6.erofs import (
 )
 
 _MAPPED_ALIGN = 0x80000  # lets boot and flat blobs be one device (sheet 1.4)
-_BLOB_INDEX, _BLOB_INDEX_AT = struct.Struct("<I"), 32  # in a chunk record
+_BLOB_INDEX_AT = 32  # in a chunk record
 _COMPRESSION_FLAG = {
     Compressor.NONE: SuperFlags.COMPRESSION_NONE,
     Compressor.LZ4_BLOCK: SuperFlags.COMPRESSION_LZ4,
@@ -66,11 +66,12 @@ class Defaults:
 
 
 def write_bootstrap(
-    root: Node, blobs: Sequence[BlobEntry], defaults: Defaults, prefetch: Sequence[Node] = ()
-) -> bytearray:
-    """The whole bootstrap; blob indexes in ``blobs`` are set here.
+    tree: Tree, blobs: Sequence[BlobEntry], defaults: Defaults, prefetch: Sequence[int] = ()
+) -> Iterator[bytes | bytearray]:
+    """The bytes of a bootstrap, in pieces that are made as they are asked for.
 
-    ``prefetch``: nodes of the tree for the prefetch table (sheet 1.16), in order.
+    Blob indexes in ``blobs`` are set here.  ``prefetch``: rows of the tree for the
+    prefetch table (sheet 1.16), in order.
     """
     if len(blobs) > MAX_BLOBS:
         raise BuildError(
@@ -84,26 +85,20 @@ def write_bootstrap(
             " upon; with equal data, use that image's --digester, else another --blob-id"
         )
     block = defaults.block_size
-    layout = Layout(root, block)
+    layout = Layout(tree, block, {blob.name: i for i, blob in enumerate(blobs)})
     table_off = round_up(DEVICE_SLOTS_OFFSET + DeviceSlot.SIZE * len(blobs), EROFS_BLOCK)
     prefetch_off = table_off + BlobRecord.SIZE * len(blobs)
     prefetch_table = b"".join(
-        struct.pack("<I", layout.nid(node)) for node in (prefetch if blobs else ())
+        struct.pack("<I", layout.nid(row)) for row in (prefetch if blobs else ())
     )
     meta_addr = round_up(prefetch_off + len(prefetch_table), EROFS_BLOCK) if blobs else 0
     chunk_table_off = meta_addr + layout.size
-    records = sum(len(blob.chunks) for blob in blobs)
-    out = bytearray(round_up(chunk_table_off + CHUNK_RECORD_SIZE * records, EROFS_BLOCK))
-    with memoryview(out) as view:
-        layout.render(
-            view[meta_addr:chunk_table_off], meta_addr, defaults.chunk_size,
-            {blob.name: i for i, blob in enumerate(blobs)},
-        )  # fmt: skip
-        chunk_table_size = _write_chunk_table(view[chunk_table_off:], blobs)
-    size = round_up(chunk_table_off + chunk_table_size, EROFS_BLOCK)
-    del out[size:]
+    chunk_table = _chunk_table(blobs)
+    size = round_up(chunk_table_off + len(chunk_table), EROFS_BLOCK)
+    # Without blobs, the head lies in the empty block that the region begins with.
+    out = bytearray(meta_addr or EROFS_BLOCK)
     out[EROFS_SUPER_OFFSET : EROFS_SUPER_OFFSET + SuperBlock.SIZE] = SuperBlock(
-        EROFS_SUPER_MAGIC_V1, 0, RAFS_V6_COMPAT, block.bit_length() - 1, 0, layout.nid(root),
+        EROFS_SUPER_MAGIC_V1, 0, RAFS_V6_COMPAT, block.bit_length() - 1, 0, layout.nid(ROOT),
         layout.inos, 0, 0,
         sum(b.record.uncompressed_size // block for b in blobs) & 0xFFFFFFFF,
         meta_addr // block, 0, bytes(16), bytes(16), RAFS_V6_INCOMPAT, 0, len(blobs),
@@ -112,7 +107,7 @@ def write_bootstrap(
     ext_off = EROFS_SUPER_OFFSET + SuperBlock.SIZE
     out[ext_off : ext_off + ExtSuperBlock.SIZE] = ExtSuperBlock(
         _flags(blobs, defaults, layout.has_xattr), table_off, BlobRecord.SIZE * len(blobs),
-        defaults.chunk_size, chunk_table_off, chunk_table_size,
+        defaults.chunk_size, chunk_table_off, len(chunk_table),
         prefetch_off if prefetch_table else 0, len(prefetch_table), 0, bytes(200),
     ).pack()  # fmt: skip
     position = size
@@ -129,9 +124,21 @@ def write_bootstrap(
         record_off = table_off + BlobRecord.SIZE * i
         packed = replace(record, blob_index=i).pack()
         out[record_off : record_off + len(packed)] = packed
-    if prefetch_table:
-        out[prefetch_off : prefetch_off + len(prefetch_table)] = prefetch_table
-    return out
+    out[prefetch_off : prefetch_off + len(prefetch_table)] = prefetch_table
+
+    def pieces() -> Iterator[bytes | bytearray]:
+        region = layout.render(meta_addr)
+        first = next(region)
+        if not meta_addr:
+            first[:EROFS_BLOCK] = out
+        else:
+            yield out
+        yield first
+        yield from region
+        yield chunk_table
+        yield bytes(size - chunk_table_off - len(chunk_table))
+
+    return pieces()
 
 
 def _flags(blobs: Sequence[BlobEntry], defaults: Defaults, has_xattr: bool) -> SuperFlags:
@@ -151,14 +158,16 @@ def _flags(blobs: Sequence[BlobEntry], defaults: Defaults, has_xattr: bool) -> S
     return flags
 
 
-def _write_chunk_table(out: memoryview, blobs: Sequence[BlobEntry]) -> int:
-    """Write the records of all blobs, sorted by digest and blob; their bytes (sheet 1.17)."""
-    at = 0
+def _chunk_table(blobs: Sequence[BlobEntry]) -> bytearray:
+    """The records of all blobs, sorted by digest and blob (sheet 1.17)."""
+    out = bytearray()
     for i, blob in enumerate(blobs):
-        end = at + len(blob.chunks.packed)
-        out[at:end] = blob.chunks.packed
-        for record in range(at, end, CHUNK_RECORD_SIZE):
-            _BLOB_INDEX.pack_into(out, record + _BLOB_INDEX_AT, i)
-        at = end
-    kept = lib.rafs_build_sort_table(ffi.from_buffer("uint8_t[]", out), at // CHUNK_RECORD_SIZE)
-    return int(kept) * CHUNK_RECORD_SIZE
+        start, count = len(out), len(blob.chunks)
+        out += blob.chunks.packed
+        for k, value in enumerate(i.to_bytes(4, "little")):
+            out[start + _BLOB_INDEX_AT + k :: CHUNK_RECORD_SIZE] = bytes([value]) * count
+    kept = lib.rafs_build_sort_table(
+        ffi.from_buffer("uint8_t[]", out), len(out) // CHUNK_RECORD_SIZE
+    )
+    del out[kept * CHUNK_RECORD_SIZE :]
+    return out

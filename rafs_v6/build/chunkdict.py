@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rafs_v6.build.base import Known, known_chunks
+from rafs_v6.build.base import digested_chunks
 from rafs_v6.build.blobfile import write_atomically
 from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.load import add_blob, check_alike, load, used_names
-from rafs_v6.build.tree import Node
+from rafs_v6.build.tree import ROOT, Node, Tree
 from rafs_v6.erofs import Digester
 
-_DIGEST = 32  # bytes, which a key begins with
+# Of a chunk that was found: its blob, index there, offset in the flat blob.
+_Place = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +41,34 @@ def generate(sources: Sequence[Path], target: Path) -> Dictionary:
     """
     images = [load(path) for path in sources]
     blobs: dict[str, BlobEntry] = {}
-    found: Known = {}
-    seen: Counter[bytes] = Counter()
+    found: dict[tuple[bytes, int], _Place] = {}  # by digest and plain size
+    seen: Counter[tuple[bytes, int]] = Counter()
     for path, image in zip(sources, images, strict=True):
         check_alike(path, image.defaults, images[0].defaults)
         for blob in image.blobs.values():
             add_blob(blobs, blob, path)
+        own = set()
         for digester in Digester:
-            chunks = known_chunks(image.blobs.values(), digester)
-            seen.update(chunks.keys())
-            found = chunks | found
-    wanted = [key for key in found if seen[key] > 1 or len(images) == 1]
+            for blob, c in digested_chunks(image.blobs.values(), digester):
+                key = c.digest, c.uncompressed_size
+                own.add(key)
+                found.setdefault(key, (blob.name, c.index, c.uncompressed_offset))
+        seen.update(own)
+    shared = (key for key in found if seen[key] > 1 or len(images) == 1)
+    wanted = sorted(dict(shared).items())  # a digest with two sizes is a lie
     if not wanted:
         raise BuildError("no chunk is in two of these images: a dictionary of one, or of others?")
-    root = Node(stat.S_IFDIR | 0o755)
-    for key in wanted:
-        digest, size = key[:_DIGEST].hex(), found[key].size
-        shelf = root.children.setdefault(digest[:2].encode(), Node(stat.S_IFDIR | 0o755))
-        shelf.children[digest.encode()] = Node(stat.S_IFREG | 0o444, size=size, chunks=[found[key]])
-    used = used_names(root)
+    tree = Tree(images[0].defaults.chunk_size)
+    tree.add(ROOT, b"", Node(stat.S_IFDIR | 0o755))
+    shelves = {}
+    for shelf in dict.fromkeys(digest.hex()[:2].encode() for digest, _ in wanted):
+        shelves[shelf] = tree.add(ROOT, shelf, Node(stat.S_IFDIR | 0o755))
+    for digest, size in wanted:
+        name = digest.hex().encode()
+        row = tree.add(shelves[name[:2]], name, Node(stat.S_IFREG | 0o444, size=size))
+        tree.at[row] = len(tree.refs)
+        tree.refs.append(tree.places.add(*found[digest, size]))
+    used = used_names(tree)
     defaults = images[0].defaults
-    write_atomically(target, write_bootstrap(root, [blobs[name] for name in used], defaults))
-    return Dictionary(used, len(wanted), sum(found[key].size for key in wanted), defaults)
+    write_atomically(target, write_bootstrap(tree, [blobs[name] for name in used], defaults))
+    return Dictionary(used, len(wanted), sum(size for _, size in wanted), defaults)

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 from rafs_v6._build import ffi, lib
-from rafs_v6.build.base import Known, chunk_key
+from rafs_v6.build.base import Known
 from rafs_v6.build.behind import WriteBehind
 from rafs_v6.build.cct import pack_batch, pack_v1, pack_v2
 from rafs_v6.build.cipher import XtsKey
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.pieces import MAX_PIECES, Pieces, Progress
 from rafs_v6.build.records import ChunkRecords
-from rafs_v6.build.tree import Chunk, Node, traverse, unread_files
+from rafs_v6.build.sources import Source
+from rafs_v6.build.tree import NONE, Places, Tree
 from rafs_v6.erofs import (
     EROFS_BLOCK,
     MAX_CHUNKS,
@@ -65,12 +67,13 @@ class StoredChunks:
     """The chunks of a blob: one record each, in index order (``blob_index`` unset).
 
     ``cct``: the same as packed records of the CCT, of version 2 when ``features``
-    say so; ``contexts``: what follows them there (sheet 2.3).  ``known``: chunks that
-    pieces may refer to; those of this blob are added.
+    say so; ``contexts``: what follows them there (sheet 2.3).  ``places`` get those
+    of the chunks, and of chunks of ``known`` that are the same.
     """
 
     blob: str
-    known: Known = field(default_factory=dict)
+    places: Places
+    known: Known = field(default_factory=Known)
     records: ChunkRecords = field(default_factory=ChunkRecords)
     cct: bytearray = field(default_factory=bytearray)
     contexts: bytearray = field(default_factory=bytearray)
@@ -80,6 +83,10 @@ class StoredChunks:
     flat_size: int = 0
     stored_size: int = 0
     _count: int = 0
+    _found: array[int] = field(default_factory=lambda: array("I"))  # places, by number in known
+
+    def __post_init__(self) -> None:
+        self._found.extend(NONE for _ in range(len(self.known.places)))
 
     @property
     def context_place(self) -> tuple[int, int, int]:
@@ -88,32 +95,39 @@ class StoredChunks:
             return 0, 0, 0
         return len(self.cct), len(self.contexts), self.context_count
 
-    def find(self, digest: bytes, size: int) -> tuple[Chunk, bool]:
-        """The chunk of ``size`` plain bytes; is it a new one of this blob, to be stored now?"""
-        key = chunk_key(digest, size)
-        chunk = self.known.get(key)
-        if chunk is not None:
-            return chunk, False
-        if self._count >= MAX_CHUNKS - 1:
-            raise BuildError("a blob holds at most 2^24-1 chunks; choose a larger --chunk-size")
-        chunk = self.known[key] = Chunk(self.blob, self._count, self.flat_size, size)
-        self._count += 1
-        self.flat_size += round_up(size, EROFS_BLOCK)
-        return chunk, True
+    def find(self, digest: Any, size: int) -> tuple[int, bool]:
+        """The place of a chunk of ``size`` plain bytes; is it new, to be stored now?"""
+        number = self.known.number(digest, size)
+        if number == len(self._found):
+            if self._count >= MAX_CHUNKS - 1:
+                raise BuildError("a blob holds at most 2^24-1 chunks; choose a larger --chunk-size")
+            place = self.places.add(self.blob, self._count, self.flat_size)
+            self._found.append(place)
+            self._count += 1
+            self.flat_size += round_up(size, EROFS_BLOCK)
+            return place, True
+        place = self._found[number]
+        if place == NONE:
+            known = self.known.places
+            place = self.places.add(*known.key(number), known.flat[number])
+            self._found[number] = place
+        return place, False
 
-    def place(self, piece: Any, node: Node) -> Chunk | None:
-        """Give a digested piece of ``node`` its chunk; the chunk, when there was none like it."""
-        chunk, is_new = self.find(bytes(piece.digest), int(piece.len))
-        node.chunks.append(chunk)
-        return chunk if is_new else None
+    def place(self, piece: Any, tree: Tree, row: int) -> int | None:
+        """Give the next piece of the file in ``row`` its chunk; its place if there was no such."""
+        place, is_new = self.find(piece.digest, piece.len)
+        if tree.at[row] == NONE:
+            tree.at[row] = len(tree.refs)
+        tree.refs.append(place)
+        return place if is_new else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Members:
-    """The (piece, chunk) of a parcel; ``batched``: also when it is only one."""
+    """The (piece, place) of a parcel; ``batched``: also when it is only one."""
 
     batched: bool
-    chunks: list[tuple[int, Chunk]]
+    chunks: list[tuple[int, int]]
 
 
 class _Store:
@@ -124,10 +138,10 @@ class _Store:
     """
 
     def __init__(
-        self, root: Node, options: ChunkOptions, out: StoredChunks,
+        self, tree: Tree, source: Source, options: ChunkOptions, out: StoredChunks,
         write: Callable[[memoryview], None],
     ) -> None:  # fmt: skip
-        self._out, self._batch_size = out, options.batch_size
+        self._tree, self._out, self._batch_size = tree, out, options.batch_size
         self._recipe = ffi.new("struct rafs_recipe *")
         self._recipe.compressor, self._recipe.level = options.compressor, options.level
         self._recipe.threads = options.threads
@@ -140,7 +154,7 @@ class _Store:
             self._recipe.encrypt = 1
             self._recipe.key, self._recipe.iv = options.cipher.key, options.cipher.iv
         self.pieces = Pieces(
-            root, options.chunk_size, options.digester, options.threads, self._process,
+            tree, source, options.digester, options.threads, self._process,
             room=lib.RAFS_BUILD_ROOM if options.cipher else 0,
         )  # fmt: skip
         self._behind = WriteBehind(write, self.pieces.arena_len)
@@ -161,7 +175,7 @@ class _Store:
             self._record(self._parcels[i], members)
         self._behind.submit(size)
 
-    def run(self, files: Sequence[Node], progress: Progress | None) -> None:
+    def run(self, files: Sequence[int], progress: Progress | None) -> None:
         try:
             self.pieces.add_all(files, progress)
             self._behind.finish()
@@ -187,12 +201,12 @@ class _Store:
         """Fill ``_parcels`` with the pieces that are new."""
         packed: list[_Members] = []
         pieces, limit = self.pieces, self._batch_size
-        for i, (node, _) in enumerate(pieces.users):
+        for i, (row, _) in enumerate(pieces.users):
             piece = pieces.array[i]
-            chunk = self._out.place(piece, node)
-            if chunk is None:
+            place = self._out.place(piece, self._tree, row)
+            if place is None:
                 continue
-            small = piece.len == node.size and 2 * piece.len < limit
+            small = piece.len == self._tree.size[row] and 2 * piece.len < limit
             if small and packed and packed[-1].batched:
                 parcel = self._parcels[len(packed) - 1]
                 if parcel.len + piece.len < limit:
@@ -201,25 +215,25 @@ class _Store:
                         pieces.arena + (parcel.at + parcel.len), pieces.arena + piece.at, piece.len
                     )
                     parcel.len += piece.len
-                    packed[-1].chunks.append((i, chunk))
+                    packed[-1].chunks.append((i, place))
                     continue
             parcel = self._parcels[len(packed)]
             parcel.at, parcel.len = piece.at, piece.len
-            packed.append(_Members(small, [(i, chunk)]))
+            packed.append(_Members(small, [(i, place)]))
         return packed
 
     def _record(self, parcel: Any, members: _Members) -> None:
-        out, inside = self._out, 0
+        out, places, inside = self._out, self._out.places, 0
         flags, clen, coff = self._flags, parcel.clen, out.stored_size
         if members.batched:
             clen = 0
         elif parcel.compressed:
             flags |= ChunkFlags.COMPRESSED
-        for i, chunk in members.chunks:
+        for i, place in members.chunks:
             piece = self.pieces.array[i]
             record = ChunkRecord(
-                bytes(piece.digest), 0, flags, clen, piece.len, coff, chunk.flat_off,
-                self.pieces.users[i][1], chunk.index, piece.crc32c,
+                bytes(piece.digest), 0, flags, clen, piece.len, coff, places.flat[place],
+                self.pieces.users[i][1], places.index[place], piece.crc32c,
             )  # fmt: skip
             out.cct += self._pack_record(record, inside, batched=members.batched)
             # The chunk table does not say where a batch lies (sheet 1.17).
@@ -248,15 +262,16 @@ class _Store:
 
 
 def store_chunks(
-    root: Node, out: StoredChunks, options: ChunkOptions, write: Callable[[memoryview], None],
-    first: Sequence[Node] = (), progress: Progress | None = None,
+    tree: Tree, source: Source, out: StoredChunks, options: ChunkOptions,
+    write: Callable[[memoryview], None], first: Sequence[int] = (),
+    progress: Progress | None = None,
 ) -> None:  # fmt: skip
-    """Cut the files below ``root`` that have an extent; hand the stored bytes to ``write``.
+    """Cut the files of ``tree`` that are not stored yet; hand the stored bytes to ``write``.
 
-    The files of ``first``, nodes to prefetch, come before all others.
+    The files at or below the rows of ``first``, to prefetch, come before all others.
 
     Raises ``BuildError`` when a file shrinks meanwhile, ``OSError`` of opening and writing.
     """
-    early = chain.from_iterable(traverse(node) for node in first)
-    files = unread_files(node for _, node in chain(early, traverse(root)))
-    _Store(root, options, out, write).run(files, progress)
+    early = chain.from_iterable(tree.below(row) for row in first)
+    files = tree.unread(chain(early, range(len(tree))))
+    _Store(tree, source, options, out, write).run(files, progress)

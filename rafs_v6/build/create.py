@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +15,13 @@ from rafs_v6.build.chunks import StoredChunks, store_chunks
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.load import used_names
 from rafs_v6.build.options import CreateOptions, Into
-from rafs_v6.build.overlay import apply_layer, drop_whiteouts
-from rafs_v6.build.prefetch import prefetch_nodes
+from rafs_v6.build.overlay import WhiteoutSpec, apply_layer, drop_whiteouts
+from rafs_v6.build.prefetch import prefetch_rows
 from rafs_v6.build.refs import refer_chunks, tarfs_chunks
-from rafs_v6.build.sources import TarSource, read_directory
+from rafs_v6.build.sources import DirectorySource, Source, TarSource
 from rafs_v6.build.stored import StoredTar, open_stored
 from rafs_v6.build.trailer import blob_id_of, write_trailer
-from rafs_v6.build.tree import Node, traverse
+from rafs_v6.build.tree import Tree
 from rafs_v6.erofs import TARFS_BLOCK, BlobFeatures, BlobRecord, Compressor
 
 _OWN = ""  # the blob's name in the tree, before its id is known; no other blob's name is empty
@@ -27,11 +29,11 @@ _OWN = ""  # the blob's name in the tree, before its id is known; no other blob'
 
 def create_from_directory(source: Path, options: CreateOptions) -> list[str]:
     """Build an image of a directory; the ids of its blobs."""
-    root = read_directory(source)
-    if options.parent is None:
+    found = DirectorySource(source)
+    if options.parent is None and options.whiteouts is not WhiteoutSpec.NONE:
         # A directory is no layer of others: what its whiteouts hide is not there (sheet 4.4).
-        root = drop_whiteouts(root, options.whiteouts)
-    return create(root, options)
+        found.tree = drop_whiteouts(found.tree, options.whiteouts)
+    return create(found, options)
 
 
 def create_from_tar(
@@ -49,43 +51,42 @@ def create_from_tar(
         closing(TarSource(stored.file, estargz=estargz, refers=refers)) as tar,
     ):
         if into is Into.TARFS:
-            return _create_tarfs(tar.root, options, stored)
-        return create(tar.root, options, stored if refers else None)
+            return _create_tarfs(tar.tree, options, stored)
+        return create(tar, options, stored if refers else None)
 
 
-def create(root: Node, options: CreateOptions, tar: StoredTar | None = None) -> list[str]:
-    """Build an image of ``root``; the ids of its blobs (none when no file has data).
+def create(source: Source, options: CreateOptions, tar: StoredTar | None = None) -> list[str]:
+    """Build an image of ``source``; the ids of its blobs (none when no file has data).
 
-    ``tar``: what the image refers to instead of storing data; all extents lie in it.
+    ``tar``: what the image refers to instead of storing data; all of them lie in it.
     """
-    _make_repeatable(root, options)
+    tree = _prepared(source.tree, options)
     target = options.blob or (options.blob_dir / "blob" if options.blob_dir else None)
     if target is None:
         raise BuildError("no place for the blob: give --blob or --blob-dir")
     defaults = _defaults(options)
     base = load_base(options.parent, options.chunk_dict, defaults)
-    if base.root is not None:
-        root = apply_layer(base.root, root, options.whiteouts)
-    first = prefetch_nodes(root, options.prefetch)
-    chunks = StoredChunks(_OWN, base.chunks)
+    if base.tree is not None:
+        tree = apply_layer(base.tree, tree, options.whiteouts)
+    first = prefetch_rows(tree, options.prefetch)
+    chunks = StoredChunks(_OWN, tree.places, base.chunks)
     out = BlobFile(target)
     try:
         if tar is None:
             store_chunks(
-                root, chunks, options.chunks, out.write, first, options.progress
+                tree, source, chunks, options.chunks, out.write, first, options.progress
             )  # fmt: skip
         else:
-            refer_chunks(root, chunks, options.chunks, tar, options.progress)
+            refer_chunks(tree, source, chunks, options.chunks, tar, options.progress)
         if chunks.original is not None:
             defaults = replace(defaults, compressor=chunks.original.compressor)
-        base.chunks.clear()  # nothing is looked up any more, and the bootstrap needs the room
-        ids = used_names(root, base.first)
+        ids = used_names(tree, base.first)
 
-        def bootstrap(own: BlobRecord | None) -> bytearray:
+        def bootstrap(own: BlobRecord | None) -> Iterable[bytes | bytearray]:
             entry = {} if own is None else {_OWN: BlobEntry(_OWN, own, chunks.records)}
             blobs = {**base.blobs, **entry}
             table = first if options.prefetch_table else ()
-            return write_bootstrap(root, [blobs[name] for name in ids], defaults, table)
+            return write_bootstrap(tree, [blobs[name] for name in ids], defaults, table)
 
         if chunks.records or options.inline_meta:
             boot, name, own_id = write_trailer(out, chunks, options, bootstrap)
@@ -101,13 +102,13 @@ def create(root: Node, options: CreateOptions, tar: StoredTar | None = None) -> 
     return ids
 
 
-def _create_tarfs(root: Node, options: CreateOptions, tar: StoredTar) -> list[str]:
+def _create_tarfs(tree: Tree, options: CreateOptions, tar: StoredTar) -> list[str]:
     if options.parent or options.chunk_dict:
         raise BuildError("a tarfs image stands alone: no --parent-bootstrap, no --chunk-dict")
     if options.inline_meta or options.toc or options.bootstrap is None:
         raise BuildError("tar-tarfs makes no blob but the tar: give --bootstrap, nothing inline")
-    _make_repeatable(root, options)
-    chunks = tarfs_chunks(root, _OWN, options.chunks.chunk_size, tar)
+    tree = _prepared(tree, options)
+    chunks = tarfs_chunks(tree, _OWN, tar)
     count = next((last.index + 1 for last in chunks.records), 0)
     blob_id = blob_id_of(tar.sha256, options)
     record = BlobRecord(
@@ -117,18 +118,19 @@ def _create_tarfs(root: Node, options: CreateOptions, tar: StoredTar) -> list[st
         tar.size, tar.size, 0, 1, 0, 0, 0, bytes(32), bytes(32), 0, 0, 0, bytes(36),
     )  # fmt: skip
     blobs = (BlobEntry(_OWN, record, chunks.records),) if count else ()
-    first = prefetch_nodes(root, options.prefetch) if options.prefetch_table else ()
+    first = prefetch_rows(tree, options.prefetch) if options.prefetch_table else ()
     defaults = replace(
         _defaults(options), compressor=Compressor.NONE, block_size=TARFS_BLOCK
     )  # fmt: skip
-    write_atomically(options.bootstrap, write_bootstrap(root, blobs, defaults, first))
+    write_atomically(options.bootstrap, write_bootstrap(tree, blobs, defaults, first))
     return [blob_id] if blobs else []
 
 
-def _make_repeatable(root: Node, options: CreateOptions) -> None:
+def _prepared(tree: Tree, options: CreateOptions) -> Tree:
+    tree.chunk_size = options.chunks.chunk_size
     if options.repeatable:
-        for _, node in traverse(root):
-            node.uid = node.gid = 0
+        tree.uid = tree.gid = array("I", bytes(4 * len(tree)))
+    return tree
 
 
 def _defaults(options: CreateOptions) -> Defaults:

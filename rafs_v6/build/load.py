@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from rafs_v6.bootstrap import Bootstrap, Inode
 from rafs_v6.build.bootstrap import BlobEntry, Defaults
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.records import ChunkRecords
-from rafs_v6.build.tree import Chunk, Node, traverse
+from rafs_v6.build.tree import NONE, ROOT, Node, Tree
 from rafs_v6.erofs import (
     EROFS_BLOCK,
+    EROFS_SLOTSIZE,
     SUPER_FLAGS_COMPRESSION,
     SUPER_FLAGS_HASH,
     BlobFeatures,
@@ -28,9 +30,9 @@ _ID_LEN = 64
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An image that was built before; ``root`` may be changed, the rest is as it was read."""
+    """An image that was built before; ``tree`` may be changed, the rest is as it was read."""
 
-    root: Node
+    tree: Tree
     blobs: Mapping[str, BlobEntry]
     defaults: Defaults
 
@@ -139,9 +141,13 @@ def with_id(record: BlobRecord, name: str, path: Path) -> BlobRecord:
     return replace(record, blob_id=raw.ljust(_ID_LEN, b"\0"))
 
 
-def used_names(root: Node, first: Iterable[str] = ()) -> list[str]:
-    """The blobs that files of ``root`` refer to: those of ``first``, then in order of use."""
-    used = dict.fromkeys(c.blob for _, node in traverse(root) for c in node.chunks)
+def used_names(tree: Tree, first: Iterable[str] = ()) -> list[str]:
+    """The blobs that files of ``tree`` refer to: those of ``first``, then in order of use."""
+    names, blob = tree.places.names, tree.places.blob
+    found = dict.fromkeys(
+        blob[place] for row in range(len(tree)) if tree.is_file(row) for place in tree.chunks(row)
+    )
+    used = dict.fromkeys(names[number] for number in found)
     return list(dict.fromkeys(name for name in first if name in used) | used)
 
 
@@ -158,35 +164,40 @@ def check_alike(path: Path, upper: Defaults, lower: Defaults) -> None:
         )
 
 
-def _tree(boot: Bootstrap, blobs: Sequence[str]) -> Node:
+def _tree(boot: Bootstrap, blobs: Sequence[str]) -> Tree:
     """The tree of a validated bootstrap."""
-    by_nid: dict[int, Node] = {}
+    tree = Tree(boot.chunk_size)
+    rows = array("I", b"\xff" * 4 * (len(boot.data) // EROFS_SLOTSIZE + 1))  # by nid
 
-    def node_of(inode: Inode) -> Node:
-        node = by_nid.get(inode.nid)
-        if node is None:
-            node = by_nid[inode.nid] = Node(
-                inode.mode, inode.uid, inode.gid, inode.mtime, inode.mtime_nsec,
-                0 if inode.is_dir else inode.size, inode.rdev, xattrs=boot.xattrs(inode),
-            )  # fmt: skip
-            if inode.is_symlink:
-                node.target = boot.read_link(inode)
-            elif inode.is_reg:
-                node.chunks = [
-                    Chunk(blobs[c.blob_index], c.chunk_index, c.flat_off, c.size)
-                    for c in boot.chunks(inode)
-                ]
-        return node
+    def add(parent: int, name: bytes, inode: Inode) -> int:
+        node = Node(
+            inode.mode, inode.uid, inode.gid, inode.mtime, inode.mtime_nsec,
+            0 if inode.is_dir else inode.size, inode.rdev, xattrs=boot.xattrs(inode),
+        )  # fmt: skip
+        if inode.is_symlink:
+            node.target = boot.read_link(inode)
+        row = tree.add(parent, name, node)
+        if inode.is_reg:
+            tree.at[row] = len(tree.refs)
+            for c in boot.chunks(inode):
+                tree.refs.append(
+                    tree.places.add(blobs[c.blob_index], c.chunk_index, c.flat_off)
+                )  # fmt: skip
+        return row
 
-    root = node_of(boot.root)
-    pending = [(boot.root, root)]
+    pending = [(boot.root, add(ROOT, b"", boot.root))]
     while pending:
-        inode, node = pending.pop()
+        inode, parent = pending.pop()
+        directories = []
         for entry in boot.read_dir(inode):
             if entry.name in (b".", b".."):
                 continue
+            if rows[entry.nid] != NONE:
+                tree.add_link(parent, entry.name, rows[entry.nid])
+                continue
             below = boot.inode(entry.nid)
-            child = node.children[entry.name] = node_of(below)
-            if child.is_dir:
-                pending.append((below, child))
-    return root
+            row = rows[entry.nid] = add(parent, entry.name, below)
+            if below.is_dir:
+                directories.append((below, row))
+        pending += reversed(directories)
+    return tree

@@ -23,8 +23,8 @@ from rafs_v6.build.load import (
     with_id,
 )
 from rafs_v6.build.overlay import WhiteoutSpec, apply_layer, drop_whiteouts
-from rafs_v6.build.prefetch import prefetch_nodes
-from rafs_v6.build.tree import Node
+from rafs_v6.build.prefetch import prefetch_rows
+from rafs_v6.build.tree import Tree
 from rafs_v6.erofs import BlobFeatures, BlobRecord, Compressor
 
 _SHA256_LEN = 64
@@ -74,11 +74,11 @@ def merge(
     if chunk_dict is not None:
         dictionary = {b.name for b in load_blobs(open_bootstrap(chunk_dict), chunk_dict)}
     blobs: dict[str, BlobEntry] = {}
-    root: Node | None = None
+    tree: Tree | None = None
     defaults: Defaults | None = None
     if parent is not None:
         below = load(parent)
-        root, defaults = below.root, below.defaults
+        tree, defaults = below.tree, below.defaults
         blobs.update(below.blobs)
     parents = list(blobs)
     for i, path in enumerate(sources):
@@ -89,15 +89,15 @@ def merge(
             check_alike(path, layer.defaults, defaults)
         defaults = layer.defaults
         # Whiteouts of the lowest layer hide nothing; they vanish too, unlike upstream's (8.3, 12).
-        if root is None:
-            root = drop_whiteouts(layer.root, WhiteoutSpec.OCI)
+        if tree is None:
+            tree = drop_whiteouts(layer.tree, WhiteoutSpec.OCI)
         else:
-            root = apply_layer(root, layer.root, WhiteoutSpec.OCI)
-    if root is None or defaults is None:
+            tree = apply_layer(tree, layer.tree, WhiteoutSpec.OCI)
+    if tree is None or defaults is None:
         raise BuildError("no layers to merge")
-    used = used_names(root, parents)
-    first = prefetch_nodes(root, prefetch)
-    boot = write_bootstrap(root, [blobs[name] for name in used], defaults, first)
+    used = used_names(tree, parents)
+    first = prefetch_rows(tree, prefetch)
+    boot = write_bootstrap(tree, [blobs[name] for name in used], defaults, first)
     write_atomically(target, boot)
     return Merged(used, defaults.compressor)
 

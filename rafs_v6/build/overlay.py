@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from enum import StrEnum
 
-from rafs_v6.build.tree import Node
+from rafs_v6.build.tree import ROOT, Node, Tree, arranged
 
 _OCI_PREFIX = b".wh."
 _OCI_OPAQUE = b".wh..wh..opq"
@@ -18,44 +18,84 @@ class WhiteoutSpec(StrEnum):
     NONE = "none"
 
 
-def apply_layer(lower: Node, upper: Node, spec: WhiteoutSpec) -> Node:
-    """``upper`` over ``lower``; both are used up.
+def apply_layer(lower: Tree, upper: Tree, spec: WhiteoutSpec) -> Tree:
+    """``upper`` over ``lower``.
 
     Whiteouts only touch what was there before, and vanish, also where nothing was.
     """
-    pending = [(lower, upper)]
-    while pending:
-        low, up = pending.pop()
-        _remove(low, up, spec)
-        below = low.children
-        for name, node in up.children.items():
-            if node.is_dir:
-                under = below.get(name)
-                if under is None or not under.is_dir:
-                    under = Node(node.mode)
-                pending.append((under, node))
-            below[name] = node
-        up.children = below
-    return upper
+    return _Overlay(lower, upper, spec).made()
 
 
-def drop_whiteouts(root: Node, spec: WhiteoutSpec) -> Node:
-    """``root`` as the lowest layer, which hides nothing."""
-    return apply_layer(Node(root.mode), root, spec)
+def drop_whiteouts(tree: Tree, spec: WhiteoutSpec) -> Tree:
+    """``tree`` as the lowest layer, which hides nothing."""
+    lower = Tree()
+    lower.add(ROOT, b"", Node(tree.mode[ROOT]))
+    return apply_layer(lower, tree, spec)
 
 
-def _remove(low: Node, up: Node, spec: WhiteoutSpec) -> None:
-    if spec is WhiteoutSpec.OCI:
-        for name in [n for n in up.children if n.startswith(_OCI_PREFIX)]:
-            del up.children[name]
-            if name == _OCI_OPAQUE:
-                low.children = {}
+# The rows of an entry in the lower and the upper tree, where it has any.
+_Entry = tuple[int | None, int | None]
+
+
+class _Overlay:
+    def __init__(self, lower: Tree, upper: Tree, spec: WhiteoutSpec) -> None:
+        self._lower, self._upper, self._spec = lower, upper, spec
+        self._opaque = _take_opaque(upper) if spec is WhiteoutSpec.OVERLAYFS else set()
+
+    def made(self) -> Tree:
+        top: _Entry = (ROOT, ROOT)
+        chunk_size = self._upper.chunk_size or self._lower.chunk_size
+        return arranged(top, self._origin, self._below, chunk_size)
+
+    def _origin(self, entry: _Entry) -> tuple[Tree, int]:
+        low, up = entry
+        if up is not None:
+            return self._upper, up
+        assert low is not None
+        return self._lower, low
+
+    def _below(self, entry: _Entry) -> list[tuple[bytes, _Entry]]:
+        low, up = entry
+        lower, upper = self._lower, self._upper
+        entries: dict[bytes, _Entry] = {}
+        if low is not None:
+            entries = {lower.name(row): (row, None) for row in lower.children(low)}
+        if up is None:
+            return list(entries.items())
+        shown = {upper.name(row): row for row in upper.children(up)}
+        for name in [name for name, row in shown.items() if self._is_whiteout(name, row)]:
+            del shown[name]
+            if self._spec is WhiteoutSpec.OVERLAYFS:
+                entries.pop(name, None)
+            elif name == _OCI_OPAQUE:
+                entries.clear()
             else:
-                low.children.pop(name[len(_OCI_PREFIX) :], None)
-    elif spec is WhiteoutSpec.OVERLAYFS:
-        if up.xattrs.get(_OVERLAY_OPAQUE) == b"y":
-            del up.xattrs[_OVERLAY_OPAQUE]
-            low.children = {}
-        for name in [n for n, c in up.children.items() if stat.S_ISCHR(c.mode) and not c.rdev]:
-            del up.children[name]
-            low.children.pop(name, None)
+                entries.pop(name[len(_OCI_PREFIX) :], None)
+        if up in self._opaque:
+            entries.clear()
+        for name, row in shown.items():
+            under = entries[name][0] if name in entries and upper.is_dir(row) else None
+            entries[name] = (under if under is not None and lower.is_dir(under) else None, row)
+        return list(entries.items())
+
+    def _is_whiteout(self, name: bytes, row: int) -> bool:
+        if self._spec is WhiteoutSpec.OCI:
+            return name.startswith(_OCI_PREFIX)
+        return (
+            self._spec is WhiteoutSpec.OVERLAYFS
+            and stat.S_ISCHR(self._upper.mode[row])
+            and not self._upper.at[row]
+        )
+
+
+def _take_opaque(tree: Tree) -> set[int]:
+    """The directories that hide what is below them in lower layers; their mark is removed."""
+    plain = {
+        number: {key: value for key, value in xattrs.items() if key != _OVERLAY_OPAQUE}
+        for number, xattrs in enumerate(tree.xattr_sets)
+        if xattrs.get(_OVERLAY_OPAQUE) == b"y"
+    }
+    rows = {row for row in range(len(tree)) if tree.xattr[row] in plain and tree.is_dir(row)}
+    for row in rows:
+        tree.set_xattrs(row, plain[tree.xattr[row]])
+    return rows

@@ -11,7 +11,8 @@ from typing import Any
 
 from rafs_v6._build import ffi, lib
 from rafs_v6.build.errors import BuildError
-from rafs_v6.build.tree import Node, traverse
+from rafs_v6.build.sources import Source
+from rafs_v6.build.tree import Tree
 from rafs_v6.erofs import Digester
 
 _ARENA = 16 << 20
@@ -25,21 +26,21 @@ Progress = Callable[[int, int], None]
 class Pieces:
     """``add_all`` files; ``ready`` is called for every arena that is full.
 
-    ``array``: ``struct rafs_piece[]``, of which ``users`` has one (node, offset in
+    ``array``: ``struct rafs_piece[]``, of which ``users`` has one (row, offset in
     the file) each; ``arena``: their data, ``room`` bytes of it at least for each.
-    A node that was read has no extent any more.  ``root`` is only for messages.
     """
 
     def __init__(
-        self, root: Node, chunk_size: int, digester: Digester, threads: int,
+        self, tree: Tree, source: Source, digester: Digester, threads: int,
         ready: Callable[[], None], room: int = 0,
     ) -> None:  # fmt: skip
+        chunk_size = tree.chunk_size
         self.arena_len = max(_ARENA, chunk_size)
         self.array: Any = ffi.new("struct rafs_piece[]", MAX_PIECES)
-        self.users: list[tuple[Node, int]] = []
+        self.users: list[tuple[int, int]] = []
         self._buffer = bytearray(self.arena_len)
         self.arena: Any = ffi.from_buffer("uint8_t[]", self._buffer)
-        self._root = root
+        self._tree, self._source = tree, source
         self._chunk_size, self._digester, self._threads = chunk_size, digester, threads
         self._ready, self._room = ready, room
         self._fds: list[int] = []
@@ -48,34 +49,34 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.users)
 
-    def add_all(self, files: Sequence[Node], progress: Progress | None = None) -> None:
-        done, total = 0, sum(node.size for node in files)
-        for node in files:
-            self._add(node)
-            done += node.size
+    def add_all(self, files: Sequence[int], progress: Progress | None = None) -> None:
+        """``files``: rows."""
+        sizes = self._tree.size
+        done, total = 0, sum(sizes[row] for row in files)
+        for row in files:
+            self._add(row)
+            done += sizes[row]
             if progress is not None:
                 progress(done, total)
         self._flush()
 
-    def _add(self, node: Node) -> None:
-        extent, node.extent = node.extent, None
-        assert extent is not None
-        fd = extent.fd
-        for at in range(0, node.size, self._chunk_size):
-            length = min(self._chunk_size, node.size - at)
+    def _add(self, row: int) -> None:
+        size, path, extent = self._tree.size[row], self._tree.path(row), self._tree.extent[row]
+        fd = -1
+        for at in range(0, size, self._chunk_size):
+            length = min(self._chunk_size, size - at)
             room = max(length, self._room)
             if self._used + room > self.arena_len or len(self.users) == MAX_PIECES:
                 self._flush()
-                if extent.fd < 0:
-                    fd = -1
+                fd = -1
             if fd < 0:
-                fd = os.open(extent.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                fd, start = self._source.open(path, extent)
                 self._fds.append(fd)
             piece = self.array[len(self.users)]
             piece.fd, piece.len = fd, length
-            piece.off, piece.at = extent.off + at, self._used
+            piece.off, piece.at = start + at, self._used
             self._used += room
-            self.users.append((node, at))
+            self.users.append((row, at))
 
     def _flush(self) -> None:
         try:
@@ -94,8 +95,7 @@ class Pieces:
 
     def path_of(self, i: int) -> str:
         """Of the user of piece ``i``, for a message."""
-        node = self.users[i][0]
-        return os.fsdecode(next(path for path, n in traverse(self._root) if n is node))
+        return os.fsdecode(self._tree.path(self.users[i][0]))
 
     def _error(self, rc: int) -> Exception:
         for i in range(len(self.users)):
@@ -106,7 +106,7 @@ class Pieces:
 
     def _close_files(self) -> None:
         for fd in self._fds:
-            os.close(fd)
+            self._source.close_file(fd)
         self._fds.clear()
 
     def close(self) -> None:

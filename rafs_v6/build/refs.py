@@ -14,8 +14,9 @@ from rafs_v6.build.cct import pack_v2
 from rafs_v6.build.chunks import ChunkOptions, Original, StoredChunks
 from rafs_v6.build.errors import BuildError, SourceError
 from rafs_v6.build.pieces import Pieces, Progress
+from rafs_v6.build.sources import Source
 from rafs_v6.build.stored import GzipIndex, GzipPoint, StoredTar
-from rafs_v6.build.tree import Chunk, Node, traverse, unread_files
+from rafs_v6.build.tree import Tree
 from rafs_v6.erofs import (
     MAX_CHUNK_SIZE,
     MAX_CHUNKS,
@@ -84,21 +85,22 @@ class _Contexts:
 
 class _Refer:
     def __init__(
-        self, root: Node, options: ChunkOptions, out: StoredChunks, index: GzipIndex | None
-    ) -> None:
-        self._out = out
+        self, tree: Tree, source: Source, options: ChunkOptions, out: StoredChunks,
+        index: GzipIndex | None,
+    ) -> None:  # fmt: skip
+        self._tree, self._out = tree, out
         self.contexts = _Contexts(index) if index is not None else None
         self.pieces = Pieces(
-            root, options.chunk_size, options.digester, options.threads, self._process
+            tree, source, options.digester, options.threads, self._process
         )  # fmt: skip
 
     def _process(self) -> None:
-        for i, (node, _) in enumerate(self.pieces.users):
-            chunk = self._out.place(self.pieces.array[i], node)
-            if chunk is not None:
-                self._record(i, chunk)
+        for i, (row, _) in enumerate(self.pieces.users):
+            place = self._out.place(self.pieces.array[i], self._tree, row)
+            if place is not None:
+                self._record(i, place)
 
-    def _record(self, i: int, chunk: Chunk) -> None:
+    def _record(self, i: int, place: int) -> None:
         piece, out = self.pieces.array[i], self._out
         if self.contexts is not None:
             word, off, size = self.contexts.place(piece.off, piece.len)
@@ -109,21 +111,21 @@ class _Refer:
         record = ChunkRecord(
             bytes(piece.digest), 0,
             ChunkFlags.HAS_CRC32C | (ChunkFlags.COMPRESSED if self.contexts is not None else 0),
-            size, piece.len, off, chunk.flat_off, self.pieces.users[i][1], chunk.index,
-            piece.crc32c,
+            size, piece.len, off, out.places.flat[place], self.pieces.users[i][1],
+            out.places.index[place], piece.crc32c,
         )  # fmt: skip
         out.records.append(record)
         out.cct += pack_v2(record, flags, word)
 
 
 def refer_chunks(
-    root: Node, out: StoredChunks, options: ChunkOptions, tar: StoredTar,
+    tree: Tree, source: Source, out: StoredChunks, options: ChunkOptions, tar: StoredTar,
     progress: Progress | None = None,
 ) -> None:  # fmt: skip
-    """The chunks of all files below ``root`` that have an extent, which lies in ``tar``."""
-    refer = _Refer(root, options, out, tar.index)
+    """The chunks of all files of ``tree`` that are not stored yet; their data lie in ``tar``."""
+    refer = _Refer(tree, source, options, out, tar.index)
     try:
-        refer.pieces.add_all(in_tar_order(root), progress)
+        refer.pieces.add_all(in_tar_order(tree), progress)
     finally:
         refer.pieces.close()
     out.features = BlobFeatures.CHUNK_INFO_V2 | BlobFeatures.SEPARATE
@@ -136,7 +138,7 @@ def refer_chunks(
     out.original = Original(tar.sha256, tar.size, compressor)
 
 
-def tarfs_chunks(root: Node, blob: str, chunk_size: int, tar: StoredTar) -> StoredChunks:
+def tarfs_chunks(tree: Tree, blob: str, tar: StoredTar) -> StoredChunks:
     """Chunks whose flat offset is that in the tar, of 512-byte blocks; nothing is read.
 
     ``records`` has the last one only: without digests, all have the same key in
@@ -146,13 +148,13 @@ def tarfs_chunks(root: Node, blob: str, chunk_size: int, tar: StoredTar) -> Stor
         raise SourceError("a tar.gz cannot be mounted as it is: choose --type targz-ref")
     if tar.size % TARFS_BLOCK:
         raise SourceError(f"the tar is no whole number of blocks: {tar.size} bytes")
-    out = StoredChunks(blob, features=BlobFeatures.TARFS, flat_size=tar.size)
+    out = StoredChunks(blob, tree.places, features=BlobFeatures.TARFS, flat_size=tar.size)
     count = 0
-    for node in in_tar_order(root):
-        assert node.extent is not None
-        for at in range(0, node.size, chunk_size):
-            off, size = node.extent.off + at, min(chunk_size, node.size - at)
-            node.chunks.append(Chunk(blob, count, off, size))
+    for row in in_tar_order(tree):
+        tree.at[row] = len(tree.refs)
+        for at in range(0, tree.size[row], tree.chunk_size):
+            off, size = tree.extent[row] + at, min(tree.chunk_size, tree.size[row] - at)
+            tree.refs.append(tree.places.add(blob, count, off))
             last = ChunkRecord(bytes(32), 0, ChunkFlags(0), size, size, off, off, at, count, 0)
             count += 1
     if count:
@@ -162,11 +164,6 @@ def tarfs_chunks(root: Node, blob: str, chunk_size: int, tar: StoredTar) -> Stor
     return out
 
 
-def in_tar_order(root: Node) -> list[Node]:
-    """The files below ``root`` that have data, as their data follow each other in the tar."""
-
-    def off(node: Node) -> int:
-        assert node.extent is not None
-        return node.extent.off
-
-    return sorted(unread_files(node for _, node in traverse(root)), key=off)
+def in_tar_order(tree: Tree) -> list[int]:
+    """The rows of files that have data, as their data follow each other in the tar."""
+    return sorted(tree.unread(range(len(tree))), key=tree.extent.__getitem__)

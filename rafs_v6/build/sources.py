@@ -1,4 +1,4 @@
-"""Directories and tars as trees.  File data are not read here, only found (``Extent``).
+"""Directories and tars as trees.  File data are not read here, only found.
 
 A tar is hostile: names that leave the root, links to what is not there, a header
 that does not parse and data that are not there are refused.  GNU sparse members
@@ -13,13 +13,14 @@ import tarfile
 import tempfile
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Protocol, cast
 
 from rafs_v6.build.errors import SourceError
-from rafs_v6.build.tree import Extent, Node, check_name, check_node
+from rafs_v6.build.tree import ROOT, Node, Tree, arranged, check_name, check_node
 
 _BLOCK = 512
 _COPY = 1 << 20
+_SPARSE = 1 << 63  # in an extent: it lies in the file of sparse members, not in the tar
 # Members that eStargz adds to a layer; they are the format, not the layer.
 _ESTARGZ_OWN = (b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark")
 _XATTR_PAX = "SCHILY.xattr."
@@ -36,56 +37,82 @@ _TYPES = {
 }
 
 
-def read_directory(path: Path) -> Node:
-    """The tree below ``path``; names of one inode become one node."""
-    top = os.fsencode(path)
-    if not stat.S_ISDIR(os.stat(top).st_mode):
-        raise SourceError(f"{path}: not a directory")
-    seen: dict[tuple[int, int], Node] = {}
-    root = _from_stat(top)
-    # The time of a source's top directory is that of the copy, not of the image (sheet 1.13).
-    root.mtime = root.mtime_nsec = 0
-    pending = [(top, root)]
-    while pending:
-        where, node = pending.pop()
-        for entry in os.scandir(where):
-            check_name(entry.name, where)
-            st = entry.stat(follow_symlinks=False)
-            key = (st.st_dev, st.st_ino)
-            child = seen.get(key) if stat.S_ISREG(st.st_mode) else None
-            if child is None:
-                child = _from_stat(entry.path)
-                if child.is_reg and st.st_nlink > 1:
-                    seen[key] = child
-            node.children[entry.name] = child
-            if child.is_dir:
-                pending.append((entry.path, child))
-    return root
+class Source(Protocol):
+    """``tree``, and the data of its files, which may stand in another tree by now."""
+
+    tree: Tree
+
+    def open(self, path: bytes, extent: int) -> tuple[int, int]:
+        """(descriptor, offset) of the data of the file ``path``, in whose row ``extent`` is."""
+
+    def close_file(self, fd: int) -> None:
+        """The descriptor is not used any more."""
 
 
-def _from_stat(path: bytes) -> Node:
-    st = os.lstat(path)
+class DirectorySource:
+    """The tree below ``path``; names of one inode become one file."""
+
+    def __init__(self, path: Path) -> None:
+        self._top = os.fsencode(path)
+        if not stat.S_ISDIR(os.stat(self._top).st_mode):
+            raise SourceError(f"{path}: not a directory")
+        self.tree = Tree()
+        self._read()
+
+    def open(self, path: bytes, extent: int) -> tuple[int, int]:
+        fd = os.open(self._top + path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return fd, extent
+
+    def close_file(self, fd: int) -> None:
+        os.close(fd)
+
+    def _read(self) -> None:
+        tree = self.tree
+        seen: dict[tuple[int, int], int] = {}
+        root = _node_of(self._top, os.stat(self._top))
+        # The time of a source's top directory is that of the copy, not of the image (sheet 1.13).
+        root.mtime = root.mtime_nsec = 0
+        pending = [(self._top, tree.add(ROOT, b"", root))]
+        while pending:
+            where, parent = pending.pop()
+            with os.scandir(where) as found:
+                names = sorted(entry.name for entry in found)
+            directories = []
+            for name in names:
+                check_name(name, where)
+                path = os.path.join(where, name)
+                st = os.lstat(path)
+                key = (st.st_dev, st.st_ino)
+                shared = stat.S_ISREG(st.st_mode) and st.st_nlink > 1
+                if shared and key in seen:
+                    tree.add_link(parent, name, seen[key])
+                    continue
+                row = tree.add(parent, name, _node_of(path, st))
+                if shared:
+                    seen[key] = row
+                elif tree.is_dir(row):
+                    directories.append((path, row))
+            pending += reversed(directories)
+
+
+def _node_of(path: bytes, st: os.stat_result) -> Node:
     seconds, nsec = divmod(st.st_mtime_ns, 10**9)
     node = Node(st.st_mode, st.st_uid, st.st_gid, seconds, nsec, rdev=st.st_rdev)
-    if node.is_symlink:
+    if stat.S_ISLNK(st.st_mode):
         node.target = os.readlink(path)
-    elif node.is_reg:
+    elif stat.S_ISREG(st.st_mode):
         node.size = st.st_size
-        node.extent = Extent(-1, 0, path)
     # System attributes of the file system's own (NFS, SMB ACLs) have no place in the format.
-    xattrs = {}
     for key in os.listxattr(path, follow_symlinks=False):
         name = os.fsencode(key)
         if not name.startswith(b"system.") or b"posix_acl" in name:
-            xattrs[name] = os.getxattr(path, key, follow_symlinks=False)
-    if xattrs:
-        node.xattrs = xattrs
+            node.xattrs[name] = os.getxattr(path, key, follow_symlinks=False)
     check_node(node, path)
     return node
 
 
 class TarSource:
-    """The tree of a tar.  Its extents point into ``tar`` and a file of its own: close it last.
+    """The tree of a tar.  Its data are in ``tar`` and a file of its own: close it last.
 
     ``refers``: the data must be in the tar as they are, so sparse members are refused.
     """
@@ -94,14 +121,30 @@ class TarSource:
         self._tar, self._refers = tar, refers
         self._sparse: IO[bytes] | None = None
         self._size = os.fstat(tar.fileno()).st_size
-        self.root = Node(stat.S_IFDIR | 0o755)
+        # As the entries come; what a later one replaces stays, and is not copied.
+        self._heap = Tree()
+        self._root = self._heap.add(ROOT, b"", Node(stat.S_IFDIR | 0o755))
+        self._below: dict[int, dict[bytes, int]] = {self._root: {}}
         try:
             self._read()
-            if estargz:
-                for name in _ESTARGZ_OWN:
-                    self.root.children.pop(name, None)
         except (tarfile.TarError, EOFError, UnicodeError) as error:
             raise SourceError(f"the tar does not parse: {error}") from error
+        if estargz:
+            for name in _ESTARGZ_OWN:
+                self._below[self._root].pop(name, None)
+        heap, below = self._heap, self._below
+        del self._heap, self._below
+        self.tree = arranged(
+            self._root, lambda row: (heap, row), lambda row: list(below.pop(row).items()), 0
+        )  # fmt: skip
+
+    def open(self, path: bytes, extent: int) -> tuple[int, int]:
+        file = self._sparse if extent & _SPARSE else self._tar
+        assert file is not None
+        return file.fileno(), extent & ~_SPARSE
+
+    def close_file(self, fd: int) -> None:
+        pass
 
     def close(self) -> None:
         if self._sparse is not None:
@@ -124,42 +167,43 @@ class TarSource:
         name = _raw(info.name)
         parts = _parts(name)
         if info.islnk():
-            node = self._find(_parts(_raw(info.linkname)))
-            if node is None or node.is_dir:
+            row = self._find(_parts(_raw(info.linkname)))
+            if row is None or self._heap.is_dir(row):
                 raise SourceError(f"{name!r}: a hard link to {info.linkname!r}, which is no file")
-            self._add(parts, node, name)
+            self._place(parts, row, name)
             return
         kind = _TYPES.get(info.type)
         if kind is None:
             raise SourceError(f"{name!r}: a tar entry of type {info.type!r}")
         seconds, nsec = _mtime(info, name)
         node = Node(kind | stat.S_IMODE(info.mode), info.uid, info.gid, seconds, nsec)
-        xattrs = {
+        node.xattrs = {
             _raw(key[len(_XATTR_PAX) :]): _raw(value)
             for key, value in info.pax_headers.items()
             if key.startswith(_XATTR_PAX)
         }
-        if xattrs:
-            node.xattrs = xattrs
         if kind == stat.S_IFLNK:
             node.target = _raw(info.linkname)
         elif kind in (stat.S_IFCHR, stat.S_IFBLK):
             if not (0 <= info.devmajor < 1 << 12 and 0 <= info.devminor < 1 << 20):
                 raise SourceError(f"{name!r}: device {info.devmajor}:{info.devminor}")
             node.rdev = os.makedev(info.devmajor, info.devminor)
-        elif kind == stat.S_IFREG:
+        extent = 0
+        if kind == stat.S_IFREG:
             node.size = info.size
-            node.extent = self._extent(info, name)
+            extent = self._extent(info, name)
         check_node(node, name)
-        self._add(parts, node, name)
+        row = self._heap.add(ROOT, b"", node)
+        self._heap.extent[row] = extent
+        self._place(parts, row, name)
 
-    def _extent(self, info: tarfile.TarInfo, name: bytes) -> Extent:
+    def _extent(self, info: tarfile.TarInfo, name: bytes) -> int:
         # The stubs call it an int; it is what tarfile read from the header or the PAX record.
         pieces = cast("list[tuple[int, int]] | None", info.sparse)
         if pieces is None:
-            if info.offset_data + info.size > self._size:
+            if info.size < 0 or info.offset_data + info.size > self._size:
                 raise SourceError(f"{name!r}: the tar ends inside its data")
-            return Extent(self._tar.fileno(), info.offset_data)
+            return info.offset_data
         if self._refers:
             raise SourceError(
                 f"{name!r}: a sparse file, whose data an image cannot refer to; choose a type"
@@ -180,32 +224,35 @@ class TarSource:
                     raise SourceError(f"{name!r}: the tar ends inside its data")
                 os.pwrite(fd, data, start + at + done)
             source += length
-        return Extent(fd, start)
+        return start | _SPARSE
 
-    def _find(self, parts: list[bytes]) -> Node | None:
-        node: Node | None = self.root
+    def _find(self, parts: list[bytes]) -> int | None:
+        row: int | None = self._root
         for part in parts:
-            node = node.children.get(part) if node is not None else None
-        return node
+            row = self._below.get(row, {}).get(part) if row is not None else None
+        return row
 
-    def _add(self, parts: list[bytes], node: Node, name: bytes) -> None:
+    def _place(self, parts: list[bytes], row: int, name: bytes) -> None:
+        is_dir = self._heap.is_dir(row)
         if not parts:
-            if not node.is_dir:
+            if not is_dir:
                 raise SourceError(f"{name!r}: the root is no directory")
-            node.children, self.root = self.root.children, node
+            self._below[row] = self._below.pop(self._root)
+            self._root = row
             return
-        at = self.root
+        at = self._below[self._root]
         for part in parts[:-1]:
-            below = at.children.get(part)
+            below = at.get(part)
             if below is None:
-                below = at.children[part] = Node(stat.S_IFDIR | 0o755)
-            if not below.is_dir:
+                below = at[part] = self._heap.add(ROOT, b"", Node(stat.S_IFDIR | 0o755))
+                self._below[below] = {}
+            if below not in self._below:
                 raise SourceError(f"{name!r}: {part!r} is not a directory")
-            at = below
-        old = at.children.get(parts[-1])
-        if old is not None and old.is_dir and node.is_dir:
-            node.children = old.children
-        at.children[parts[-1]] = node
+            at = self._below[below]
+        old = at.get(parts[-1])
+        if is_dir:
+            self._below[row] = self._below.pop(old, {}) if old is not None else {}
+        at[parts[-1]] = row
 
 
 def _raw(text: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from rafs_v6.build.blobfile import (
@@ -26,9 +26,9 @@ _ID_MAX = 64
 
 def write_trailer(
     out: BlobFile, chunks: StoredChunks, options: CreateOptions,
-    bootstrap: Callable[[BlobRecord], bytearray],
-) -> tuple[bytearray, str, str]:  # fmt: skip
-    """Everything behind the chunk data; (bootstrap, name of the object, blob id).
+    bootstrap: Callable[[BlobRecord], Iterable[bytes | bytearray]],
+) -> tuple[Iterable[bytes | bytearray], str, str]:  # fmt: skip
+    """Everything behind the chunk data; (bootstrap in pieces, name of the object, blob id).
 
     ``bootstrap`` makes it with the record that this blob is to have.
     """
@@ -97,10 +97,11 @@ def write_trailer(
             cipher_algo=Cipher.AES_128_XTS,
         )  # fmt: skip
     if options.inline_meta:
-        boot = bootstrap(record)
-        compressor, kept = shrink(Compressor.ZSTD if options.toc else Compressor.NONE, boot)
+        whole = b"".join(bootstrap(record))
+        boot: Iterable[bytes | bytearray] = (whole,)
+        compressor, kept = shrink(Compressor.ZSTD if options.toc else Compressor.NONE, whole)
         toc += toc_entry(
-            b"image.boot", hashlib.sha256(boot).digest(), out.size, len(kept), len(boot),
+            b"image.boot", hashlib.sha256(whole).digest(), out.size, len(kept), len(whole),
             toc_flag(compressor),
         )  # fmt: skip
         out.write(kept)

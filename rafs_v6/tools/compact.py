@@ -7,13 +7,12 @@ small ones are put together.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from rafs_v6.build.tree import Chunk
 from rafs_v6.erofs import BlobFeatures
-from rafs_v6.tools.rewrite import Rewrite, regular_files
+from rafs_v6.tools.rewrite import Rewrite
 
 _FIXED = BlobFeatures.SEPARATE | BlobFeatures.IS_CHUNKDICT_GENERATED | BlobFeatures.ENCRYPTED
 
@@ -47,11 +46,13 @@ def compact(
     ``keep``: ids of blobs that stay as they are (of a chunk dictionary).  Blobs
     that refer to a tar, or are encrypted, stay too.
     """
-    files = regular_files(rewrite.root)
-    used: dict[str, dict[int, Chunk]] = {}
-    for node in files:
-        for chunk in node.chunks:
-            used.setdefault(chunk.blob, {}).setdefault(chunk.index, chunk)
+    tree = rewrite.tree
+    files = [row for row in range(len(tree)) if tree.is_file(row)]
+    used: dict[str, dict[int, int]] = {}  # blob and chunk index to a place
+    for row in files:
+        for place in tree.chunks(row):
+            blob, number = tree.places.key(place)
+            used.setdefault(blob, {}).setdefault(number, place)
     index = rewrite.indexes()
     before = list(index)
     sizes = {
@@ -96,7 +97,7 @@ def _merged(
     return groups + [g for g in sparse if g[0] not in taken]
 
 
-def _used_size(rewrite: Rewrite, blob: int, chunks: dict[int, Chunk]) -> int:
+def _used_size(rewrite: Rewrite, blob: int, chunks: Iterable[int]) -> int:
     """Stored bytes of ``chunks``; of a batch, all."""
     chunk_map = rewrite.image.chunk_map(blob)
     units = {chunk_map.blob.chunks[i].unit for i in chunks}

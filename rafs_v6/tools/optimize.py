@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rafs_v6.build.errors import BuildError
-from rafs_v6.build.prefetch import prefetch_nodes
-from rafs_v6.build.tree import traverse
+from rafs_v6.build.prefetch import prefetch_rows
 from rafs_v6.erofs import BlobFeatures
 from rafs_v6.tools.rewrite import Rewrite
 
@@ -28,15 +27,15 @@ def optimize(rewrite: Rewrite, paths: Sequence[bytes], target: Path, directory: 
     They are in the order of ``paths``, which also becomes the prefetch table of
     ``target``.  ``BuildError`` when no path names data.
     """
-    found = prefetch_nodes(rewrite.root, paths)
-    files = {
-        id(node): node for top in found for _, node in traverse(top) if node.chunks
-    }.values()  # fmt: skip
+    tree = rewrite.tree
+    found = prefetch_rows(tree, paths)
+    below = (tree.link[row] for top in found for row in tree.below(top))
+    files = list(dict.fromkeys(row for row in below if tree.chunks(row)))
     if not files:
         raise BuildError("none of the paths is a file with data, or a directory with some")
     rewrite.prefetch = paths
     blob = rewrite.move(
-        (c for node in files for c in node.chunks), files, directory,
+        (place for row in files for place in tree.chunks(row)), files, directory,
         features=BlobFeatures.IS_SEPARATED_WITH_PREFETCH_FILES,
     )  # fmt: skip
     return Optimized(rewrite.write(target, last=blob), blob, len(files))

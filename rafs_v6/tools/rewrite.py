@@ -19,9 +19,9 @@ from rafs_v6.build.chunks import ChunkOptions, StoredChunks
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.load import Loaded, load, used_names
 from rafs_v6.build.options import CreateOptions
-from rafs_v6.build.prefetch import prefetch_nodes
+from rafs_v6.build.prefetch import prefetch_rows
 from rafs_v6.build.trailer import write_trailer
-from rafs_v6.build.tree import Chunk, Node, traverse
+from rafs_v6.build.tree import Places, Tree
 from rafs_v6.erofs import (
     BlobFeatures,
     BlobRecord,
@@ -44,7 +44,7 @@ class Rewrite:
 
     image: Image
     blobs: Blobs
-    root: Node
+    tree: Tree
     entries: dict[str, BlobEntry]
     defaults: Defaults
     prefetch: Sequence[bytes]
@@ -59,7 +59,7 @@ class Rewrite:
             if names.get(inode.nid) == b"":
                 names[inode.nid] = name
         return cls(
-            image, named, loaded.root, dict(loaded.blobs), loaded.defaults,
+            image, named, loaded.tree, dict(loaded.blobs), loaded.defaults,
             [name for name in names.values() if name], threads,
         )  # fmt: skip
 
@@ -68,16 +68,22 @@ class Rewrite:
         return {name: i for i, name in enumerate(self.entries)}
 
     def move(
-        self, chunks: Iterable[Chunk], nodes: Iterable[Node], directory: Path, *,
+        self, chunks: Iterable[int], files: Iterable[int], directory: Path, *,
         features: int = 0,
     ) -> str:  # fmt: skip
-        """Copy ``chunks`` into one new blob in ``directory``, in their order, and let ``nodes``
-        refer to the copies; the new blob's id.  ``features``: more of ``BlobFeatures`` for it.
+        """Copy ``chunks``, given as places, into one new blob in ``directory``, in their order, and
+        let ``files``, rows, refer to the copies; the new blob's id.  ``features``: more of
+        ``BlobFeatures`` for it.
 
         ``BuildError`` for chunks of an encrypted blob: the copies would not be.
         """
-        index = self.indexes()
-        wanted = list(dict.fromkeys((index[c.blob], c.index) for c in chunks))
+        index, tree = self.indexes(), self.tree
+
+        def key(place: int) -> ChunkKey:
+            blob, number = tree.places.key(place)
+            return index.get(blob, -1), number
+
+        wanted = list(dict.fromkeys(key(place) for place in chunks))
         infos = [self.image.bootstrap.blobs[i] for i in dict.fromkeys(i for i, _ in wanted)]
         for info in infos:
             if info.is_encrypted:
@@ -89,15 +95,15 @@ class Rewrite:
             infos[0].digester, self.defaults.chunk_size, _LEVEL, self.threads,
         )  # fmt: skip
         toc = all(i.features & BlobFeatures.INLINED_CHUNK_DIGEST for i in infos)
-        stored = StoredChunks("", features=features)
+        stored = StoredChunks("", Places(), features=features)
         out = BlobFile(directory / "new")
         try:
             copies = self._copy(wanted, stored, options, out.write)
             record: list[BlobRecord] = []
 
-            def remember(own: BlobRecord) -> bytearray:
+            def remember(own: BlobRecord) -> tuple[bytes, ...]:
                 record.append(own)
-                return bytearray()
+                return ()
 
             create = CreateOptions(options, None, None, directory, toc=toc)
             _, name, blob_id = write_trailer(out, stored, create, remember)
@@ -105,33 +111,39 @@ class Rewrite:
         finally:
             out.discard()
         self.entries[blob_id] = BlobEntry(blob_id, record[-1], stored.records)
-        for node in nodes:
-            node.chunks = [
-                _renamed(copies.get((index.get(c.blob, -1), c.index)), c, blob_id)
-                for c in node.chunks
-            ]
+        new: dict[int, int] = {}  # places, by those in stored
+        for row in files:
+            at = tree.at[row]
+            for i, place in enumerate(tree.chunks(row)):
+                copy = copies.get(key(place))
+                if copy is None:
+                    continue
+                if copy not in new:
+                    index_in_blob, flat = stored.places.index[copy], stored.places.flat[copy]
+                    new[copy] = tree.places.add(blob_id, index_in_blob, flat)
+                tree.refs[at + i] = new[copy]
         return blob_id
 
     def write(self, target: Path, *, last: str | None = None) -> list[str]:
         """The new bootstrap; the ids of the blobs that it still uses, ``last`` at the end."""
-        ids = used_names(self.root, self.entries)
+        ids = used_names(self.tree, self.entries)
         if last in ids:
             ids = [i for i in ids if i != last] + [last]
-        first = prefetch_nodes(self.root, self.prefetch)
-        boot = write_bootstrap(self.root, [self.entries[i] for i in ids], self.defaults, first)
+        first = prefetch_rows(self.tree, self.prefetch)
+        boot = write_bootstrap(self.tree, [self.entries[i] for i in ids], self.defaults, first)
         write_atomically(target, boot)
         return ids
 
     def _copy(
         self, wanted: Sequence[ChunkKey], stored: StoredChunks, options: ChunkOptions,
         write: Callable[[bytes], object],
-    ) -> dict[ChunkKey, Chunk]:  # fmt: skip
+    ) -> dict[ChunkKey, int]:  # fmt: skip
         members: dict[tuple[int, int], list[int]] = {}
         for blob, chunk in wanted:
             unit = self.image.chunk_map(blob).blob.chunks[chunk].unit
             members.setdefault((blob, unit), []).append(chunk)
         units = ((self.image.chunk_map(blob), unit) for blob, unit in members)
-        copies: dict[ChunkKey, Chunk] = {}
+        copies: dict[ChunkKey, int] = {}
         for batch in UnitReader(self.blobs.read_at, self.threads).batches(grouped(units)):
             batch.require()
             for i, (chunks, unit) in enumerate(batch.units):
@@ -141,14 +153,10 @@ class Rewrite:
         return copies
 
 
-def _renamed(copy: Chunk | None, old: Chunk, blob_id: str) -> Chunk:
-    return old if copy is None else Chunk(blob_id, copy.index, copy.flat_off, old.size)
-
-
 def _store(
     batch: Batch, i: int, number: int, out: StoredChunks, options: ChunkOptions,
     write: Callable[[bytes], object],
-) -> Chunk:  # fmt: skip
+) -> int:  # fmt: skip
     chunks, unit_number = batch.units[i]
     source, unit = chunks.blob.chunks[number], chunks.unit(unit_number)
     plain = bytes(batch.plain(i)[source.unit_off : source.unit_off + source.usize])
@@ -167,8 +175,8 @@ def _store(
     if len(data) != len(plain):
         flags |= ChunkFlags.COMPRESSED
     record = ChunkRecord(
-        digest, 0, flags, len(data), len(plain), out.stored_size, copy.flat_off, 0, copy.index,
-        lib.rafs_crc32c(plain, len(plain)),
+        digest, 0, flags, len(data), len(plain), out.stored_size, out.places.flat[copy], 0,
+        out.places.index[copy], lib.rafs_crc32c(plain, len(plain)),
     )  # fmt: skip
     out.records.append(record)
     out.cct += pack_v1(record)
@@ -184,8 +192,3 @@ def _digest(chunks: ChunkMap, number: int, plain: bytes, options: ChunkOptions) 
     out = ffi.new("uint8_t[32]")
     lib.rafs_digest(options.digester, plain, len(plain), out)
     return bytes(out)
-
-
-def regular_files(root: Node) -> list[Node]:
-    """Each once, however many names it has."""
-    return list({id(node): node for _, node in traverse(root) if node.chunks}.values())

@@ -16,7 +16,7 @@ from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.build.cli import main
 from rafs_v6.build.load import load, load_blobs, open_bootstrap
 from rafs_v6.build.records import ChunkRecords
-from rafs_v6.build.tree import Chunk, Node, traverse
+from rafs_v6.build.tree import ROOT, Node, Tree
 from rafs_v6.erofs import Compressor, Digester
 
 _SHARED = os.urandom(150_000)
@@ -199,12 +199,13 @@ def test_a_generated_dictionary_has_what_images_share(
 def _with_used_records_only(boot: Path) -> None:
     """The chunk table as the original writes it."""
     image = load(boot)
-    used = {(c.blob, c.index) for _, node in traverse(image.root) for c in node.chunks}
+    tree = image.tree
+    used = {tree.places.key(place) for row in range(len(tree)) for place in tree.chunks(row)}
     blobs = [
         replace(blob, chunks=ChunkRecords(c for c in blob.chunks if (name, c.index) in used))
         for name, blob in image.blobs.items()
     ]
-    boot.write_bytes(write_bootstrap(image.root, blobs, image.defaults))
+    boot.write_bytes(b"".join(write_bootstrap(tree, blobs, image.defaults)))
 
 
 def test_what_two_layers_know_of_one_blob_is_joined(
@@ -253,16 +254,16 @@ def _of_254_blobs(lower: Path, target: Path) -> None:
     boot = open_bootstrap(lower)
     (blob,) = load_blobs(boot, lower)
     chunk = next(iter(blob.chunks))
-    root, blobs = Node(stat.S_IFDIR | 0o755), []
-    for i in range(254):
+    tree, blobs = Tree(boot.chunk_size), []
+    tree.add(ROOT, b"", Node(stat.S_IFDIR | 0o755))
+    for i in sorted(range(254), key=str):
         named = replace(blob.record, blob_id=b"%064d" % i)
         blobs.append(BlobEntry(str(i), named, blob.chunks))
-        node = root.children[b"%d" % i] = Node(stat.S_IFREG, size=chunk.uncompressed_size)
-        node.chunks = [
-            Chunk(str(i), chunk.index, chunk.uncompressed_offset, chunk.uncompressed_size)
-        ]
+        row = tree.add(ROOT, b"%d" % i, Node(stat.S_IFREG, size=chunk.uncompressed_size))
+        tree.at[row] = len(tree.refs)
+        tree.refs.append(tree.places.add(str(i), chunk.index, chunk.uncompressed_offset))
     defaults = Defaults(boot.chunk_size, Compressor.LZ4_BLOCK, Digester.BLAKE3)
-    target.write_bytes(write_bootstrap(root, blobs, defaults))
+    target.write_bytes(b"".join(write_bootstrap(tree, blobs, defaults)))
 
 
 def test_the_255th_blob_and_unlike_layers_are_refused(

@@ -130,7 +130,7 @@ def report(
 
 
 def write_json(target: Path, document: object) -> None:
-    write_atomically(target, json.dumps(document, indent=2).encode() + b"\n")
+    write_atomically(target, (json.dumps(document, indent=2).encode(), b"\n"))
 
 
 def _is_stdout(path: Path) -> bool:
