@@ -1,6 +1,7 @@
 /* Parallel read, digest, compress and encrypt for the image builder: see build.h. */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -11,10 +12,29 @@
 #include "codec_internal.h"
 #include "build.h"
 
+struct rafs_contexts {
+	ZSTD_CCtx *zstd[RAFS_MAX_THREADS];
+};
+
+struct rafs_contexts *rafs_contexts_new(void)
+{
+	return calloc(1, sizeof(struct rafs_contexts));
+}
+
+void rafs_contexts_free(struct rafs_contexts *contexts)
+{
+	if (!contexts)
+		return;
+	for (uint32_t i = 0; i < RAFS_MAX_THREADS; i++)
+		ZSTD_freeCCtx(contexts->zstd[i]);
+	free(contexts);
+}
+
 struct job {
 	void *items;		/* pieces or parcels */
 	uint32_t n;
 	atomic_uint next;
+	atomic_uint seats;	/* taken: each worker has the context of its own */
 	atomic_int error;	/* one of those of the items, or 0 */
 	const uint8_t *in;
 	uint8_t *out;
@@ -125,14 +145,16 @@ static void *store_worker(void *arg)
 {
 	struct job *job = arg;
 	const uint32_t compressor = job->recipe->compressor;
-	ZSTD_CCtx *zstd = compressor == RAFS_COMP_ZSTD ? ZSTD_createCCtx() : NULL;
+	ZSTD_CCtx **zstd = &job->recipe->contexts->zstd[atomic_fetch_add(&job->seats, 1)];
 	uint8_t *bounce = NULL;
 	size_t bounce_len = 0;
 	uint32_t i;
 
+	if (compressor == RAFS_COMP_ZSTD && !*zstd)
+		*zstd = ZSTD_createCCtx();
 	while ((i = atomic_fetch_add(&job->next, 1)) < job->n) {
 		struct rafs_parcel *p = (struct rafs_parcel *)job->items + i;
-		int error = compressor == RAFS_COMP_ZSTD && !zstd ? -ENOMEM : 0;
+		int error = compressor == RAFS_COMP_ZSTD && !*zstd ? -ENOMEM : 0;
 
 		if (compressor == RAFS_COMP_LZ4_BLOCK &&
 		    rafs_compress_bound(compressor, p->len) > bounce_len) {
@@ -145,12 +167,11 @@ static void *store_worker(void *arg)
 			}
 		}
 		if (!error)
-			error = store(zstd, job, p, bounce, bounce_len);
+			error = store(*zstd, job, p, bounce, bounce_len);
 		if (error)
 			atomic_store(&job->error, error);
 	}
 	free(bounce);
-	ZSTD_freeCCtx(zstd);
 	return NULL;
 }
 
@@ -188,6 +209,8 @@ int64_t rafs_build_store(struct rafs_parcel *parcels, uint32_t n, const uint8_t 
 	int64_t end = 0;
 	int rc;
 
+	if (!recipe->contexts)
+		return -ENOMEM;
 	for (uint32_t i = 0; i < n; i++)
 		if (!fits(parcels[i].at, parcels[i].len, room, arena_len))
 			return -EINVAL;
@@ -199,4 +222,10 @@ int64_t rafs_build_store(struct rafs_parcel *parcels, uint32_t n, const uint8_t 
 		end += parcels[i].clen;
 	}
 	return end;
+}
+
+void rafs_build_flush(int fd, uint64_t off)
+{
+	/* No pipe can, nor need every file system: it is the sync that counts. */
+	(void)!sync_file_range(fd, (off64_t)off, 0, SYNC_FILE_RANGE_WRITE);
 }

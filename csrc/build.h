@@ -32,7 +32,13 @@ struct rafs_parcel {
 	uint32_t compressed;	/* out: 0 when it does not shrink and is stored raw */
 };
 
+/* What threads compress with, kept from call to call: making it costs more than a small chunk. */
+struct rafs_contexts;
+struct rafs_contexts *rafs_contexts_new(void);
+void rafs_contexts_free(struct rafs_contexts *contexts);
+
 struct rafs_recipe {
+	struct rafs_contexts *contexts;	/* of one call at a time */
 	uint32_t compressor;
 	int32_t level;
 	uint32_t threads;
@@ -48,6 +54,9 @@ struct rafs_recipe {
  */
 int64_t rafs_build_store(struct rafs_parcel *parcels, uint32_t n, const uint8_t *arena,
 			 uint8_t *out, size_t arena_len, const struct rafs_recipe *recipe);
+
+/* Begin to write to the disk what was written to fd since off, so that a sync finds little left. */
+void rafs_build_flush(int fd, uint64_t off);
 
 /*
  * A place in a .gz where inflating can start: a deflate block begins there, or

@@ -1,39 +1,41 @@
-"""Writing and hashing behind the back of whoever fills the next buffer."""
+"""Work that is done beside the caller: reading, compressing and writing go on at the same time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Thread
 
 
-class WriteBehind:
-    """Two buffers of ``size`` bytes: one to fill, one that is being written, in order.
+class Behind:
+    """One piece of work at a time, in order.
 
-    An error of ``write`` is raised by the next ``submit`` or by ``finish``.
-    ``close`` waits for what is under way, whatever became of it.
+    What a piece raises is raised by the next ``start`` or by ``finish``.  ``close``
+    waits for what is under way, whatever became of it.
     """
 
-    def __init__(self, write: Callable[[memoryview], object], size: int) -> None:
-        self._write = write
-        self._buffers = bytearray(size), bytearray(size)
-        self._pool = ThreadPoolExecutor(1, "write-behind")
-        self._pending: Future[object] | None = None
+    def __init__(self) -> None:
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
 
-    @property
-    def buffer(self) -> bytearray:
-        """The one to fill now."""
-        return self._buffers[0]
-
-    def submit(self, size: int) -> None:
-        """Let the first ``size`` bytes of ``buffer`` be written; it is another one then."""
+    def start(self, work: Callable[[], object]) -> None:
+        """Do ``work`` when what was started before it has ended, which is waited for."""
         self.finish()
-        self._pending = self._pool.submit(self._write, memoryview(self._buffers[0])[:size])
-        self._buffers = self._buffers[1], self._buffers[0]
+        self._thread = Thread(target=self._run, args=(work,), name="behind")
+        self._thread.start()
+
+    def _run(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._error = error
 
     def finish(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        self.close()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def close(self) -> None:
-        self._pool.shutdown()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from rafs_v6._build import lib as build
 from rafs_v6._codec import ffi, lib
 from rafs_v6.build.errors import BuildError
 from rafs_v6.erofs import (
@@ -27,6 +28,7 @@ from rafs_v6.erofs import (
 TAR_HEADER = 512
 _OCTAL_MAX = 8 << 30
 _LEVEL = 3
+_FLUSH = 1 << 20  # bytes that are sent on their way to the disk at once
 READER_WAIT_S = 60  # for someone to open a pipe that the blob goes to
 
 
@@ -104,6 +106,8 @@ class BlobFile:
             self._file.write(data)
         except BrokenPipeError as error:
             raise self._reader_gone() from error
+        if self._name is not None and len(data) >= _FLUSH:
+            build.rafs_build_flush(self._file.fileno(), self.size)
         self.size += len(data)
         if hashed:
             self._hash.update(data)

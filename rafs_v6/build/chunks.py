@@ -1,8 +1,8 @@
 """File data become chunks of a blob: read, digested, deduplicated, compressed in C, in batches.
 
-Memory is three arenas whatever the tree's size, plus a record per chunk.  Stored
-bytes leave in chunk index order, so the same tree gives the same bytes however
-many threads work.
+Memory is four arenas whatever the tree's size, plus a record per chunk: one is read
+into, one is compressed into another, one is written.  Stored bytes leave in chunk
+index order, so the same tree gives the same bytes however many threads work.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 from rafs_v6._build import ffi, lib
 from rafs_v6.build.base import Known
-from rafs_v6.build.behind import WriteBehind
+from rafs_v6.build.behind import Behind
 from rafs_v6.build.cct import pack_batch, pack_v1, pack_v2
 from rafs_v6.build.cipher import XtsKey
 from rafs_v6.build.errors import BuildError
-from rafs_v6.build.pieces import MAX_PIECES, Pieces, Progress
+from rafs_v6.build.pieces import MAX_PIECES, Batch, Pieces, Progress, new_arena
 from rafs_v6.build.records import ChunkRecords
 from rafs_v6.build.sources import Source
 from rafs_v6.build.tree import NONE, Places, Tree
@@ -139,10 +139,12 @@ class _Store:
 
     def __init__(
         self, tree: Tree, source: Source, options: ChunkOptions, out: StoredChunks,
-        write: Callable[[memoryview], None],
+        write: Callable[[Any], None],
     ) -> None:  # fmt: skip
         self._tree, self._out, self._batch_size = tree, out, options.batch_size
         self._recipe = ffi.new("struct rafs_recipe *")
+        self._contexts = ffi.gc(lib.rafs_contexts_new(), lib.rafs_contexts_free)
+        self._recipe.contexts = self._contexts
         self._recipe.compressor, self._recipe.level = options.compressor, options.level
         self._recipe.threads = options.threads
         self._flags = ChunkFlags.HAS_CRC32C
@@ -157,52 +159,53 @@ class _Store:
             tree, source, options.digester, options.threads, self._process,
             room=lib.RAFS_BUILD_ROOM if options.cipher else 0,
         )  # fmt: skip
-        self._behind = WriteBehind(write, self.pieces.arena_len)
         self._parcels = ffi.new("struct rafs_parcel[]", MAX_PIECES)
+        self._write, self._writing = write, Behind()
+        self._stored, self._written = (new_arena(self.pieces.arena_len) for _ in range(2))
 
-    def _process(self) -> None:
-        packed = self._pack()
-        stored = ffi.from_buffer("uint8_t[]", self._behind.buffer)
+    def _process(self, batch: Batch) -> None:
+        packed = self._pack(batch)
+        stored = self._stored
         size = lib.rafs_build_store(
-            self._parcels, len(packed), self.pieces.arena, stored, self.pieces.arena_len,
-            self._recipe,
-        )  # fmt: skip
+            self._parcels, len(packed), batch.arena, stored, self.pieces.arena_len, self._recipe
+        )
         if size == -errno.EILSEQ:
-            raise self._looks_padded(packed)
+            raise self._looks_padded(batch, packed)
         if size < 0:
             raise OSError(-size, os.strerror(-size))
         for i, members in enumerate(packed):
-            self._record(self._parcels[i], members)
-        self._behind.submit(size)
+            self._record(batch, self._parcels[i], members)
+        self._writing.start(lambda: self._write(ffi.buffer(stored, size)))
+        self._stored, self._written = self._written, stored
 
     def run(self, files: Sequence[int], progress: Progress | None) -> None:
         try:
             self.pieces.add_all(files, progress)
-            self._behind.finish()
+            self._writing.finish()
         finally:
-            self._behind.close()
             self.pieces.close()
+            self._writing.close()
 
-    def _looks_padded(self, packed: list[_Members]) -> BuildError:
+    def _looks_padded(self, batch: Batch, packed: list[_Members]) -> BuildError:
         path = "a file"
         for i, members in enumerate(packed):
             parcel = self._parcels[i]
             if parcel.len == lib.RAFS_BUILD_ROOM:
-                data = bytes(ffi.buffer(self.pieces.arena + parcel.at, parcel.len))
+                data = bytes(ffi.buffer(batch.arena + parcel.at, parcel.len))
                 if data.endswith(_PAD_MARK):
-                    path = self.pieces.path_of(members.chunks[0][0])
+                    path = self.pieces.path_of(batch, members.chunks[0][0])
                     break
         return BuildError(
             f"{path}: 18 bytes that end as if encryption had padded them, and would be read back"
             " cut: the format cannot hold them encrypted; build without --encrypt"
         )
 
-    def _pack(self) -> list[_Members]:
+    def _pack(self, batch: Batch) -> list[_Members]:
         """Fill ``_parcels`` with the pieces that are new."""
         packed: list[_Members] = []
-        pieces, limit = self.pieces, self._batch_size
-        for i, (row, _) in enumerate(pieces.users):
-            piece = pieces.array[i]
+        arena, limit = batch.arena, self._batch_size
+        for i, (row, _) in enumerate(batch.users):
+            piece = batch.array[i]
             place = self._out.place(piece, self._tree, row)
             if place is None:
                 continue
@@ -211,9 +214,7 @@ class _Store:
                 parcel = self._parcels[len(packed) - 1]
                 if parcel.len + piece.len < limit:
                     # Copies, which are not stored, and room may lie between the two.
-                    ffi.memmove(
-                        pieces.arena + (parcel.at + parcel.len), pieces.arena + piece.at, piece.len
-                    )
+                    ffi.memmove(arena + (parcel.at + parcel.len), arena + piece.at, piece.len)
                     parcel.len += piece.len
                     packed[-1].chunks.append((i, place))
                     continue
@@ -222,7 +223,7 @@ class _Store:
             packed.append(_Members(small, [(i, place)]))
         return packed
 
-    def _record(self, parcel: Any, members: _Members) -> None:
+    def _record(self, batch: Batch, parcel: Any, members: _Members) -> None:
         out, places, inside = self._out, self._out.places, 0
         flags, clen, coff = self._flags, parcel.clen, out.stored_size
         if members.batched:
@@ -230,10 +231,10 @@ class _Store:
         elif parcel.compressed:
             flags |= ChunkFlags.COMPRESSED
         for i, place in members.chunks:
-            piece = self.pieces.array[i]
+            piece = batch.array[i]
             record = ChunkRecord(
                 bytes(piece.digest), 0, flags, clen, piece.len, coff, places.flat[place],
-                self.pieces.users[i][1], places.index[place], piece.crc32c,
+                batch.users[i][1], places.index[place], piece.crc32c,
             )  # fmt: skip
             out.cct += self._pack_record(record, inside, batched=members.batched)
             # The chunk table does not say where a batch lies (sheet 1.17).
@@ -263,7 +264,7 @@ class _Store:
 
 def store_chunks(
     tree: Tree, source: Source, out: StoredChunks, options: ChunkOptions,
-    write: Callable[[memoryview], None], first: Sequence[int] = (),
+    write: Callable[[Any], None], first: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """Cut the files of ``tree`` that are not stored yet; hand the stored bytes to ``write``.

@@ -15,7 +15,7 @@ from rafs_v6.build.chunks import StoredChunks, store_chunks
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.load import used_names
 from rafs_v6.build.options import CreateOptions, Into
-from rafs_v6.build.overlay import WhiteoutSpec, apply_layer, drop_whiteouts
+from rafs_v6.build.overlay import apply_layer, drop_whiteouts
 from rafs_v6.build.prefetch import prefetch_rows
 from rafs_v6.build.refs import refer_chunks, tarfs_chunks
 from rafs_v6.build.sources import DirectorySource, Source, TarSource
@@ -30,7 +30,7 @@ _OWN = ""  # the blob's name in the tree, before its id is known; no other blob'
 def create_from_directory(source: Path, options: CreateOptions) -> list[str]:
     """Build an image of a directory; the ids of its blobs."""
     found = DirectorySource(source)
-    if options.parent is None and options.whiteouts is not WhiteoutSpec.NONE:
+    if options.parent is None:
         # A directory is no layer of others: what its whiteouts hide is not there (sheet 4.4).
         found.tree = drop_whiteouts(found.tree, options.whiteouts)
     return create(found, options)

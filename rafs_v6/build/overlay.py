@@ -28,6 +28,8 @@ def apply_layer(lower: Tree, upper: Tree, spec: WhiteoutSpec) -> Tree:
 
 def drop_whiteouts(tree: Tree, spec: WhiteoutSpec) -> Tree:
     """``tree`` as the lowest layer, which hides nothing."""
+    if spec is WhiteoutSpec.NONE or (spec is WhiteoutSpec.OCI and _OCI_PREFIX not in tree.names):
+        return tree
     lower = Tree()
     lower.add(ROOT, b"", Node(tree.mode[ROOT]))
     return apply_layer(lower, tree, spec)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from rafs_v6.build.cct import pack_v2
 from rafs_v6.build.chunks import ChunkOptions, Original, StoredChunks
 from rafs_v6.build.errors import BuildError, SourceError
-from rafs_v6.build.pieces import Pieces, Progress
+from rafs_v6.build.pieces import Batch, Pieces, Progress
 from rafs_v6.build.sources import Source
 from rafs_v6.build.stored import GzipIndex, GzipPoint, StoredTar
 from rafs_v6.build.tree import Tree
@@ -94,14 +95,14 @@ class _Refer:
             tree, source, options.digester, options.threads, self._process
         )  # fmt: skip
 
-    def _process(self) -> None:
-        for i, (row, _) in enumerate(self.pieces.users):
-            place = self._out.place(self.pieces.array[i], self._tree, row)
+    def _process(self, batch: Batch) -> None:
+        for i, (row, at) in enumerate(batch.users):
+            place = self._out.place(batch.array[i], self._tree, row)
             if place is not None:
-                self._record(i, place)
+                self._record(batch.array[i], at, place)
 
-    def _record(self, i: int, place: int) -> None:
-        piece, out = self.pieces.array[i], self._out
+    def _record(self, piece: Any, at: int, place: int) -> None:
+        out = self._out
         if self.contexts is not None:
             word, off, size = self.contexts.place(piece.off, piece.len)
             flags = ChunkV2Flags.ZRAN | ChunkV2Flags.COMPRESSED
@@ -111,7 +112,7 @@ class _Refer:
         record = ChunkRecord(
             bytes(piece.digest), 0,
             ChunkFlags.HAS_CRC32C | (ChunkFlags.COMPRESSED if self.contexts is not None else 0),
-            size, piece.len, off, out.places.flat[place], self.pieces.users[i][1],
+            size, piece.len, off, out.places.flat[place], at,
             out.places.index[place], piece.crc32c,
         )  # fmt: skip
         out.records.append(record)

@@ -14,13 +14,14 @@ import stat
 import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from rafs_v6._build import ffi, lib
+from rafs_v6.build.behind import Behind
 from rafs_v6.build.errors import SourceError
 
 _PIECE = 1 << 20
@@ -122,14 +123,17 @@ def _each(
 ) -> int:
     """``use`` ``piece`` and the rest of ``stream``, hashed beside that; bytes in all."""
     size = 0
-    with ThreadPoolExecutor(1) as pool:
+    hashing = Behind()
+    try:
         while piece:
-            hashing = pool.submit(sha256.update, piece) if sha256 is not None else None
+            if sha256 is not None:
+                hashing.start(partial(sha256.update, piece))
             use(piece)
             size += len(piece)
-            if hashing is not None:
-                hashing.result()
             piece = stream.read(_PIECE)
+        hashing.finish()
+    finally:
+        hashing.close()
     return size
 
 

@@ -236,11 +236,16 @@ class Tree:
             yield from children
             pending += [r for r in reversed(children) if self.is_dir(r)]
 
-    def unread(self, rows: Iterable[int]) -> list[int]:
+    def unread(self, rows: Iterable[int]) -> array[int]:
         """The files of ``rows`` that have data in a source, each once though it has many names."""
-        files = (self.link[r] for r in rows if stat.S_ISREG(self.mode[r]) and self.size[r])
-        # A dictionary keeps the order of first names.
-        return list(dict.fromkeys(r for r in files if self.at[r] == NONE))
+        seen, files = bytearray(len(self)), array("I")
+        for row in rows:
+            first = self.link[row]
+            is_file = stat.S_ISREG(self.mode[row]) and self.size[row] and self.at[first] == NONE
+            if is_file and not seen[first]:
+                seen[first] = 1
+                files.append(first)
+        return files
 
 
 def arranged(
