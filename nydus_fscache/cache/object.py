@@ -117,6 +117,7 @@ class CacheObject:
         self.counters = Counters()
         self.on_complete: Callable[[CacheObject], None] | None = None
         self.copies: Copies | None = None
+        self.is_kernels = False  # its file is: presence is on no record but in the file itself
         self._fetcher = fetcher
         self._record = record
         self._changed = threading.Condition(threading.Lock())
@@ -444,10 +445,12 @@ class CacheObject:
         After an ``OSError`` of the record the next call tries again.
         """
         with self._persisting:  # the descriptors are open until ``close`` has had it
+            if self._record is None:
+                return
             with self._changed:
                 dirty, self._dirty = self._dirty, set()
                 self._dirty_since = math.inf
-            if not dirty or self._record is None:
+            if not dirty:
                 return
             try:
                 os.fdatasync(self.fill_fd)
@@ -486,8 +489,8 @@ class CacheObject:
         except OSError as e:  # a full disk: these units are fetched again the next time
             log.error("blob %s: presence is not recorded: %s", self.name, e)
         with self._persisting:
-            recorded = self._record is not None
+            recorded = self._record is not None or self.is_kernels
             self._end_record()
         if self.copies is not None:
-            self.copies.closed(self, recorded=recorded)
+            self.copies.closed(self, sorted(self._dirty), recorded=recorded)
         self.pages.close()

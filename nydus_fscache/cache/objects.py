@@ -70,7 +70,7 @@ class Objects:
         self._by_oid: dict[int, CacheObject] = {}
         self._numbers = dict(numbers)
         self.left = Left(core, handover)
-        self._copies = Copies(store.blobs, self.lend)
+        self.copies = Copies(store.blobs, self.lend)
         self._next_oid = 1 + max(self.left.highest(), max(numbers.values(), default=0))
 
     def get(self, oid: int) -> CacheObject | None:
@@ -116,8 +116,8 @@ class Objects:
                 raise
             self._uses[name] = use
             touch(self._store.blobs.directory, name)
-            obj.copies = self._copies
-            self._copies.add(obj, identity)
+            obj.copies = self.copies
+            self.copies.add(obj, identity)
             self._by_oid[oid] = obj
         for off, length in self.left.taken(oid):
             obj.demand(off, length)
@@ -217,6 +217,8 @@ class Objects:
             self._core.bind_kernel(oid, kernel_object, fd)
             self._uses[name] = use = _Use(blob.identity, [source])
             use.object = obj
+            obj.is_kernels, obj.copies = True, self.copies
+            self.copies.add(obj, blob.identity)
             self._by_oid[oid] = obj
             return obj
 
@@ -249,7 +251,7 @@ class Objects:
             if self._is_used(name):
                 return False
             self._store.blobs.forget(name)
-            self._copies.forget(name)
+            self.copies.forget(name)
             return True
 
     @contextlib.contextmanager
@@ -296,7 +298,7 @@ class Objects:
             del self._uses[obj.name]
             self._leaving.add(obj.name)
         try:
-            self._copies.remove(obj)
+            self.copies.remove(obj)
             obj.close(deadline=time.monotonic() + CLOSE_PATIENCE_S)
             self._by_oid.pop(obj.oid, None)
             if use.fill_fd >= 0:
@@ -313,4 +315,4 @@ class Objects:
                 self._gone.notify_all()
 
     def close(self) -> None:
-        self._copies.close()
+        self.copies.close()

@@ -4,7 +4,8 @@ What is copied is verified like what is fetched: a chunk is taken only when its
 bytes match the digest that its own image states, and only where both sides have
 digests.  Blobs that are open are looked into through their objects; an index of
 them is made when a second one is open, and not before.  Those that are cached
-and not open are found by ``chunkindex``.
+and not open are found by ``chunkindex``, and so are the kernel's (cachefiles), open
+or not: their descriptors cannot be read, but their files can, once they have a name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nydus_fscache.cache.blobfiles import BlobFiles
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 HAS_DIGEST = 0x1  # RAFS_CHUNK_HAS_DIGEST of csrc/rafs.h
 PATIENCE_S = 0.05  # for files that somebody is about to open
+_NO_RECORD = -1  # instead of a chunk map's descriptor
 
 Lend = Callable[[str, float], contextlib.AbstractContextManager[bool]]
+KernelFile = Callable[[str, str], contextlib.AbstractContextManager[int | None]]
 Take = Callable[[int, int, int, int], bool]  # unit, chunk, descriptor, offset
 
 
@@ -76,7 +79,15 @@ def copy_chunk(fd: int, off: int, into: int, blob: Any, chunk: int) -> bool:
     return holds_chunk(into, blob, chunk)
 
 
+def _name(obj: CacheObject) -> str:
+    """In the index: the kernel's files are opened under one name many times."""
+    return obj.name.partition("#")[0]
+
+
 def _stands(chunk_map: int, place: Place) -> bool:
+    """Is it on record?  A file of the kernel's has zeros where it has no data."""
+    if chunk_map == _NO_RECORD:
+        return True
     with contextlib.suppress(OSError):
         return is_recorded(chunk_map, place.chunk)
     return False
@@ -90,6 +101,8 @@ class Copies:
         somebody has them open (then false); its number is the seconds that it may wait."""
         self._files = files
         self._lend = lend
+        # by name DOMAIN/COOKIE and identity: its descriptor, if it has a file of that name
+        self.kernel_file: KernelFile = lambda name, identity: contextlib.nullcontext()
         self._index = ChunkIndex(files.directory)
         self._lock = threading.Lock()
         self._indexes: dict[CacheObject, dict[Key, int] | None] = {}
@@ -99,9 +112,10 @@ class Copies:
     def add(self, obj: CacheObject, identity: str) -> None:
         with self._lock:
             if obj.chunks.digest_source != "none":
-                self._indexes[obj] = None
+                if not obj.is_kernels:
+                    self._indexes[obj] = None
                 self._identities[obj] = identity
-                if not self._index.knows(obj.name, identity):
+                if not self._index.knows(_name(obj), identity):
                     self._unknown.add(obj)
 
     def remove(self, obj: CacheObject) -> None:
@@ -113,12 +127,14 @@ class Copies:
         """These will be found when the blob is not open any more."""
         identity = self._identities.get(obj)
         if identity is not None:
-            self._index.add(obj.name, identity, self._places(obj, units))
+            self._index.add(_name(obj), identity, self._places(obj, units))
 
-    def closed(self, obj: CacheObject, *, recorded: bool) -> None:
-        """``recorded``: is all that it has on record?"""
-        if obj in self._unknown and recorded:
-            self.recorded(obj, filter(obj.is_present, range(obj.chunks.nunits)))
+    def closed(self, obj: CacheObject, units: Iterable[int], *, recorded: bool) -> None:
+        """``recorded``: is all that it has on record?  ``units``: those that this was not told."""
+        if recorded:
+            is_new = obj in self._unknown
+            everything = filter(obj.is_present, range(obj.chunks.nunits))
+            self.recorded(obj, everything if is_new else units)
         self._unknown.discard(obj)
         self._identities.pop(obj, None)
 
@@ -186,20 +202,30 @@ class Copies:
                         offers.setdefault((place.name, place.identity), []).append(
                             (unit, chunk, place)
                         )
+        offers.pop((_name(obj), self._identities.get(obj, "")), None)
         for (name, identity), places in offers.items():
-            with (
-                self._lend(name, until - time.monotonic()) as lent,
-                self._files.reading(name, identity) if lent else contextlib.nullcontext() as fds,
-            ):
+            with self._reading(name, identity, until) as fds:
                 if fds is None:
-                    if lent:  # deleted while no daemon ran, or of another image by now
-                        self._index.forget(name)
                     continue
                 data, chunk_map = fds
                 for unit, chunk, place in places:
                     stands = chunk in wanted and _stands(chunk_map, place)
                     if stands and take(unit, chunk, data, place.uoff):
                         wanted.remove(chunk)
+
+    @contextlib.contextmanager
+    def _reading(self, name: str, identity: str, until: float) -> Iterator[tuple[int, int] | None]:
+        """Data and chunk map of a blob; None when they cannot be had."""
+        with contextlib.ExitStack() as opened:
+            if "/" in name:
+                lent, fd = True, opened.enter_context(self.kernel_file(name, identity))
+                fds = None if fd is None else (fd, _NO_RECORD)
+            else:
+                lent = opened.enter_context(self._lend(name, until - time.monotonic()))
+                fds = opened.enter_context(self._files.reading(name, identity)) if lent else None
+            if lent and fds is None:  # deleted while no daemon ran, or of another image by now
+                self._index.forget(name)
+            yield fds
 
     def _places_of(self, obj: CacheObject, chunks: Iterable[int]) -> dict[int, list[Place]]:
         """Of chunks that the index names places for."""

@@ -93,6 +93,7 @@ class CachefilesTransport:
         else:
             self._device = inherited
         cache.device, cache.written = self._device, self._written
+        objects.copies.kernel_file = cache.reading
         core.attach_cachefiles(self._device)
 
     def resume(self) -> None:

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nydus_fscache import kernel
@@ -99,6 +99,7 @@ class KernelCache:
         self.device = -1
         self.written: Callable[[], Mapping[str, int]] = dict
         self._lock = threading.RLock()
+        self._paths: dict[str, Path] = {}  # of files that were read
         self._bound: dict[str, dict[str, set[str]]] = {}  # cookies by domain and fsid
 
     def prepare(
@@ -218,6 +219,25 @@ class KernelCache:
                     found.append(Cached(f"{domain}/{cookie}", size, status.st_mtime, in_use))
                     unnamed.pop(found[-1].name, None)
         return found + [Cached(name, size, time.time(), True) for name, size in unnamed.items()]
+
+    @contextlib.contextmanager
+    def reading(self, name: str, identity: str) -> Iterator[int | None]:
+        """A descriptor of the file that has a name, for reading; None: it is not of ``identity``,
+        or not there.  What the kernel deletes or writes meanwhile does not matter to it."""
+        domain, _, cookie = name.partition("/")
+        path = fd = None
+        with self._lock:
+            if self._identities(domain).get(cookie) == identity:
+                path = self._paths.pop(name, None) or self._files(domain).get(cookie)
+            if path is not None:
+                with contextlib.suppress(OSError):
+                    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                    self._paths[name] = path
+        try:
+            yield fd
+        finally:
+            if fd is not None:
+                os.close(fd)
 
     def room_wanted(self) -> int:
         """Bytes that the kernel wants free on the disk: there are too few; 0: it wants nothing."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import subprocess
 import time
 from collections.abc import Callable
@@ -106,6 +107,29 @@ def gc() -> str:
     return f"{len(would['evicted'])} blobs, {freed} bytes"
 
 
+def copied() -> str:
+    """Chunks that the kernel has of a blob that was closed are not fetched for another one."""
+    shared = random.Random(30).randbytes(SIZE)
+    old, new = (build(n, 30 + i, shared=shared) for i, n in enumerate(("old", "new"), 1))
+    at = mount(old)
+    assert (at / "shared").read_bytes() == shared
+    rig.run("umount", at)
+    wait_until_closed(old)
+    at = mount(new)
+    assert (at / "shared").read_bytes() == shared
+    (blob,) = rig.status()["blobs"]
+    assert blob["reused"] >= SIZE, blob
+    assert read(new, at) > 0
+    rig.run("umount", at)
+    wait_until_closed(new)
+    at = mount(new)
+    drop_caches()
+    assert (at / "shared").read_bytes() == shared
+    assert read(new, at) == 0
+    rig.run("umount", at)
+    return f"{blob['reused']} bytes copied, {blob['fetched']} fetched"
+
+
 def limit() -> str:
     """With the second image's data, on top of the first's, there is too much."""
     first, second = (build(n, 10 + i, SIZE) for i, n in enumerate(("first", "second")))
@@ -172,6 +196,7 @@ def leave_free(filler: Path, share: float) -> None:
 
 CHECKS: dict[str, Callable[[], str]] = {
     "gc has the kernel cull what no mount uses": gc,
+    "chunks of the kernel's other files are copied": copied,
     "the kernel's cache stays within the limit": limit,
     "the kernel wants room": room,
     "gc without a daemon": without_daemon,

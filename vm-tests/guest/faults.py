@@ -55,14 +55,16 @@ def outlives_umount() -> str:
     return f"{len(files)} files"
 
 
-def build(name: str, seed: int, size: int = 300_000) -> Path:
-    """An image of one file that does not compress, so that all of them have the same sizes."""
+def build(name: str, seed: int, size: int = 300_000, **more: bytes) -> Path:
+    """An image of one file that does not compress, so that all of them have the same sizes, and of
+    ``more`` files."""
     from rafs_v6.build.cli import main
 
     out = DISK / name
     (out / "tree").mkdir(parents=True)
     (out / "blobs").mkdir()
-    (out / "tree" / "file").write_bytes(random.Random(seed).randbytes(size))
+    for file, data in {"file": random.Random(seed).randbytes(size), **more}.items():
+        (out / "tree" / file).write_bytes(data)
     words = ["create", "-B", out / "image.boot", "-D", out / "blobs", out / "tree"]
     with contextlib.redirect_stdout(io.StringIO()):
         assert main([str(word) for word in words]) == 0
