@@ -32,6 +32,11 @@ class Known:
             raise MemoryError("chunks by digest")
         return number
 
+    def forget(self) -> None:
+        """Nothing is looked up any more: a bootstrap needs the room."""
+        ffi.release(self._keys)
+        self.places = Places()
+
 
 @dataclass(frozen=True, slots=True)
 class Base:

@@ -70,7 +70,8 @@ def write_bootstrap(
 ) -> Iterator[bytes | bytearray]:
     """The bytes of a bootstrap, in pieces that are made as they are asked for.
 
-    Blob indexes in ``blobs`` are set here.  ``prefetch``: rows of the tree for the
+    Blob indexes in ``blobs`` are set here, and chunk records may be left as the chunk
+    table has them.  ``prefetch``: rows of the tree for the
     prefetch table (sheet 1.16), in order.
     """
     if len(blobs) > MAX_BLOBS:
@@ -162,10 +163,14 @@ def _chunk_table(blobs: Sequence[BlobEntry]) -> bytearray:
     """The records of all blobs, sorted by digest and blob (sheet 1.17)."""
     out = bytearray()
     for i, blob in enumerate(blobs):
-        start, count = len(out), len(blob.chunks)
-        out += blob.chunks.packed
         for k, value in enumerate(i.to_bytes(4, "little")):
-            out[start + _BLOB_INDEX_AT + k :: CHUNK_RECORD_SIZE] = bytes([value]) * count
+            blob.chunks.packed[_BLOB_INDEX_AT + k :: CHUNK_RECORD_SIZE] = (
+                bytes([value]) * len(blob.chunks)
+            )
+        if len(blobs) > 1:
+            out += blob.chunks.packed
+        else:
+            out = blob.chunks.packed  # sorted where they are: in large images they are large
     kept = lib.rafs_build_sort_table(
         ffi.from_buffer("uint8_t[]", out), len(out) // CHUNK_RECORD_SIZE
     )

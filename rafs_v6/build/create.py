@@ -67,7 +67,7 @@ def create(source: Source, options: CreateOptions, tar: StoredTar | None = None)
     defaults = _defaults(options)
     base = load_base(options.parent, options.chunk_dict, defaults)
     if base.tree is not None:
-        tree = apply_layer(base.tree, tree, options.whiteouts)
+        tree = source.tree = apply_layer(base.tree, tree, options.whiteouts)
     first = prefetch_rows(tree, options.prefetch)
     chunks = StoredChunks(_OWN, tree.places, base.chunks)
     out = BlobFile(target)
@@ -78,6 +78,7 @@ def create(source: Source, options: CreateOptions, tar: StoredTar | None = None)
             )  # fmt: skip
         else:
             refer_chunks(tree, source, chunks, options.chunks, tar, options.progress)
+        base.chunks.forget()
         if chunks.original is not None:
             defaults = replace(defaults, compressor=chunks.original.compressor)
         ids = used_names(tree, base.first)

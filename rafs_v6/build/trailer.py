@@ -44,7 +44,7 @@ def write_trailer(
     toc = b""
     count = len(chunks.records)
     cct: bytes | bytearray = b""
-    ci_compressor, plain_cct, ci_offset = Compressor.NONE, b"", 0
+    ci_compressor, plain_cct, ci_offset = Compressor.NONE, bytearray(), 0
     if count:
         if original is None:
             data_size = out.size
@@ -53,7 +53,7 @@ def write_trailer(
             toc += toc_entry(
                 b"image.blob", out.digest(), 0, data_size, chunks.flat_size, TocFlags.RAW
             )
-        plain_cct = bytes(chunks.cct + chunks.contexts)
+        plain_cct = chunks.cct + chunks.contexts
         ci_compressor, cct = shrink(
             options.chunks.compressor if original is None else Compressor.ZSTD, plain_cct
         )
