@@ -1,12 +1,13 @@
 """Much of an image at once: units are read in runs, decoded and verified over several threads.
 
-Memory: three arenas of ``ARENA`` bytes (decoded, stored, and stored of the batch
-that is read meanwhile), or as much as one unit needs (at most 16 MiB each).
+Memory: two arenas of ``ARENA`` bytes of decoded data, or as much as one unit needs
+(at most 16 MiB), and the stored bytes of three such batches.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from rafs_v6.errors import ImageError
 from rafs_v6.image import Image
 from rafs_v6.toc import ReadAt
 
-ARENA = 16 << 20
+ARENA = 8 << 20
 _UNITS = 4096
 _GAP = 64 << 10  # unwanted bytes that are cheaper to read than to ask around
 
@@ -28,7 +29,7 @@ WantedUnit = tuple[ChunkMap, int]
 
 @dataclass(slots=True)
 class Batch:
-    """Decoded units.  ``starts``: where each lies in ``data``, which the next batch overwrites.
+    """Decoded units.  ``starts``: where each lies in ``data``, good until the next is asked for.
 
     ``unread``: by position in ``units``, what reading raised; ``undecoded``:
     those that the codec refused; ``bad``: those with a chunk that does not match its digest.
@@ -41,6 +42,7 @@ class Batch:
     undecoded: list[int] = field(default_factory=list)
     bad: list[int] = field(default_factory=list)
     sources: Sequence[Any] = ()
+    buffers: Sequence[Any] = ()  # of the sources
 
     def stored(self, i: int) -> bytes:
         """The stored bytes of a unit that was read."""
@@ -64,31 +66,42 @@ class Batch:
 
 
 class UnitReader:
-    """Decodes one batch while the stored bytes of the next are read."""
+    """Uses, decodes and reads three batches at the same time."""
 
     def __init__(self, read_at: ReadAt, threads: int = 0) -> None:
         self._read_at = read_at
         self._threads = threads or os.cpu_count() or 1
-        self._arena = bytearray(ARENA)
+        self._arenas = [bytearray(), bytearray()]
 
     def batches(self, groups: Iterable[Sequence[WantedUnit]]) -> Iterator[Batch]:
         """One ``Batch`` a group, in order; see ``grouped``."""
-        with ThreadPoolExecutor(1, "read-ahead") as pool:
-            pending: tuple[Sequence[WantedUnit], Future[_Stored]] | None = None
+        reads: deque[tuple[Sequence[WantedUnit], Future[_Stored]]] = deque()
+        decoded: deque[Future[Batch]] = deque()
+        # A decoder waits for what was read before it, so two threads do not wait for each other.
+        with ThreadPoolExecutor(2, "read-ahead") as pool:
             for units in groups:
-                following = units, pool.submit(_read, self._read_at, units)
-                if pending is not None:
-                    yield self._decode(pending[0], pending[1].result())
-                pending = following
-            if pending is not None:
-                yield self._decode(pending[0], pending[1].result())
+                reads.append((units, pool.submit(_read, self._read_at, units)))
+                if len(reads) > 1:
+                    decoded.append(pool.submit(self._decode, *reads.popleft()))
+                if len(decoded) > 1:
+                    yield decoded.popleft().result()
+            decoded.extend(pool.submit(self._decode, *read) for read in reads)
+            for batch in decoded:
+                yield batch.result()
 
-    def _decode(self, units: Sequence[WantedUnit], stored: _Stored) -> Batch:
+    def _decode(self, units: Sequence[WantedUnit], read: Future[_Stored]) -> Batch:
+        stored = read.result()
         need = sum(chunks.unit(unit).ulen for chunks, unit in units)
-        if need > len(self._arena):
-            self._arena = bytearray(need)
-        batch = Batch(units, memoryview(self._arena), unread=stored.errors, sources=stored.sources)
-        arena = ffi.from_buffer("uint8_t[]", self._arena)
+        # The other one is still used.
+        self._arenas.reverse()
+        if need > len(self._arenas[0]):
+            self._arenas[0] = bytearray(max(need, ARENA))
+        data = self._arenas[0]
+        batch = Batch(
+            units, memoryview(data), unread=stored.errors, sources=stored.sources,
+            buffers=stored.buffers,
+        )  # fmt: skip
+        arena = ffi.from_buffer("uint8_t[]", data)
         jobs = ffi.new("struct rafs_unit_job[]", len(units))
         numbers: list[int] = []
         start = 0

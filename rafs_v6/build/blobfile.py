@@ -28,7 +28,7 @@ from rafs_v6.erofs import (
 TAR_HEADER = 512
 _OCTAL_MAX = 8 << 30
 _LEVEL = 3
-_FLUSH = 1 << 20  # bytes that are sent on their way to the disk at once
+_FLUSH = 1 << 20  # bytes that are written, and sent on their way to the disk, at once
 READER_WAIT_S = 60  # for someone to open a pipe that the blob goes to
 
 
@@ -93,12 +93,12 @@ class BlobFile:
         self._target = target
         self._name: Path | None = None
         if _is_stream(target):
-            self._file = os.fdopen(_open_stream(target), "wb")
+            self._file: IO[bytes] = os.fdopen(_open_stream(target), "wb")
             return
         if not target.parent.is_dir():
             raise BuildError(f"{target.parent} is no directory: make it first")
         fd, name = tempfile.mkstemp(prefix=".nydus-image-", dir=target.parent)
-        self._file = os.fdopen(fd, "wb")
+        self._file = os.fdopen(fd, "wb", buffering=_FLUSH)
         self._name = Path(name)
 
     def write(self, data: bytes | bytearray | memoryview, *, hashed: bool = True) -> None:
