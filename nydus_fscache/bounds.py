@@ -21,7 +21,8 @@ from nydus_fscache.transport.kernel_cache import KernelCache
 
 log = logging.getLogger("bounds")
 
-PAUSE = 100  # of the processor time that a look at the cache took, until the next one
+LOOK_S = 1.0
+PAUSE = 100  # times the processor time that a look at the cache took, until the next one
 LONGEST_PAUSE_S = 10.0
 
 
@@ -39,7 +40,6 @@ class Bounds:
         self._images = store.images
         self._disk_full = disk_full
         self._kernel_cache = kernel_cache
-        self._next_look = 0.0
         ours = OwnFiles(store.blobs.directory, objects.names, objects.evict)
         self._evictor = Evictor([ours, kernel_cache], store.root, limit)
 
@@ -52,21 +52,23 @@ class Bounds:
     def limit(self, limit: int) -> None:
         self._evictor.limit = limit
 
-    def keep(self) -> None:
-        """To be called often: most calls do nothing, because to look is not free."""
-        if time.monotonic() < self._next_look:
-            return
-        started = time.thread_time()
-        try:
-            wanted = self._kernel_cache.room_wanted()
-            if wanted or self._disk_full.is_set():
-                self._disk_full.clear()
-                self._evictor.make_room(wanted)
-            self._evictor.keep_limit()
-        except OSError as e:
-            log.error("the cache cannot be kept in bounds: %s", e)
-        pause = min((time.thread_time() - started) * PAUSE, LONGEST_PAUSE_S)
-        self._next_look = time.monotonic() + pause
+    def keep(self, stopped: threading.Event) -> None:
+        """Until then; in a thread of its own, since to delete much takes long."""
+        pause = LOOK_S
+        while not stopped.wait(pause):
+            started = time.thread_time()
+            try:
+                self._look()
+            except Exception as e:  # the next look may fare better
+                log.error("the cache cannot be kept in bounds: %s", e, exc_info=e)
+            pause = min(max(LOOK_S, (time.thread_time() - started) * PAUSE), LONGEST_PAUSE_S)
+
+    def _look(self) -> None:
+        wanted = self._kernel_cache.room_wanted()
+        if wanted or self._disk_full.is_set():
+            self._disk_full.clear()
+            self._evictor.make_room(wanted)
+        self._evictor.keep_limit()
 
     def gc(self, target: int, bindings: Iterable[Binding], *, dry_run: bool) -> dict[str, Any]:
         """Evict unused blobs until they take ``target`` bytes, and images that nothing uses."""

@@ -102,6 +102,7 @@ class Service:
         self._take_over()
         for work in (self._dispatch, self._keep_house, self._serve_waiting):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
+        threading.Thread(target=self._bounds.keep, args=(self._stopped,), daemon=True).start()
 
     # -- start and end -----------------------------------------------------------------------
 
@@ -330,7 +331,6 @@ class Service:
         self.objects.left.sweep()
         if self._unsaved:
             self._save()
-        self._bounds.keep()
 
     # -- images --------------------------------------------------------------------------------
 

@@ -263,6 +263,7 @@ class KernelCache:
         for name in gone:
             domain, _, cookie = name.partition("/")
             del files[domain][cookie]
+            self._paths.pop(name, None)
         recorded = {path.stem for path in (self.directory / "identities").glob("*.json")}
         empty = {domain for domain in {*recorded, *files} if not files.get(domain)}
         self._drop_volumes(empty - self._bound.keys() - _all_open_cookies().keys())
@@ -293,10 +294,12 @@ class KernelCache:
                     remove(path)
                 return list(paths)
         outcomes = _cull(self.device, paths.values())
-        for path, outcome in zip(paths.values(), outcomes, strict=True):
-            if outcome not in (*_GONE, errno.EBUSY):
-                log.error("%s is not culled: %s", path, os.strerror(outcome))
-        return [name for name, code in zip(paths, outcomes, strict=True) if code in _GONE]
+        by_name = dict(zip(paths, outcomes, strict=True))
+        failed = [name for name, code in by_name.items() if code not in (*_GONE, errno.EBUSY)]
+        if failed:
+            why = os.strerror(by_name[failed[0]])
+            log.error("%d are not culled, such as %s: %s", len(failed), failed[0], why)
+        return [name for name, code in by_name.items() if code in _GONE]
 
     # -- power cuts ------------------------------------------------------------------------------
 
@@ -338,9 +341,10 @@ def _cull(device: int, paths: Iterable[Path]) -> list[int]:
             stdout=subprocess.PIPE, pass_fds=[device], timeout=CULL_S, check=False,
         ).stdout  # fmt: skip
     except subprocess.TimeoutExpired as e:
+        log.error("culling does not end in %.0f s", CULL_S)
         printed = e.stdout or b""
     outcomes = [int(line) for line in printed.split()]
-    return outcomes + [errno.ETIMEDOUT] * (len(names) - len(outcomes))
+    return outcomes + [errno.EIO] * (len(names) - len(outcomes))
 
 
 def _is_part_of(sparse: Path, whole: Path) -> bool:
