@@ -19,6 +19,7 @@ CODEC_SOURCES = [
     "csrc/xts.c",
     "csrc/digest.c",
     "csrc/blake3.c",
+    "csrc/tree.c",
 ]
 CODEC_LIBS = ["zstd", "lz4", "z", "crypto"]
 

@@ -175,3 +175,30 @@ int64_t rafs_xts_encrypt(const uint8_t *key, const uint8_t *iv, const uint8_t *s
 			 size_t src_len, uint8_t *dst, size_t dst_len);
 int64_t rafs_xts_decrypt(const uint8_t *key, const uint8_t *iv, const uint8_t *src,
 			 size_t src_len, uint8_t *dst, size_t dst_len);
+
+/* What the rules for a tree need to know of the tables, which are checked before. */
+struct rafs_bootstrap_blob {
+	uint64_t flat_size;	/* bytes, uncompressed */
+	uint32_t chunk_count;
+	uint32_t is_tarfs;	/* its chunks are in no chunk table */
+};
+
+struct rafs_bootstrap {
+	const uint8_t *data;	/* the bootstrap */
+	size_t len;
+	uint64_t meta;		/* bytes: where nid 0 is */
+	uint64_t root_nid;
+	uint64_t chunk_table;	/* bytes */
+	uint64_t chunk_table_len;
+	uint32_t block_size;
+	uint32_t chunk_size;
+	const struct rafs_bootstrap_blob *blobs;
+	uint32_t nblobs;
+};
+
+/*
+ * 1 when every rule of rafs_v6/validate.py holds for all that the root leads
+ * to; 0 when one does not, or (an inode with more than 64 xattrs) it would take
+ * too long to tell.  -EINVAL, -ENOMEM.
+ */
+int rafs_bootstrap_is_sound(const struct rafs_bootstrap *t);

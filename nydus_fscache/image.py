@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nydus_fscache
 import rafs_v6
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.blobfiles import checked_blob_id
@@ -99,10 +98,7 @@ def load_image(
             if hashlib.file_digest(f, "sha256").hexdigest() != digest:
                 raise BadImage(f"{path} was changed", hint="remove it, and mount the image again")
         bootstrap = rafs_v6.Bootstrap.from_file(path)
-        checked = path.with_suffix(f".checked-{nydus_fscache.__version__}")
-        if not checked.exists():
-            bootstrap.validate()
-            checked.touch()  # the same bytes, by their sha256, need it only once
+        bootstrap.validate()
     except rafs_v6.ImageError as e:
         raise BadImage(
             f"bad bootstrap: {e}", hint="build or pull the image again; nothing was mounted"

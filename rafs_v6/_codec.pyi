@@ -85,6 +85,7 @@ class _Lib(Protocol):
     def rafs_xts_decrypt(
         self, key: Any, iv: Any, src: Any, src_len: int, dst: Any, dst_len: int, /
     ) -> int: ...
+    def rafs_bootstrap_is_sound(self, tree: Any, /) -> int: ...
 
 class _FFI(Protocol):
     NULL: Any

@@ -391,12 +391,12 @@ class Bootstrap:
             inode = self.inode(nid)
         return inode
 
-    def validate(self, check: Checks = STRICT) -> set[int]:
-        """Check the whole tree; raises ``ImageError`` naming the first fault, unless ``check``
-        collects them.  The nids of all inodes."""
-        from rafs_v6.validate import validate_tree  # noqa: PLC0415 - it needs this module
+    def validate(self) -> None:
+        """Check the whole tree; raises ``ImageError`` naming the first fault."""
+        from rafs_v6.validate import is_sound, validate_tree  # noqa: PLC0415 - it needs this module
 
-        return validate_tree(self, check)
+        if not is_sound(self):
+            validate_tree(self)
 
     def kernel_refusal(self, transport: str) -> str | None:
         """Why the kernel would not mount this valid image over ``transport``, or None."""

@@ -1,5 +1,8 @@
 """Checks the whole tree of a bootstrap before a kernel sees it.
 
+Two validators of the same rules: one in C (csrc/tree.c), for which the first
+mount waits and which knows only "sound", and this one, which names what is not.
+
 One pass.  Budgets make sure of it: an honest image has no inodes that share
 their dirents, chunk indexes or xattrs, so the sums of these cannot exceed the
 file; a hostile one that makes many inodes point at one large table runs out of
@@ -13,6 +16,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from rafs_v6._codec import ffi, lib
 from rafs_v6.erofs import CHUNK_INDEX_SIZE, EROFS_DIRENT_SIZE
 from rafs_v6.errors import ImageError, shown
 from rafs_v6.faults import STRICT, Checks
@@ -43,6 +47,32 @@ class _Budget:
         self._left -= amount
         if self._left < 0:
             raise ImageError(f"more {self._what} than the bootstrap has room for: shared ones?")
+
+
+def is_sound(bootstrap: Bootstrap) -> bool:
+    """Are all rules kept?  False also where only ``validate_tree`` can tell (csrc/rafs.h)."""
+    blobs = ffi.new("struct rafs_bootstrap_blob[]", len(bootstrap.blobs))
+    for blob, info in zip(blobs, bootstrap.blobs, strict=True):
+        blob.flat_size, blob.chunk_count = info.uncompressed_size, info.chunk_count
+        blob.is_tarfs = info.is_tarfs
+    super_block = bootstrap.tables.super_block
+    data = ffi.from_buffer(bootstrap.data)
+    tree = ffi.new(
+        "struct rafs_bootstrap *",
+        {
+            "data": data,
+            "len": len(bootstrap.data),
+            "meta": super_block.meta_blkaddr * bootstrap.block_size,
+            "root_nid": super_block.root_nid,
+            "chunk_table": bootstrap.tables.ext.chunk_table_offset,
+            "chunk_table_len": len(bootstrap.chunk_table),
+            "block_size": bootstrap.block_size,
+            "chunk_size": bootstrap.chunk_size,
+            "blobs": blobs,
+            "nblobs": len(bootstrap.blobs),
+        },
+    )
+    return lib.rafs_bootstrap_is_sound(tree) == 1
 
 
 def validate_tree(bootstrap: Bootstrap, check: Checks = STRICT) -> set[int]:

@@ -37,6 +37,7 @@ from nydus_fscache.oci import layer, manifest
 from rafs_v6.build.cli import main as nydus_image
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.sources import TarSource
+from rafs_v6.validate import is_sound, validate_tree
 
 CORPUS = Path(__file__).resolve().parents[1] / "tests" / "corpus"
 PATIENCE_S = 10  # for one input, which takes a millisecond when all is well
@@ -93,7 +94,15 @@ def _tar(content: dict[str, bytes]) -> bytes:
 
 def _run_bootstrap(data: bytes) -> None:
     bootstrap = rafs_v6.Bootstrap.from_bytes(data)
-    bootstrap.validate()
+    sound = is_sound(bootstrap)
+    try:
+        validate_tree(bootstrap)
+    except rafs_v6.ImageError as error:
+        if sound:
+            raise AssertionError("sound, says C") from error
+        raise
+    if not sound:
+        raise AssertionError("C found a fault that is none")
     for _, inode in bootstrap.walk():
         bootstrap.xattrs(inode)
         if inode.is_reg:

@@ -24,6 +24,7 @@ from rafs_v6.locate import locate_bootstrap
 from rafs_v6.tools.blobs import Blobs, adopt_own_blob
 from rafs_v6.tools.check_blob import BlobCheck
 from rafs_v6.tools.check_data import CheckedData, check_data
+from rafs_v6.validate import validate_tree
 
 MAX_FAULTS = 1000
 Progress = Callable[[int, int], None]
@@ -85,7 +86,7 @@ def check_image(
         check.fail("bootstrap", str(path), str(error))
         return report
     try:
-        nids = bootstrap.validate(check)
+        nids = validate_tree(bootstrap, check)
     except ImageError as error:
         check.fail("bootstrap.tree", str(path), str(error))
     else:

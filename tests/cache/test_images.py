@@ -22,7 +22,7 @@ def _make(directory: Path, name: str, age_s: float) -> None:
 
 def test_least_recently_used_images_go(tmp_path: Path) -> None:
     for age, name in enumerate(("new", "used", "old", "oldest"), start=1):
-        for suffix in ("boot", "checked-1", "trace"):
+        for suffix in ("boot", "trace"):
             _make(tmp_path, f"{name}.{suffix}", age * 3600)
     _make(tmp_path, "key.meta", 5 * 3600)
     _make(tmp_path, ".old.boot.new", 3600)
@@ -36,11 +36,11 @@ def test_least_recently_used_images_go(tmp_path: Path) -> None:
     assert "used.boot" in left
     assert "begun.boot" in left
     assert "new.boot" in left
-    assert {"key.meta", "oldest.boot", "oldest.checked-1", ".old.boot.new"} <= set(would)
+    assert {"key.meta", "oldest.boot", ".old.boot.new"} <= set(would)
     collect(tmp_path, {"used"}, keep=0)
     left = {p.name for p in tmp_path.iterdir()}
     traces = {f"{name}.trace" for name in ("new", "used", "old", "oldest")}
-    assert left == {"begun.boot", "used.boot", "used.checked-1"} | traces
+    assert left == {"begun.boot", "used.boot"} | traces
 
 
 def test_traces_are_bounded(tmp_path: Path) -> None:
