@@ -47,6 +47,7 @@ _NAME = re.compile(r"[A-Za-z0-9._:@+=-]{1,128}")
 BRUN = 0.07  # of the disk: when so much is free, the kernel wants no culling any more
 CULL_S = 60.0  # for a batch; the kernel waits for nobody but its disk
 _GONE = (0, errno.ESTALE, errno.ENOENT)
+_STAYS = (errno.EBUSY, errno.EISDIR)  # in use; a volume that only the kernel could delete
 _VOLUME = "Ierofs,"
 _HELD = "try again when what was mounted in this domain is gone; see /proc/fs/fscache/cookies"
 
@@ -152,11 +153,12 @@ class KernelCache:
         return self.directory / "cache" / f"{_VOLUME}{domain}"
 
     def _files(self, domain: str) -> dict[str, Path]:
-        """What has a name in the cache directory: cookie -> file."""
+        """What has a name in the cache directory: cookie -> file; nothing by way of links."""
+        volume = self._volume(domain)
         with contextlib.suppress(FileNotFoundError):
             return {
                 file.name[1:]: Path(file.path)
-                for bucket in os.scandir(self._volume(domain))
+                for bucket in (() if volume.is_symlink() else os.scandir(volume))
                 if bucket.is_dir(follow_symlinks=False)
                 for file in os.scandir(bucket.path)
                 if file.name[0] == "D" and file.is_file(follow_symlinks=False)
@@ -293,9 +295,9 @@ class KernelCache:
                 for path in paths.values():
                     remove(path)
                 return list(paths)
-        outcomes = _cull(self.device, paths.values())
+        outcomes = _cull(self.device, paths.values(), cull.verb(os.uname().release))
         by_name = dict(zip(paths, outcomes, strict=True))
-        failed = [name for name, code in by_name.items() if code not in (*_GONE, errno.EBUSY)]
+        failed = [name for name, code in by_name.items() if code not in (*_GONE, *_STAYS)]
         if failed:
             why = os.strerror(by_name[failed[0]])
             log.error("%d are not culled, such as %s: %s", len(failed), failed[0], why)
@@ -330,13 +332,13 @@ def is_held(domain: str, fsid: str, blobs: Iterable[str]) -> bool:
     return not open_cookies(domain).keys().isdisjoint([fsid, *blobs])
 
 
-def _cull(device: int, paths: Iterable[Path]) -> list[int]:
+def _cull(device: int, paths: Iterable[Path], word: str) -> list[int]:
     """Have the kernel delete what it does not use: 0 or an errno for each path."""
     names = [os.fsencode(path) for path in paths]
     printed = b""
     try:
         printed = subprocess.run(
-            [sys.executable, "-I", "-S", cull.__file__, str(device)],
+            [sys.executable, "-I", "-S", cull.__file__, str(device), word],
             input=b"".join(name + b"\0" for name in names),
             stdout=subprocess.PIPE, pass_fds=[device], timeout=CULL_S, check=False,
         ).stdout  # fmt: skip

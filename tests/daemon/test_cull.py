@@ -3,6 +3,7 @@ the machine (vm-tests/guest/culls.py)."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nydus_fscache.cache.evict import Evictor, OwnFiles
-from nydus_fscache.transport import kernel_cache
+from nydus_fscache.transport import cull, kernel_cache
 from nydus_fscache.transport.kernel_cache import KernelCache
 
 SIZE = 64 << 10
@@ -92,3 +93,26 @@ def test_while_the_device_is_bound_the_kernel_deletes(cache: KernelCache) -> Non
         assert path.exists()
         kernel.close()
         assert cache.drop(["dom/one"]) == [], "EPIPE"
+
+
+def test_where_cull_is_broken_what_is_not_in_use_is_deleted(cache: KernelCache) -> None:
+    releases = ("6.1.0-56-cloud-amd64", "6.18.4", "6.19.3", "7.0-rc4", "7.0.2", "7.1.0")
+    assert [cull.verb(r) for r in releases] == ["cull", "cull", "inuse", "inuse", "inuse", "cull"]
+    path = fill(cache, "dom", "one", 1.0)
+    kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with kernel, device:
+        outcomes = kernel_cache._cull(device.fileno(), [path, path, path.parent], "inuse")
+        assert outcomes == [0, errno.ENOENT, errno.EISDIR]
+        assert kernel.recv(100) == b"inuse Done"
+    assert not path.exists()
+
+
+def test_links_are_not_followed(cache: KernelCache) -> None:
+    fill(cache, "dom", "one", 1.0)
+    elsewhere = cache.directory / "elsewhere"
+    (cache.directory / "cache" / "Ierofs,dom").rename(elsewhere)
+    (cache.directory / "cache" / "Ierofs,dom").symlink_to(elsewhere)
+    assert cache.blobs() == []
+    assert cache.drop(["dom/one"]) == []
+    assert (elsewhere / "@7f" / "Done").exists()
+    assert not (cache.directory / "cache" / "Ierofs,dom").is_symlink()
