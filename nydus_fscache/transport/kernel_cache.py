@@ -225,16 +225,15 @@ class KernelCache:
     @contextlib.contextmanager
     def reading(self, name: str, identity: str) -> Iterator[int | None]:
         """A descriptor of the file that has a name, for reading; None: it is not of ``identity``,
-        or not there.  What the kernel deletes or writes meanwhile does not matter to it."""
+        or cannot be had.  What the kernel deletes or writes meanwhile does not matter to it."""
         domain, _, cookie = name.partition("/")
         path = fd = None
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError, CacheDirError):
             if self._identities(domain).get(cookie) == identity:
                 path = self._paths.pop(name, None) or self._files(domain).get(cookie)
             if path is not None:
-                with contextlib.suppress(OSError):
-                    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                    self._paths[name] = path
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                self._paths[name] = path
         try:
             yield fd
         finally:

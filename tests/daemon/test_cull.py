@@ -116,3 +116,23 @@ def test_links_are_not_followed(cache: KernelCache) -> None:
     assert cache.drop(["dom/one"]) == []
     assert (elsewhere / "@7f" / "Done").exists()
     assert not (cache.directory / "cache" / "Ierofs,dom").is_symlink()
+
+
+def test_reading_is_by_identity_and_never_fails(cache: KernelCache) -> None:
+    bind(cache, "dom", "fs", "blob")
+    path = fill(cache, "dom", "blob", 1.0)
+    for _ in range(2):
+        with cache.reading("dom/blob", "identity") as fd:
+            assert fd is not None
+            assert os.pread(fd, SIZE, 0) == path.read_bytes()
+    for name, identity in (("dom/blob", "other"), ("dom/fs", "identity"), ("no/blob", "identity")):
+        with cache.reading(name, identity) as fd:
+            assert fd is None
+    path.unlink()
+    with cache.reading("dom/blob", "identity") as fd:
+        assert fd is None
+    path.mkdir()
+    (cache.directory / "identities").rename(cache.directory / "moved")
+    (cache.directory / "identities").write_text("no directory")
+    with cache.reading("dom/blob", "identity") as fd:
+        assert fd is None
