@@ -55,7 +55,7 @@ def is_sound(bootstrap: Bootstrap) -> bool:
     for blob, info in zip(blobs, bootstrap.blobs, strict=True):
         blob.flat_size, blob.chunk_count = info.uncompressed_size, info.chunk_count
         blob.is_tarfs = info.is_tarfs
-    super_block = bootstrap.tables.super_block
+    super_block, table_len = bootstrap.tables.super_block, len(bootstrap.chunk_table)
     data = ffi.from_buffer(bootstrap.data)
     tree = ffi.new(
         "struct rafs_bootstrap *",
@@ -64,8 +64,9 @@ def is_sound(bootstrap: Bootstrap) -> bool:
             "len": len(bootstrap.data),
             "meta": super_block.meta_blkaddr * bootstrap.block_size,
             "root_nid": super_block.root_nid,
-            "chunk_table": bootstrap.tables.ext.chunk_table_offset,
-            "chunk_table_len": len(bootstrap.chunk_table),
+            # of a table that is not there the offset means nothing
+            "chunk_table": table_len and bootstrap.tables.ext.chunk_table_offset,
+            "chunk_table_len": table_len,
             "block_size": bootstrap.block_size,
             "chunk_size": bootstrap.chunk_size,
             "blobs": blobs,
