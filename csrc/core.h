@@ -104,6 +104,9 @@ int nf_object_bind_kernel(struct nf_core *c, uint32_t id, uint32_t kernel_object
 int nf_object_remove(struct nf_core *c, uint32_t id);
 /* Ask for one AHEAD event when a request first touches the page of off. */
 int nf_object_mark(struct nf_core *c, uint32_t id, uint64_t off);
+/* From now on set in asked, a bitmap as pages, which pages requests are for; it outlives the
+ * object. */
+int nf_object_watch(struct nf_core *c, uint32_t id, uint8_t *asked);
 
 /* Misses and the rest, oldest first.  Blocks up to timeout_ms (-1: for ever). Returns how many;
  * 0 on time-out or when the core is stopped. */

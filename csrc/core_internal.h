@@ -3,7 +3,7 @@
  *
  * Locks, in the order in which they may be taken:
  *   core.table (rwlock)  the hash of objects
- *   object.lock          its pending list and read-ahead marks
+ *   object.lock          its pending list, read-ahead marks and what was asked for
  *   core.queue_lock      events for Python; slots of cachefiles
  *   core.fill_lock       the free fillers; nothing is locked under it
  * No lock is held while an answer is written or anything is decoded.
@@ -48,6 +48,7 @@ struct nf_object {
 	uint64_t size;
 	uint8_t *pages;
 	uint8_t *marks;		/* read-ahead marks, as pages; NULL until the first */
+	uint8_t *asked;		/* what requests were for, as pages; the caller's, or NULL */
 	pthread_mutex_t lock;
 	uint32_t pending;	/* list of slots, newest first */
 	bool gone;

@@ -243,6 +243,17 @@ static bool crosses_mark(struct nf_object *o, uint64_t off, uint64_t len)
 	return crossed;
 }
 
+/* Readers of the bitmap take no lock: a bit that they see late makes a guess worse, no more. */
+static void note_asked(struct nf_object *o, uint64_t off, uint64_t len)
+{
+	uint64_t page = off / NF_PAGE, end = (off + len + NF_PAGE - 1) / NF_PAGE;
+
+	if (!o->asked)
+		return;
+	for (; page < end; page++)
+		o->asked[page >> 3] |= (uint8_t)(1u << (page & 7));
+}
+
 static void record_trace(struct nf_core *c, const struct nf_object *o, const struct nf_slot *s,
 			 int pid, bool hit)
 {
@@ -276,6 +287,7 @@ void nf_admit(struct nf_core *c, struct nf_object *o, uint32_t slot, int pid)
 
 	pthread_mutex_lock(&o->lock);
 	crossed = crosses_mark(o, ev.off, ev.len);
+	note_asked(o, ev.off, ev.len);
 	gone = o->gone;
 	present = !gone && nf_present(o, s->off, s->len);
 	if (!present && !gone) {
@@ -358,6 +370,19 @@ int nf_object_mark(struct nf_core *c, uint32_t id, uint64_t off)
 	pthread_mutex_unlock(&o->lock);
 	nf_put(o);
 	return rc;
+}
+
+int nf_object_watch(struct nf_core *c, uint32_t id, uint8_t *asked)
+{
+	struct nf_object *o = nf_get_id(c, id);
+
+	if (!o)
+		return -ENOENT;
+	pthread_mutex_lock(&o->lock);
+	o->asked = asked;
+	pthread_mutex_unlock(&o->lock);
+	nf_put(o);
+	return 0;
 }
 
 /* -- errors ---------------------------------------------------------------------------------- */

@@ -149,6 +149,7 @@ class Core:
             raise OSError(errno.EPROTO, "the journal is not of this version")
         self._events = ffi.new("struct nf_event[]", _BATCH)
         self._pages: dict[int, Any] = {}
+        self._asked: dict[int, Any] = {}
         self.started = False
 
     @staticmethod
@@ -211,6 +212,15 @@ class Core:
         """Who still waits for it gets EIO.  Fills must have returned."""
         _checked(lib.nf_object_remove(self._core, oid))
         ffi.release(self._pages.pop(oid))
+        if oid in self._asked:
+            ffi.release(self._asked.pop(oid))
+
+    def watch(self, oid: int, asked: mmap.mmap) -> None:
+        """Note in ``asked``, a bitmap as the presence bitmap, which pages requests are for from now
+        on; kept until ``remove_object``."""
+        held = ffi.from_buffer("uint8_t[]", asked)
+        _checked(lib.nf_object_watch(self._core, oid, held))
+        self._asked[oid] = held
 
     def mark(self, oid: int, off: int) -> None:
         """Ask for one ``Passed`` when a request first touches the page of ``off``."""

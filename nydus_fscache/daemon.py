@@ -18,7 +18,6 @@ import threading
 from pathlib import Path
 
 from nydus_fscache import api, log, privilege, upgrade
-from nydus_fscache.backend.make import preload
 from nydus_fscache.client import daemon_argv
 from nydus_fscache.errors import DaemonError, FscacheError, MountpointError
 from nydus_fscache.handover import Handover
@@ -65,7 +64,7 @@ def _run(root: Path) -> int:
     calls: socket.socket = api.listen(root / "api.sock", handover)
     end_calls = api.serve(service, calls)
     handover.ready()
-    threading.Thread(target=preload, name="preload", daemon=True).start()
+    threading.Thread(target=service.prepare, name="prepare", daemon=True).start()
     logging.getLogger("daemon").info(
         "%s in %s, pid %d", "successor" if socket_was_kept else "started", root, os.getpid()
     )

@@ -98,19 +98,22 @@ def load_image(
             if hashlib.file_digest(f, "sha256").hexdigest() != digest:
                 raise BadImage(f"{path} was changed", hint="remove it, and mount the image again")
         bootstrap = rafs_v6.Bootstrap.from_file(path)
-        bootstrap.validate()
+        infos = bootstrap.blobs
     except rafs_v6.ImageError as e:
-        raise BadImage(
-            f"bad bootstrap: {e}", hint="build or pull the image again; nothing was mounted"
-        ) from e
-    refusal = bootstrap.kernel_refusal(transport)
-    if refusal:
-        raise KernelRefused(f"the kernel cannot mount this image: {refusal}", hint="convert it")
-    for info in bootstrap.blobs:
+        raise _bad_bootstrap(e) from e
+    for info in infos:
         checked_blob_id(info.blob_id)
     reader = MetaReader(backend, meta_dir, may_ask=may_ask)
-    with ThreadPoolExecutor(_PARALLEL_LOADS) as pool:
-        blobs = tuple(pool.map(lambda info: _load_blob(info, bootstrap, reader), bootstrap.blobs))
+    pool = ThreadPoolExecutor(_PARALLEL_LOADS)
+    try:  # the backend is far: what is asked of it is under way while the bootstrap is validated
+        loads = [pool.submit(_load_blob, info, bootstrap, reader) for info in infos]
+        _validate(bootstrap)
+        refusal = bootstrap.kernel_refusal(transport)
+        if refusal:
+            raise KernelRefused(f"the kernel cannot mount this image: {refusal}", hint="convert it")
+        blobs = tuple(load.result() for load in loads)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
     return Image(
         key=image_key(digest, backend_config),
         digest=digest,
@@ -119,6 +122,19 @@ def load_image(
         backend=backend,
         backend_config=backend_config,
         blobs=blobs,
+    )
+
+
+def _validate(bootstrap: rafs_v6.Bootstrap) -> None:
+    try:
+        bootstrap.validate()
+    except rafs_v6.ImageError as e:
+        raise _bad_bootstrap(e) from e
+
+
+def _bad_bootstrap(error: rafs_v6.ImageError) -> BadImage:
+    return BadImage(
+        f"bad bootstrap: {error}", hint="build or pull the image again; nothing was mounted"
     )
 
 

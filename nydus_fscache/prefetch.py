@@ -28,7 +28,9 @@ from nydus_fscache.trace import Access, Tracer
 log = logging.getLogger("prefetch")
 
 POLICIES = ("auto", "none", "table", "trace", "all")
+FIRST_BATCH = MIB  # what is wanted first is not to share the link with much else
 MAX_BATCH = 4 * MIB
+TRACE_AT_ONCE = 4 * MIB
 KEPT_RUNS = 64
 
 # Units in the order in which to load them, a list or a range for each stretch of one object.
@@ -176,14 +178,16 @@ class Run:
         for obj, units in self.wanted:
             by_backend.setdefault(obj.source.backend, []).append((obj, units))
         for backend, wanted in by_backend.items():
-            fetcher.prefetch(backend, _Plan(wanted, fetcher.pace(backend)))
+            at_once = TRACE_AT_ONCE if self.kind == "trace" else 0
+            fetcher.prefetch(backend, _Plan(wanted, fetcher.pace(backend), at_once))
 
 
 class _Plan:
     """Jobs in batches of as much as is in flight, each in as few requests as its units allow."""
 
-    def __init__(self, wanted: Wanted, pace: Pace) -> None:
+    def __init__(self, wanted: Wanted, pace: Pace, at_once: int) -> None:
         self.left = sum(obj.size(unit) for obj, units in wanted for unit in units)
+        self.at_once = at_once
         self._pace = pace
         self._jobs = self._make(wanted)
 
@@ -192,15 +196,15 @@ class _Plan:
 
     def _make(self, wanted: Wanted) -> Iterator[Job]:
         batch: dict[CacheObject, set[int]] = {}
-        size = 0
+        size, enough = 0, FIRST_BATCH
         for obj, units in wanted:
             for unit in units:
                 batch.setdefault(obj, set()).add(unit)
                 size += obj.size(unit)
-                if size >= max(self._pace.piece(), min(MAX_BATCH, self._pace.in_flight())):
+                if size >= max(self._pace.piece(), min(enough, self._pace.in_flight())):
                     yield from self._requests(batch)
                     self.left -= size
-                    batch, size = {}, 0
+                    batch, size, enough = {}, 0, min(2 * enough, MAX_BATCH)
         yield from self._requests(batch)
         self.left = 0
 

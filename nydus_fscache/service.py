@@ -14,12 +14,14 @@ import logging
 import os
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import nydus_fscache
 from nydus_fscache import keeper, kernel, predecessor, state, upgrade
 from nydus_fscache.backend.auth import check_auth
+from nydus_fscache.backend.make import preload
 from nydus_fscache.bounds import Bounds
 from nydus_fscache.cache.fetch import Fetcher
 from nydus_fscache.cache.objects import Objects
@@ -276,6 +278,13 @@ class Service:
         self._tracer.collect()
         self._save()
 
+    def prepare(self) -> None:
+        """What the first mount would wait for, while nobody does."""
+        preload()
+        import_module("rafs_v6.validate")
+        kernel.find_mount(self.store.root)  # imports a codec
+        self._transports.prepare()
+
     def wait_until_stopped(self) -> None:
         self._end_asked.wait()
 
@@ -480,20 +489,24 @@ class Service:
             binding.fsid, binding.domain = self._free_fsid(binding.digest), DEFAULT_DOMAIN
         served = self._bind(binding)
         served.mounting = True
+        # over cachefiles there is nothing to fill until the kernel has opened it
+        is_open = served.is_open
+        if is_open:  # the first data are on their way while the rest is done
+            try:
+                self._prefetcher.begin(served, policy, [])
+            except BaseException:
+                self._unbind([served])
+                raise
         self._enter(served)
         try:
             if not self.core.started:
                 raise DaemonError("the event core does not run", hint="see the log")
-            # over cachefiles there is nothing to fill until the kernel has opened it
-            is_open = served.is_open
-            if is_open:
-                self._prefetcher.begin(served, policy, [])
             self._transports.get(binding.transport).mount(
                 served.image, served.bound, mountpoint, binding.fsid, binding.domain
             )
             if not is_open:
                 self._prefetcher.begin(served, policy, [])
-            self._save()
+                self._save()
         except BaseException:
             self._leave(served)
             raise

@@ -30,6 +30,7 @@ WORKERS = 28
 BACKGROUND_WORKERS = 24  # at most so many do read-ahead and prefetch: the rest waits for demand
 LONG_S = 2.0  # a prefetch that is done sooner pays off for the readers that it slows down
 HOLD_S = 0.1  # how long a long one waits for the next reader
+ORDERED_AHEAD_S = 0.002  # of the link's time that requests in an order may overlap
 TRICKLE_S = 1.0  # it gets one request each so often, whatever readers do
 IDLE_S = 10.0  # a worker without work ends, and its buffer with it
 
@@ -57,6 +58,7 @@ class Plan(Protocol):
     """Prefetch that is not under way yet, made into jobs when there is room for them."""
 
     left: int  # stored bytes, at most
+    at_once: int  # stored bytes that may be under way whatever the link: a program waits for them
 
     def __next__(self) -> Job: ...
 
@@ -130,6 +132,7 @@ class _Lane:
         self._prefetches = 0  # of those in the background
         self._prefetching = 0  # stored bytes of prefetch that are asked for and not here
         self._rests_until = 0.0  # prefetch, by its bandwidth; monotonic, as what follows
+        self._taken_until = 0.0  # the link, by prefetch in an order
         self._demands = 0  # of the workers
         self._last_demand = self._last_prefetch = -math.inf
         self._idle = 0
@@ -155,7 +158,8 @@ class _Lane:
         """Enough workers for what waits; each that takes prefetch hires the next.  Locked."""
         waiting = len(self._demand)
         if self._background < BACKGROUND_WORKERS:
-            waiting += len(self._ahead) + self._may_prefetch()
+            # one waits for the moment when prefetch may go on
+            waiting += len(self._ahead) + (self._may_prefetch() or self._pause() > 0)
         # a worker that was woken counts as idle until it runs: so count what is queued
         for _ in range(min(waiting - self._idle, self._limit - len(self._threads))):
             thread = threading.Thread(target=self._work, name="fetch", daemon=True)
@@ -210,7 +214,8 @@ class _Lane:
                 self._background += 1
                 self._prefetches += 1
                 self._prefetching += job.size
-                self._last_prefetch = time.monotonic()
+                self._last_prefetch = now = time.monotonic()
+                self._taken_until = max(self._taken_until, now) + self.pace.takes(job.size)
                 self._spend(job)
                 self._hire()
                 return job
@@ -236,14 +241,17 @@ class _Lane:
             return False
         if self._pause():
             return False
-        size = self._planned.size
-        return not self._prefetching or self._prefetching + size <= self.pace.in_flight()
+        room = max(self.pace.in_flight(), self._plans[0].at_once)
+        return not self._prefetching or self._prefetching + self._planned.size <= room
 
     def _pause(self) -> float:
         """Seconds until prefetch may go on; 0: now, or there is none."""
         if self._planned is None:
             return 0.0
         now, until = time.monotonic(), self._rests_until
+        if self._plans[0].at_once:
+            # all at once they would share the link, and what is wanted first would come last
+            until = max(until, self._taken_until - ORDERED_AHEAD_S)
         if sum(plan.left for plan in self._plans) > LONG_S * self.pace.rate:
             last = now if self._demands else self._last_demand
             until = max(until, min(last + HOLD_S, self._last_prefetch + TRICKLE_S))

@@ -33,6 +33,8 @@ PREFETCH_REQUEST = MIB
 LEAST_PIECE = MIB // 4
 LEAST_AMPLIFIED = 128 * KIB
 RATE_SAMPLE_S = 0.03
+SURELY = 1.25  # times its rate, the link is kept busy
+UNKNOWN_RATE = 100.0 * MIB  # of a link, rather too much
 BRIDGED_UNITS = 8
 STREAMS = 16  # readers followed at once in one blob
 SLACK = 2  # units that a reader may skip and still count as sequential
@@ -86,6 +88,7 @@ class Pace:
         self.latency_s = 0.02
         self.rate = 50.0 * MIB
         self._lock = threading.Lock()
+        self._sampled = False
         self._active = 0  # transfers whose body is arriving
         self._busy_s = 0.0
         self._bytes = 0
@@ -107,6 +110,7 @@ class Pace:
             self._bytes += nbytes
             if self._busy_s >= RATE_SAMPLE_S:
                 sample = self._bytes / self._busy_s
+                self._sampled = True
                 # up at once: what is in flight is bounded by it, and so is the next sample
                 self.rate += (sample - self.rate) / (1 if sample > self.rate else 4)
                 self._bytes, self._busy_s = 0, 0.0
@@ -128,6 +132,10 @@ class Pace:
     def in_flight(self) -> int:
         """Bytes of prefetch under way at once."""
         return max(FIRST_WINDOW, min(MAX_IN_FLIGHT, int(2 * self.latency_s * self.rate) + MIB // 4))
+
+    def takes(self, size: int) -> float:
+        """Seconds of the link, rather too few."""
+        return size / (SURELY * self.rate if self._sampled else UNKNOWN_RATE)
 
     def piece(self) -> int:
         """Bytes of prefetch in one request: a miss of its last unit waits for all of it."""

@@ -72,6 +72,10 @@ class PageMap:
         low, high, mask = self._window(first, end)
         return int.from_bytes(self.memory[low:high], "little") & mask == mask
 
+    def any_set(self, first: int, end: int) -> bool:
+        low, high, mask = self._window(first, end)
+        return bool(int.from_bytes(self.memory[low:high], "little") & mask)
+
     def empty(self) -> bool:
         return not self.memory[:].strip(b"\0")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from nydus_fscache.cache.objects import Objects
 from nydus_fscache.cache.store import Store
 from nydus_fscache.core import Core
-from nydus_fscache.errors import UsageError
+from nydus_fscache.errors import FscacheError, UsageError
 from nydus_fscache.handover import Handover
 from nydus_fscache.probe import TRANSPORTS, choose
 from nydus_fscache.transport.base import Transport
@@ -27,6 +28,8 @@ class Transports:
         self.kernel_cache = KernelCache(store.cachefiles)
         self._lock = threading.Lock()
         self._by_name: dict[str, Transport] = {}
+        self._probing = threading.Lock()
+        self._automatic = ""  # what "auto" was found to be; a probe takes longer than a mount
 
     def get(self, name: str) -> Transport:
         with self._lock:
@@ -49,8 +52,19 @@ class Transports:
         """What is in use already is not probed again (a second open of the device is refused)."""
         if wanted != "auto" and wanted not in TRANSPORTS:
             raise UsageError(f"no transport {wanted!r}", hint=f"one of {', '.join(TRANSPORTS)}")
-        known = self.in_use()
-        in_use = [name for name in TRANSPORTS if name in known]
-        if wanted in in_use or (wanted == "auto" and in_use):
-            return wanted if wanted in in_use else in_use[0]
-        return choose(self._store.root, wanted).transport
+        with self._probing:
+            known = self.in_use()
+            usable = [name for name in TRANSPORTS if name in known]
+            if not usable and self._automatic:
+                usable = [self._automatic]
+            if wanted in usable or (wanted == "auto" and usable):
+                return wanted if wanted in usable else usable[0]
+            found = choose(self._store.root, wanted).transport
+            if wanted == "auto":
+                self._automatic = found
+            return found
+
+    def prepare(self) -> None:
+        """Find out what "auto" is before a mount asks; where nothing works, the mount says why."""
+        with contextlib.suppress(FscacheError):
+            self.choose("auto")
