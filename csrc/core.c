@@ -176,14 +176,17 @@ struct nf_core *nf_core_new(void *journal, size_t journal_len, uint32_t flags)
 	if (nf_journal_open(&c->journal, journal, journal_len) < 0)
 		goto fail;
 	c->slots = calloc((size_t)c->journal.nslots * 2, sizeof(*c->slots));
-	if (!c->slots)
+	c->kernel_objects = calloc(c->journal.nslots, sizeof(*c->kernel_objects));
+	if (!c->slots || !c->kernel_objects)
 		goto fail;
 	nf_fanotify_occupy(c);
+	nf_cachefiles_occupy(c);
 	c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (c->wake_fd < 0)
 		goto fail;
 	c->fan_fd = -1;
 	c->cache_fd = -1;
+	c->keeper_fd = -1;
 	c->no_uring = flags & NF_NO_URING;
 	pthread_rwlock_init(&c->table, NULL);
 	pthread_mutex_init(&c->queue_lock, NULL);
@@ -197,6 +200,7 @@ struct nf_core *nf_core_new(void *journal, size_t journal_len, uint32_t flags)
 	return c;
 fail:
 	free(c->slots);
+	free(c->kernel_objects);
 	free(c);
 	return NULL;
 }
@@ -218,6 +222,11 @@ int nf_core_attach_fanotify(struct nf_core *c, int group_fd)
 int nf_core_attach_cachefiles(struct nf_core *c, int dev_fd)
 {
 	return attach(c, &c->cache_fd, dev_fd);
+}
+
+int nf_core_keep_by(struct nf_core *c, int socket_fd)
+{
+	return attach(c, &c->keeper_fd, socket_fd);
 }
 
 int nf_core_start(struct nf_core *c)

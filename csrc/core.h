@@ -16,6 +16,7 @@ struct nf_core;
 #define NF_EV_OPEN 3	/* cachefiles OPEN: answer with nf_cachefiles_copen */
 #define NF_EV_CLOSE 4	/* cachefiles CLOSE: remove the object, which closes its descriptor */
 #define NF_EV_BROKEN 5	/* the transport's descriptor failed; len is the errno */
+#define NF_LEFT_OBJECT 0	/* nf_cachefiles_left alone: an object that was open */
 #define NF_EV_LOST 6	/* cachefiles READ of an object that is not known, so it has no descriptor
 			 * to answer by: `restore` makes the kernel open the object and send again */
 
@@ -74,6 +75,12 @@ struct nf_core *nf_core_new(void *journal, size_t journal_len, uint32_t flags);
 
 int nf_core_attach_fanotify(struct nf_core *c, int group_fd);
 int nf_core_attach_cachefiles(struct nf_core *c, int dev_fd);
+/*
+ * A socket to the keeper (nydus_fscache/handover.py), which gets the descriptor of a cachefiles
+ * object as ``object.KERNEL_OBJECT`` right after the read(2) that brought it, and before Python
+ * does the same for good.  The descriptor must keep its number for ever.
+ */
+int nf_core_keep_by(struct nf_core *c, int socket_fd);
 
 /*
  * Requests that a predecessor left in the journal become pending again, those
@@ -81,6 +88,7 @@ int nf_core_attach_cachefiles(struct nf_core *c, int dev_fd);
  * yet on record as one MISS for every object that covers the range (each must
  * be filled before the request is allowed).  Descriptor numbers that are still
  * owed an answer are kept occupied, so that no new event can get the same one.
+ * READs of cachefiles objects that are not bound (nf_object_bind_kernel) are dropped.
  * Call after all objects are added and before nf_core_start.  Returns how many.
  */
 int nf_core_settle(struct nf_core *c, uint32_t all_served);
@@ -139,6 +147,17 @@ int nf_expire(struct nf_core *c, uint64_t age_ns, int err);
 
 /* size >= 0, or a negative errno that fails the OPEN. */
 int nf_cachefiles_copen(struct nf_core *c, uint32_t msg_id, int64_t size);
+/* The object is closed, or never was open: it goes off the record. Drop its descriptor before. */
+void nf_cachefiles_forget(struct nf_core *c, uint32_t kernel_object);
+/*
+ * What a predecessor left on record, one a call, from *cursor (0 at first) on: OPENs that may not
+ * be answered (NF_EV_OPEN), CLOSEs that were not seen to (NF_EV_CLOSE; object is 0), objects with
+ * their keys (NF_LEFT_OBJECT).  out->fd is -1.  Returns 1, or 0 when there is no more.
+ * Before nf_core_start.
+ */
+int nf_cachefiles_left(struct nf_core *c, uint32_t type, uint32_t *cursor, struct nf_event *out);
+/* `restore` was written: what was sent comes again and goes off the record. Before nf_core_start. */
+void nf_cachefiles_resent(struct nf_core *c);
 
 void nf_core_stats(struct nf_core *c, struct nf_stats *out);
 

@@ -34,7 +34,7 @@ struct nf_slot {
 	int32_t fd;		/* fanotify: the number to answer; cachefiles: the object's descriptor */
 	bool owns_fd;		/* close it after the answer: an event's, or a guard of a settled number */
 	bool everywhere;	/* its object was not on record: it must be present in all of them */
-	bool used;		/* cachefiles slots only; the journal knows its own */
+	bool used;		/* cachefiles slots only, as their record in the journal */
 };
 
 struct nf_object {
@@ -59,7 +59,8 @@ struct nf_object {
 
 struct nf_core {
 	struct nf_journal journal;
-	struct nf_slot *slots;	/* nslots of the journal, then as many for cachefiles */
+	struct nf_slot *slots;	/* nslots of the journal, then as many for its messages */
+	uint32_t *kernel_objects;	/* of the journal's objects; 0: free */
 	uint32_t cursor;	/* where to look for free journal slots; the loop's own */
 
 	pthread_rwlock_t table;
@@ -69,6 +70,7 @@ struct nf_core {
 	int fan_fd;
 	int cache_fd;
 	int wake_fd;
+	int keeper_fd;		/* see nf_core_keep_by */
 	bool no_uring;
 	pthread_t thread;
 	bool started;
@@ -129,6 +131,9 @@ bool nf_fanotify_drain(struct nf_core *c);
 bool nf_cachefiles_drain(struct nf_core *c);
 /* Take up what the journal says is open, so that no new descriptor gets such a number. */
 void nf_fanotify_occupy(struct nf_core *c);
+/* The same for messages, whose records no new one may take; and what nf_core_settle does of them. */
+void nf_cachefiles_occupy(struct nf_core *c);
+int nf_cachefiles_settle(struct nf_core *c);
 void nf_fanotify_answer(struct nf_core *c, uint32_t slot, int err);
 void nf_cachefiles_answer(struct nf_core *c, uint32_t slot);
 

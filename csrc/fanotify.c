@@ -251,5 +251,5 @@ int nf_core_settle(struct nf_core *c, uint32_t all_served)
 		nf_admit(c, o, slot, 0);
 		nf_put(o);
 	}
-	return n;
+	return n + nf_cachefiles_settle(c);
 }

@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from nydus_fscache._core import ffi, lib
@@ -70,6 +71,15 @@ class Lost:
     """A cachefiles READ of an object that is not known: its reader waits, and cannot be told."""
 
 
+class Left(Enum):
+    """What a predecessor may have left on record of cachefiles: OPENs that it may not have
+    answered, CLOSEs that it had not seen to, objects that it had open."""
+
+    ASKED = lib.NF_EV_OPEN
+    CLOSED = lib.NF_EV_CLOSE
+    OBJECTS = lib.NF_LEFT_OBJECT
+
+
 Event = Missed | Passed | Opened | Closed | Broken | Lost
 
 
@@ -116,6 +126,12 @@ def verify_chunk(blob: Any, chunk: int, data: bytes) -> bool:
     """Are these the plain bytes of a chunk, by its digest?"""
     with ffi.from_buffer("uint8_t[]", data) as plain:
         return bool(codec.rafs_chunk_verify(blob, chunk, plain) == 0)
+
+
+def _opened(e: Any) -> Opened:
+    volume = bytes(ffi.buffer(e.volume, e.volume_len)).decode("utf-8", "replace")
+    cookie = bytes(ffi.buffer(e.cookie, e.cookie_len)).decode("utf-8", "replace")
+    return Opened(e.msg_id, e.kernel_object, e.fd, volume, cookie)
 
 
 def _checked(result: int) -> int:
@@ -169,6 +185,11 @@ class Core:
     def attach_cachefiles(self, device: int) -> None:
         """Serve the messages of a bound /dev/cachefiles."""
         _checked(lib.nf_core_attach_cachefiles(self._core, device))
+
+    def keep_by(self, keeper: int) -> None:
+        """The socket that new descriptors of cachefiles go to the keeper by (``Handover.direct``).
+        Python keeps them too: this is only sooner."""
+        _checked(lib.nf_core_keep_by(self._core, keeper))
 
     def settle(self, *, all_served: bool) -> int:
         """Take up what a predecessor left open; after all objects were added, before ``start``.
@@ -239,9 +260,7 @@ class Core:
         if e.type == lib.NF_EV_AHEAD:
             return Passed(e.object, e.off)
         if e.type == lib.NF_EV_OPEN:
-            volume = bytes(ffi.buffer(e.volume, e.volume_len)).decode("utf-8", "replace")
-            cookie = bytes(ffi.buffer(e.cookie, e.cookie_len)).decode("utf-8", "replace")
-            return Opened(e.msg_id, e.kernel_object, e.fd, volume, cookie)
+            return _opened(e)
         if e.type == lib.NF_EV_CLOSE:
             return Closed(e.object)
         if e.type == lib.NF_EV_LOST:
@@ -295,6 +314,22 @@ class Core:
         """Answer an OPEN; ``OSError`` when the kernel does not take the answer (who waited for
         it was killed), and the object is not open."""
         _checked(lib.nf_cachefiles_copen(self._core, msg_id, size))
+
+    def forget_kernel(self, kernel_object: int) -> None:
+        """It is not open any more; after its descriptor was dropped at the keeper."""
+        lib.nf_cachefiles_forget(self._core, kernel_object)
+
+    def left(self, kind: Left) -> list[Opened]:
+        """Without descriptors, which the keeper may have; before ``start``."""
+        cursor, out = ffi.new("uint32_t *"), ffi.new("struct nf_event *")
+        found = []
+        while lib.nf_cachefiles_left(self._core, kind.value, cursor, out):
+            found.append(_opened(out))
+        return found
+
+    def resent(self) -> None:
+        """The kernel sends again what was not answered; before ``settle``."""
+        lib.nf_cachefiles_resent(self._core)
 
     # -- looking in ----------------------------------------------------------------------------
 

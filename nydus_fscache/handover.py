@@ -56,6 +56,7 @@ class Handover:
         self._held: dict[str, int] = {}
         self._ending = False
         self._barriers = False
+        self._direct = -1
         self.keeper_pid = os.getppid()
         self.inherited: dict[str, int] = {}
         try:
@@ -121,6 +122,17 @@ class Handover:
                 log.error("the keeper (%d) is slow", self.keeper_pid)
         finally:
             os.close(ours)
+
+    def direct(self) -> int:
+        """A descriptor that ``keep NAME`` can be sent by without waiting for anything.
+
+        Whoever the keeper is, it is the same number.  What is sent so must be given to ``keep``
+        too, soon.
+        """
+        with self._lock:
+            if self._direct < 0:
+                self._direct = fcntl.fcntl(self._socket.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+            return self._direct
 
     def drop(self, name: str) -> None:
         """Before the descriptor is closed."""
@@ -201,6 +213,8 @@ class Handover:
                 for name, fd in self._held.items():  # the group is among the first
                     _send_one(ours, f"keep {name}", fd)
                 self._socket.close()
+                if self._direct >= 0:
+                    os.dup2(ours.fileno(), self._direct, inheritable=False)
                 self._socket, self.keeper_pid = ours, pid
                 self._barriers = False  # systemd listens only to the one that it started
                 self._lock.notify_all()

@@ -61,7 +61,7 @@ FD = struct.Struct("i").size
 
 # csrc/journal.h: header, event record (fanotify_event_metadata and range), meta record
 JOURNAL = struct.Struct("=QIIQQ")
-JOURNAL_MAGIC, JOURNAL_VERSION = 0x4C4E524A5346594E, 1
+JOURNAL_MAGIC, JOURNAL_VERSION = 0x4C4E524A5346594E, 2
 EVENT_SIZE, META = 48, struct.Struct("=QII")
 
 

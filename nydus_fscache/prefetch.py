@@ -223,6 +223,7 @@ class Prefetcher:
         self._next = 1
         self._lock = threading.Lock()
         self._runs: dict[int, Run] = {}
+        self._unopened: list[Served] = []  # to begin when all their objects are open
 
     def begin(
         self, served: Served, policy: str, paths: list[str], number: int | None = None
@@ -240,18 +241,34 @@ class Prefetcher:
         binding.prefetch = {"number": run.number, "policy": policy, "paths": paths}
         return run.number
 
+    def begin_when_open(self, served: Served, policy: str) -> None:
+        """``begin``, as soon as ``go_on`` finds all its objects open.
+
+        It is on record before, so that a successor does it if this process does not live so long.
+        """
+        self._tracer.watch(served.binding.digest, served.bound.objects)
+        served.binding.prefetch = {"number": 0, "policy": policy, "paths": []}
+        self.resume([served])
+
     def resume(self, taken_over: Iterable[Served]) -> None:
-        """Go on with what a predecessor was at when it was killed."""
-        for served in taken_over:
+        """Go on with what a predecessor was at when it was killed: now, or when it is open."""
+        with self._lock:
+            self._unopened += [s for s in taken_over if s.binding.prefetch]
+        self.go_on()
+
+    def go_on(self) -> bool:
+        """Begin what waited for objects that are open now; was there anything?"""
+        with self._lock:
+            ready = [s for s in self._unopened if s.is_open]
+            self._unopened = [s for s in self._unopened if s not in ready]
+        for served in ready:
             known = served.binding.prefetch
-            if known is None or not served.is_open:
-                continue
             try:
-                self.begin(
-                    served, str(known["policy"]), list(known["paths"]), int(known["number"])
-                )
+                number = int(known["number"]) or None
+                self.begin(served, str(known["policy"]), list(known["paths"]), number)
             except (FscacheError, KeyError, TypeError, ValueError) as e:
                 log.error("%s: prefetch is not resumed: %s", served.binding.source, e)
+        return bool(ready)
 
     def _start(
         self, image: str, kind: str, wanted: Wanted, number: int | None = None
@@ -270,10 +287,11 @@ class Prefetcher:
         run.submit(self._fetcher)
         return run
 
-    def forget(self, objects: Iterable[CacheObject]) -> None:
-        """The objects are closed: runs that want them end."""
-        gone = set(objects)
+    def forget(self, served: Served) -> None:
+        """Its objects are closed: runs that want them end."""
+        gone = set(served.bound.objects)
         with self._lock:
+            self._unopened = [s for s in self._unopened if s is not served]
             self._runs = {
                 number: run
                 for number, run in self._runs.items()

@@ -21,5 +21,7 @@ class Served:
 
     @property
     def is_open(self) -> bool:
-        """Are all its objects there?  Over cachefiles the kernel opens them one by one."""
-        return len(self.bound.objects) >= len(self.image.blobs)
+        """Are all its objects there?  Over cachefiles the kernel opens them one by one, and
+        what it has of each is found out after that."""
+        objects = self.bound.objects
+        return len(objects) >= len(self.image.blobs) and all(o.presence_known for o in objects)

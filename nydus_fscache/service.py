@@ -88,6 +88,7 @@ class Service:
         )
         self._tracer = Tracer(self.core, self.store.images)
         self._prefetcher = Prefetcher(self._fetcher, self._tracer)
+        self.objects.on_found = self._go_on
         self._images = LoadedImages(self.store.images, self.objects, self._fetcher)
         self._served: list[Served] = []
         self._waiting = WaitingRoom()
@@ -127,13 +128,14 @@ class Service:
             # no image is left, but a reader or a mount may be: it waits, unkillable, for a "no"
             if name in self._handover.inherited:
                 self._transports.get(name)
-        if self._waiting.all():
-            self.objects.left.hold()
+        transports = self._transports.in_use().values()
+        for transport in transports:
+            if domains := self._waiting.domains(transport.name):
+                transport.hold(domains)
+            transport.resume()
         # without a state nothing is held, and what cannot be told apart may be of any mount
         settled = self.core.settle(all_served=self._state_path.exists())
         self.core.start()
-        for transport in self._transports.in_use().values():
-            transport.resume()
         self._prefetcher.resume(self._served)
         if self._served:
             log.info("took over %d images, %d requests", len(self._served), settled)
@@ -154,10 +156,18 @@ class Service:
         served.mounted = predecessor.is_mounted(binding)
         return served
 
+    def _go_on(self) -> None:
+        if self._prefetcher.go_on():
+            self._save()
+
     def _serve_waiting(self) -> None:
         """Until all that could not be taken over is served, or is not mounted any more."""
-        self._waiting.serve(self._try_again, self.objects.left.deny, self._stopped)
-        self.objects.left.deny()
+        self._waiting.serve(self._try_again, self._deny_waiting, self._stopped)
+        self._deny_waiting()
+
+    def _deny_waiting(self) -> None:
+        for transport in self._transports.in_use().values():
+            transport.deny()
 
     def _try_again(self, waiting: Waiting) -> None:
         binding = waiting.binding
@@ -366,7 +376,7 @@ class Service:
                 with self._lock:
                     if not any(s.binding.digest == binding.digest for s in self._served):
                         self._tracer.unwatch(binding.digest)
-                        self._prefetcher.forget(served.bound.objects)
+                        self._prefetcher.forget(served)
                 self._images.give_up(served.image)
                 self._transports.get(binding.transport).unbind(
                     served.image, served.bound, binding.fsid, binding.domain
@@ -505,7 +515,7 @@ class Service:
                 served.image, served.bound, mountpoint, binding.fsid, binding.domain
             )
             if not is_open:
-                self._prefetcher.begin(served, policy, [])
+                self._prefetcher.begin_when_open(served, policy)
                 self._save()
         except BaseException:
             self._leave(served)

@@ -67,6 +67,11 @@ class WaitingRoom:
         with self._lock:
             return list(self._waiting)
 
+    def domains(self, transport: str) -> set[str]:
+        """Of those that are to be served over a transport; fanotify has none but ""."""
+        bindings = [w.binding for w in self.all() if w.binding.transport == transport]
+        return {b.domain or b.fsid for b in bindings}
+
     def add(self, waiting: Waiting) -> None:
         with self._lock:
             self._waiting.append(waiting)

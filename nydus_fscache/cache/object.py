@@ -118,6 +118,7 @@ class CacheObject:
         self.on_complete: Callable[[CacheObject], None] | None = None
         self.copies: Copies | None = None
         self.is_kernels = False  # its file is: presence is on no record but in the file itself
+        self.presence_known = True  # over cachefiles only after ``found_on_disk``
         self._fetcher = fetcher
         self._record = record
         self._changed = threading.Condition(threading.Lock())
@@ -182,6 +183,7 @@ class CacheObject:
                     low, high = self.chunks.unit_range(unit)
                     if off <= low and high <= end and self._states[unit] == _MISSING:
                         self._found(unit)
+            self.presence_known = True
 
     def _pages_of(self, unit: int) -> tuple[int, int]:
         off, end = self.chunks.unit_range(unit)

@@ -71,6 +71,7 @@ class Objects:
         self._numbers = dict(numbers)
         self.left = Left(core, handover)
         self.copies = Copies(store.blobs, self.lend)
+        self.on_found: Callable[[], object] = list  # what an object has is known; the service's
         self._next_oid = 1 + max(self.left.highest(), max(numbers.values(), default=0))
 
     def get(self, oid: int) -> CacheObject | None:
@@ -201,20 +202,31 @@ class Objects:
         return name
 
     def add_kernel(
-        self, name: str, blob: ImageBlob, backend: Backend, kernel_object: int, fd: int
+        self,
+        name: str,
+        blob: ImageBlob,
+        backend: Backend,
+        kernel_object: int,
+        fd: int,
+        held: tuple[int, PageMap] | None = None,
     ) -> CacheObject:
-        """The object of a blob over a cache file of the kernel's (cachefiles OPEN)."""
+        """The object of a blob over a cache file of the kernel's (cachefiles OPEN).
+
+        ``held``: its number and page map, when the C core knows it already.
+        """
         with self._lock:
             if name in self._uses:
                 raise CacheDirError(f"{name} is open already", hint="a fault of the kernel")
-            oid = self.next_number()
-            pages = PageMap(blob.chunks.flat_size)
+            oid, pages = held or (self.next_number(), PageMap(blob.chunks.flat_size))
             source = Source(backend, blob.info.blob_id)
             obj = CacheObject(
                 oid, name, blob.chunks, source, self._core, self._fetcher, pages, None, fd
             )
-            self._core.add_object(oid, 0, 0, fd, blob.chunks.flat_size, pages.memory, aligned=True)
-            self._core.bind_kernel(oid, kernel_object, fd)
+            obj.presence_known = False
+            if held is None:
+                size = blob.chunks.flat_size
+                self._core.add_object(oid, 0, 0, fd, size, pages.memory, aligned=True)
+                self._core.bind_kernel(oid, kernel_object, fd)
             self._uses[name] = use = _Use(blob.identity, [source])
             use.object = obj
             obj.is_kernels, obj.copies = True, self.copies

@@ -42,7 +42,16 @@ class Transport(Protocol):
         ...
 
     def resume(self) -> None:
-        """Take up what a predecessor had not answered; the core runs."""
+        """Take up what a predecessor had not answered: all is bound again that could be at once,
+        and the core is to settle its journal and to run next."""
+        ...
+
+    def hold(self, domains: set[str]) -> None:
+        """Who reads what is not bound waits, for images of these domains are bound soon."""
+        ...
+
+    def deny(self) -> None:
+        """They have waited for too long: EIO for them, and for who comes later."""
         ...
 
     def handle(self, event: Event) -> None:

@@ -5,11 +5,16 @@ The kernel owns the cache files and names what it opens: the volume is
 cookie is the fsid for the bootstrap and the device tag, which RAFS sets to the
 blob id, for a blob.  It never asks for what its file has, so presence is read
 off the file (SEEK_DATA), and nothing needs to be recorded.
+
+A successor goes on with the objects that are open, by their descriptors (kept.py).  What was
+asked and not answered the kernel sends again, told to by ``restore``; before Linux 6.8, without
+the fixes of 2024, it has no such command, and the successor answers what the journal holds.
 Source: reference kernel-transports 1, fscache-vm 3.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -30,6 +35,7 @@ from nydus_fscache.handover import Handover
 from nydus_fscache.image import Image
 from nydus_fscache.transport.base import Bound
 from nydus_fscache.transport.fsid_mount import mount_apart
+from nydus_fscache.transport.kept import Held, Kept, domain_of
 from nydus_fscache.transport.kernel_cache import (
     KernelCache,
     checked_name,
@@ -82,7 +88,10 @@ class CachefilesTransport:
         self._cache = cache
         self._domains: dict[str, _Domain] = {}
         self._bootstraps: dict[int, _Bootstrap] = {}  # by number, as in the C core
-        self._orphans: dict[int, tuple[str, PageMap]] = {}  # of domains, not bound, and read
+        self._held: dict[int, Held] = {}  # by number
+        self._kernel_objects: dict[int, int] = {}  # the kernel's numbers by ours
+        self._awaited: set[str] = set()  # domains of which images are bound soon
+        self._unanswered: list[Opened] = []  # OPENs of these
         self._resending = False
         inherited = handover.take("cachefiles")
         self._took_over = inherited is not None
@@ -95,20 +104,51 @@ class CachefilesTransport:
         cache.device, cache.written = self._device, self._written
         objects.copies.kernel_file = cache.reading
         core.attach_cachefiles(self._device)
+        self._kept = Kept(core, handover)
 
     def resume(self) -> None:
-        """Have the kernel send again what a predecessor had not answered."""
-        if self._took_over:
-            self._restore()
+        """What was asked and not answered is sent again, or else taken from the journal."""
+        if not self._took_over:
+            return
+        for event in self._kept.take_all():
+            self._hold_left(event)
+        asked, lost = self._kept.asked, self._kept.lost
+        self._kept.asked, self._kept.lost = [], []
+        if self._restore():
+            for event in asked:  # it comes again with a new descriptor, and there may be but one
+                self._kept.let_go(event.kernel_object)
+                os.close(event.fd)
+            self._core.resent()
+            return
+        for event in lost:
+            log.error("open of %s was lost with its descriptor: EIO", event.cookie)
+            with contextlib.suppress(OSError):
+                self._core.copen(event.msg_id, -errno.EIO)
+        for event in asked:
+            self._open(event, again=True)
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
+        """False: this kernel does not know how to send again."""
         try:
             os.write(self._device, b"restore")
-        except OSError as e:  # EOPNOTSUPP: Linux 5.19 to 6.7 without the fixes of 2024
-            log.error(
-                "this kernel cannot send again what was not answered (%s): mounts of before are "
-                "dead, their readers get EIO; unmount them and mount again", e.strerror,
-            )  # fmt: skip
+        except OSError as e:
+            log.warning("this kernel sends nothing again (restore: %s)", e.strerror)
+            return False
+        return True
+
+    def hold(self, domains: set[str]) -> None:
+        with self._lock:
+            self._awaited = domains
+
+    def deny(self) -> None:
+        with self._lock:
+            self._awaited = set()
+            opens, self._unanswered = self._unanswered, []
+            for oid, held in self._held.items():
+                held.misses.clear()
+                self._core.fail(oid, 0, held.size, errno.EIO)
+        for event in opens:
+            self._open(event)
 
     def close(self) -> None:
         """After the last unmount: what is cached outlives a reboot."""
@@ -126,13 +166,21 @@ class CachefilesTransport:
             for obj in [o for bound in entry.bound.values() for o in bound.objects]:
                 if obj.source.blob_id in blobs:
                     self._objects.add_source(obj, Source(image.backend, obj.source.blob_id))
-            for oid in [o for o, (its, _) in self._orphans.items() if its == key]:
-                self._core.remove_object(oid)  # closed, the kernel opens it again when it is read
-                del self._orphans[oid]
             self._domains[key] = entry
             entry.images[fsid] = image
             entry.bound[fsid] = names
-            return names
+            for event in self._kept.take(key, {fsid, *blobs}):
+                if (oid := self._adopt(event)) is None:
+                    self._hold_left(event)
+                else:
+                    self._begin(oid)
+            for oid in [o for o, held in self._held.items() if domain_of(held.event) == key]:
+                self._take_held(oid)
+            opens = [e for e in self._unanswered if domain_of(e) == key]
+            self._unanswered = [e for e in self._unanswered if e not in opens]
+        for event in opens:
+            self._open(event)
+        return names
 
     def _written(self) -> dict[str, int]:
         """Bytes that are in the open blobs' files, by DOMAIN/COOKIE."""
@@ -179,58 +227,95 @@ class CachefilesTransport:
         elif isinstance(event, Closed):
             self._close(event.object)
         elif isinstance(event, Missed):
-            self._bootstrap_missed(event)
+            self._missed(event)
         elif isinstance(event, Lost):
             self._send_again()
         elif isinstance(event, Broken):
             log.error("read of %s: %s", DEVICE, os.strerror(event.errno))
 
-    def _open(self, event: Opened) -> None:
-        """Answer the OPEN; what was made for it goes when the answer is no, or is not taken."""
-        domain, name = event.volume.removeprefix("erofs,"), event.cookie
+    def _open(self, event: Opened, *, again: bool = False) -> None:
+        """Answer the OPEN; what was made for it goes when the answer is no, or is not taken.
+
+        ``again``: a predecessor may have answered it; then the object has its file."""
+        domain, name = domain_of(event), event.cookie
         oid, size = 0, -errno.EIO
         try:
+            self._kept.keep(event)
             oid, size = self._register(event, domain, name)
         except Exception as e:  # unanswered, the kernel would wait where nothing can kill it
             log.exception("open of %s in domain %s", name, domain)
             size = -((isinstance(e, OSError) and e.errno) or errno.EIO)
         if size == -errno.ENOENT:
+            with self._lock:
+                if domain in self._awaited:
+                    self._unanswered.append(event)
+                    return
             log.error("the kernel opens %s in domain %s, which nobody bound", name, domain)
         try:
             self._core.copen(event.msg_id, size)
         except OSError as e:
-            log.warning("open of %s in domain %s is not wanted any more: %s", name, domain, e)
-            size = -errno.EBADF
+            if not (again and _has_file(event.fd)):
+                log.warning("open of %s in domain %s is not wanted any more: %s", name, domain, e)
+                size = -errno.EBADF
         if size >= 0:
             self._begin(oid)
         elif oid:
             self._close(oid)
         else:
+            self._kept.let_go(event.kernel_object)
             os.close(event.fd)
 
     def _register(self, event: Opened, domain: str, name: str) -> tuple[int, int]:
         """(number of the object, its size); (0, -ENOENT) when it is nobody's."""
         with self._lock:
-            entry = self._domains.get(domain)
-            image = entry.images.get(name) if entry else None
-            if image is not None:
-                return self._open_bootstrap(event, image), image.size
-            obj = self._open_blob(event, domain, entry) if entry else None
-            if obj is not None:
-                return obj.oid, obj.chunks.flat_size
+            oid = self._adopt(event)
+            if oid is not None:
+                return oid, self._size(oid)
             if open_cookies(domain).get(name):
-                return self._open_orphan(event, domain)
+                return self._hold(event)
         return 0, -errno.ENOENT
 
-    def _open_bootstrap(self, event: Opened, image: Image) -> int:
-        oid = self._objects.next_number()
-        pages = PageMap(image.size)
-        self._core.add_object(oid, 0, 0, event.fd, image.size, pages.memory, aligned=True)
-        self._core.bind_kernel(oid, event.kernel_object, event.fd)
+    def _size(self, oid: int) -> int:
+        bootstrap, obj = self._bootstraps.get(oid), self._objects.get(oid)
+        if bootstrap is not None:
+            return bootstrap.image.size
+        return obj.chunks.flat_size if obj is not None else 0
+
+    def _adopt(self, event: Opened, held: tuple[int, PageMap] | None = None) -> int | None:
+        """The number of the object when an image is bound that has it.  With the lock.
+
+        ``held``: its number and page map, when the C core knows it already."""
+        domain = domain_of(event)
+        entry = self._domains.get(domain)
+        if entry is None:
+            return None
+        image = entry.images.get(event.cookie)
+        if image is not None:
+            oid = self._open_bootstrap(event, image, held)
+        else:
+            obj = self._open_blob(event, domain, entry, held)
+            if obj is None:
+                return None
+            oid = obj.oid
+        self._kernel_objects[oid] = event.kernel_object
+        return oid
+
+    def _open_bootstrap(
+        self, event: Opened, image: Image, held: tuple[int, PageMap] | None
+    ) -> int:
+        oid, pages = held or self._add_object(event, image.size)
         self._bootstraps[oid] = _Bootstrap(image, pages)
         return oid
 
-    def _open_blob(self, event: Opened, domain: str, entry: _Domain) -> CacheObject | None:
+    def _add_object(self, event: Opened, size: int) -> tuple[int, PageMap]:
+        oid, pages = self._objects.next_number(), PageMap(size)
+        self._core.add_object(oid, 0, 0, event.fd, size, pages.memory, aligned=True)
+        self._core.bind_kernel(oid, event.kernel_object, event.fd)
+        return oid, pages
+
+    def _open_blob(
+        self, event: Opened, domain: str, entry: _Domain, held: tuple[int, PageMap] | None
+    ) -> CacheObject | None:
         obj = None
         for fsid, image in entry.images.items():
             for blob in image.blobs:
@@ -239,26 +324,53 @@ class CachefilesTransport:
                 if obj is None:
                     name = f"{domain}/{event.cookie}#{event.kernel_object}"
                     obj = self._objects.add_kernel(
-                        name, blob, image.backend, event.kernel_object, event.fd
+                        name, blob, image.backend, event.kernel_object, event.fd, held
                     )
                     entry.bound[fsid].objects.append(obj)
                 else:  # all images of the domain have it from their own backends
                     self._objects.add_source(obj, Source(image.backend, event.cookie))
         return obj
 
-    def _open_orphan(self, event: Opened, domain: str) -> tuple[int, int]:
-        """A mount that lives, whose binding a predecessor lost.
+    def _hold(self, event: Opened) -> tuple[int, int]:
+        """(number, size) of an object that nobody has bound, and that a living mount reads.
 
-        Refused, the kernel would open it again for the same reader, without end.  Of an
-        object of no size the C core completes every READ without data, which is EIO.
+        Refused, the kernel would open it again for the same reader, without end.  Its
+        readers wait if it is bound soon, or else get EIO.
         """
-        log.error("%s in domain %s cannot be served: EIO", event.cookie, domain)
-        size = os.lseek(event.fd, 0, os.SEEK_END)
-        oid, pages = self._objects.next_number(), PageMap(PAGE)
-        self._core.add_object(oid, 0, 0, event.fd, 0, pages.memory, aligned=True)
-        self._core.bind_kernel(oid, event.kernel_object, event.fd)
-        self._orphans[oid] = domain, pages
-        return oid, max(size, PAGE)
+        domain = domain_of(event)
+        if domain not in self._awaited:
+            log.error("%s in domain %s cannot be served: EIO", event.cookie, domain)
+        size = max(os.lseek(event.fd, 0, os.SEEK_END), PAGE)
+        oid, pages = self._add_object(event, size)
+        self._held[oid] = Held(event, size, pages)
+        self._kernel_objects[oid] = event.kernel_object
+        return oid, size
+
+    def _hold_left(self, event: Opened) -> None:
+        try:
+            with self._lock:
+                self._hold(event)
+        except OSError as e:  # the kernel has no file of it: nobody can read it
+            log.warning("%s is let go: %s", event.cookie, e.strerror)
+            self._kept.let_go(event.kernel_object)
+            os.close(event.fd)
+
+    def _take_held(self, oid: int) -> None:
+        """An image is bound that may have the object.  With the lock."""
+        held = self._held[oid]
+        entry = self._domains[domain_of(held.event)]
+        sizes = {fsid: image.size for fsid, image in entry.images.items()}
+        for image in entry.images.values():
+            sizes |= {blob.info.blob_id: blob.chunks.flat_size for blob in image.blobs}
+        # a page map of another size would be written beyond its end
+        if -(-sizes.get(held.event.cookie, 0) // PAGE) != -(-held.size // PAGE):
+            return
+        if self._adopt(held.event, (oid, held.pages)) is not None:
+            del self._held[oid]
+            self._begin(oid)
+            if obj := self._objects.get(oid):
+                for off, length in held.misses:
+                    obj.demand(off, length)
 
     def _begin(self, oid: int) -> None:
         with self._lock:
@@ -270,7 +382,9 @@ class CachefilesTransport:
 
     def _close(self, oid: int) -> None:
         with self._lock:
-            if self._bootstraps.pop(oid, None) or self._orphans.pop(oid, None):
+            if (kernel_object := self._kernel_objects.pop(oid, None)) is not None:
+                self._kept.let_go(kernel_object)
+            if self._bootstraps.pop(oid, None) or self._held.pop(oid, None):
                 self._core.remove_object(oid)
                 return
             obj = self._objects.get(oid)
@@ -282,13 +396,25 @@ class CachefilesTransport:
                         bound.objects.remove(obj)
         self._in_background(self._objects.release, obj)
 
-    def _bootstrap_missed(self, event: Missed) -> None:
-        """Nobody waits for long for what is being written; what could not be is tried again."""
+    def _missed(self, event: Missed) -> None:
+        """Of what is no blob of an image, or was none a moment ago.
+
+        Nobody waits for long for a bootstrap that is being written; what could not be is tried
+        again.
+        """
         with self._lock:
             bootstrap = self._bootstraps.get(event.object)
             if bootstrap is not None:
                 self._fill_soon(event.object, bootstrap)
                 return
+            held = self._held.get(event.object)
+            if held is not None and domain_of(held.event) in self._awaited:
+                held.misses.append((event.off, event.len))
+                return
+            obj = self._objects.get(event.object)
+        if obj is not None:
+            obj.demand(event.off, event.len)
+            return
         self._core.fail(event.object, event.off, event.len, errno.EIO)
 
     def _send_again(self) -> None:
@@ -343,6 +469,14 @@ class CachefilesTransport:
         except OSError as e:
             log.warning("blob %s: what is cached cannot be told: %s", obj.name, e)
         obj.found_on_disk(extents)
+        self._objects.on_found()
+
+
+def _has_file(fd: int) -> bool:
+    """Has the kernel a file of the object, hence was its OPEN answered with yes?"""
+    with contextlib.suppress(OSError):
+        return os.lseek(fd, 0, os.SEEK_END) >= 0
+    return False
 
 
 def _wait_for_backing_file(fd: int) -> None:

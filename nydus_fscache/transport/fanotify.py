@@ -98,6 +98,12 @@ class FanotifyTransport:
     def resume(self) -> None:
         """The journal has all that a predecessor left; the core settles it."""
 
+    def hold(self, domains: set[str]) -> None:
+        self._objects.left.hold()
+
+    def deny(self) -> None:
+        self._objects.left.deny()
+
     def handle(self, event: Event) -> None:
         raise AssertionError(f"no event of this dialect reaches Python: {event}")
 

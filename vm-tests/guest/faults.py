@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -19,17 +20,25 @@ from trees import assert_tree
 
 rig = GuestRig(DISK / "faults")
 OVER = ("--transport", "cachefiles")
+DENY_AFTER_S = 20  # a service takes some seconds of them to start here
+
+
+def begin() -> None:
+    rig.base.mkdir()
+    os.environ["NYDUS_FSCACHE_DENY_AFTER_S"] = str(DENY_AFTER_S)
 
 
 def umount(at: Path) -> None:
     subprocess.run(["umount", str(at)], check=True, timeout=30)
 
 
+READ = "import sys\ntry: open(sys.argv[1], 'rb').read()\nexcept OSError as e: sys.exit(e.errno)"
+
+
 def read_outcome(path: Path) -> int:
     """errno of a read by a process of its own, 0 when it was read; it must end."""
-    code = "import sys\ntry: open(sys.argv[1], 'rb').read()\nexcept OSError as e: sys.exit(e.errno)"
     return subprocess.run(
-        [sys.executable, "-S", "-c", code, str(path)], timeout=60, check=False
+        [sys.executable, "-S", "-c", READ, str(path)], timeout=60, check=False
     ).returncode
 
 
@@ -122,6 +131,59 @@ def lost_binding_is_eio() -> str:
     return f"EIO after {took:.1f} s"
 
 
+def until(what: str, condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}\n{rig.log()}"
+        time.sleep(0.1)
+
+
+def prefetch_goes_on() -> str:
+    """Interrupted, and nobody reads: the successor loads the rest."""
+    image = IMAGES / "layers-zstd"
+    mount = rig.mount(image / "image.boot", image / "blobs", "ahead", *OVER, "--prefetch", "all")
+    rig.kill_service()
+    until("it is not loaded", lambda: all(b["complete"] for b in rig.status()["blobs"]))
+    status, fetched = rig.status(), rig.fetched()
+    assert fetched > 0, "there was nothing left to load"
+    assert len(status["blobs"]) > 1
+    rig.run("umount", mount)
+    return f"{fetched} bytes by the successor"
+
+
+def waits_for_its_image() -> str:
+    """A successor cannot serve the image yet: readers wait for it, and after a time get EIO."""
+    source, image = IMAGES / "one-lz4", DISK / "away"
+    shutil.copytree(source, image / "here")
+    mount = rig.mount(image / "here/image.boot", image / "here/blobs", "w", *OVER,
+                      "--prefetch", "none")
+    files = sorted(wanted("one-lz4", mount), key=lambda f: -os.stat(f[0]).st_size)
+    outcomes = []
+    for number, comes_in_time in enumerate((True, False)):
+        (image / "here/blobs").rename(image / "gone")
+        for kept in (rig.root / "images").glob("*.meta"):
+            shutil.rmtree(kept)
+        rig.kill_service()
+        assert len(rig.status()["waiting"]) == 1, rig.log()
+        started = time.monotonic()
+        reader = subprocess.Popen([sys.executable, "-S", "-c", READ, files[number][0]])
+        until("nobody waits", lambda: rig.status()["requests"]["waiting"])
+        if comes_in_time:
+            assert reader.poll() is None
+            (image / "gone").rename(image / "here/blobs")
+        outcomes.append((reader.wait(60), time.monotonic() - started))
+    assert read_outcome(Path(files[1][0])) == errno.EIO, "who comes later waits no more"
+    (image / "gone").rename(image / "here/blobs")
+    until("it is not served", lambda: not rig.status()["waiting"])
+    for path, digest in files:
+        assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == digest, path
+    rig.run("umount", mount)
+    (served, _), (denied, took) = outcomes
+    assert (served, denied) == (0, errno.EIO), outcomes
+    assert took < 2 * DENY_AFTER_S, outcomes
+    return f"EIO after {took:.1f} s"
+
+
 def clock_jumps() -> str:
     """No deadline, no wait and no age is of the wall clock."""
     image = IMAGES / "one-lz4"
@@ -142,5 +204,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "what outlives umount is served by a successor": outlives_umount,
     "another image of the same blob": another_image_of_the_same_blob,
     "a mount that nobody knows is EIO": lost_binding_is_eio,
+    "a prefetch goes on in the successor": prefetch_goes_on,
+    "readers wait for an image that cannot be served yet": waits_for_its_image,
     "the clock jumps": clock_jumps,
 }

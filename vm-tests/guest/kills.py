@@ -8,12 +8,12 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import faults
 from checks import DISK, IMAGES, START_PATIENCE_S, GuestRig, check, wanted
 
 KILLS = 20  # of the service; how many of the keeper is said on the command line
@@ -101,12 +101,12 @@ def kill_keeper_then_service() -> None:
     rig.kill_service()
 
 
-def killed_under_readers(kill: Callable[[], None], wanted_kills: int) -> str:
+def killed_under_readers(kill: Callable[[], None], wanted_kills: int, prefix: str = "") -> str:
     from nydus_fscache import kernel
 
     kills, rounds, longest = 0, 0, 0.0
     while kills < wanted_kills:
-        points = mount_all(f"{kill.__name__}{rounds}")
+        points = mount_all(f"{prefix}{kill.__name__}{rounds}")
         files = [f for name, at in zip(NAMES, points, strict=True) for f in wanted(name, at)]
         readers = [start_reader(files, rounds * READERS + i) for i in range(READERS)]
         alive = {pid for pid, _ in readers}
@@ -154,18 +154,41 @@ def killed_while_it_mounts() -> str:
     return f"{mounted} of {len(DELAYS_S)} were mounted"
 
 
+def without_restore() -> str:
+    """From here on the kernel sends nothing again, and opens no object a second time."""
+    rig.run("stop")
+    rig.wait_for_end()
+    subprocess.run(["rmmod", "cachefiles"], check=True, timeout=30)
+    subprocess.run(["insmod", "/proc/1/root/mods/cachefiles_old.ko"], check=True, timeout=30)
+    device = os.open("/dev/cachefiles", os.O_RDWR)
+    try:
+        for command in (f"dir {DISK}/old", "bind ondemand"):
+            (DISK / "old").mkdir(exist_ok=True)
+            os.write(device, command.encode())
+        with contextlib.suppress(OSError):
+            os.write(device, b"restore")
+            raise AssertionError("it has restore")
+    finally:
+        os.close(device)
+    return ""
+
+
 KEEPER_KILLS = "the keeper is killed under readers, then the service"
 CHECKS: dict[str, Callable[[], str]] = {
     "the service is killed under readers": lambda: killed_under_readers(kill_service, KILLS),
     KEEPER_KILLS: lambda: killed_under_readers(kill_keeper_then_service, int(sys.argv[1])),
     "the service is killed while it mounts": killed_while_it_mounts,
+    "a kernel without restore": without_restore,
+    "without restore the service is killed under readers": (
+        lambda: killed_under_readers(kill_service, KILLS, "old")
+    ),
+    "without restore the keeper is killed, then the service": (
+        lambda: killed_under_readers(kill_keeper_then_service, 2, "old")
+    ),
+    "without restore the service is killed while it mounts": killed_while_it_mounts,
 }
 
 if __name__ == "__main__":
     rig.base.mkdir()
     for name, work in CHECKS.items():
         check(name, work, TOTAL_S)
-    rig.run("stop")
-    faults.rig.base.mkdir()
-    for name, work in faults.CHECKS.items():
-        check(name, work)
