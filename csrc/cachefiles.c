@@ -388,6 +388,7 @@ void nf_cachefiles_resent(struct nf_core *c)
 	uint32_t i;
 
 	for (i = 0; i < c->journal.header->messages_used; i++)
-		if (c->slots[c->journal.nslots + i].used)
+		/* an OPEN that is sent again has the same msg_id: its answer is this one's too */
+		if (c->slots[c->journal.nslots + i].used && c->journal.messages[i].opcode != OP_OPEN)
 			free_up(c, c->journal.nslots + i);
 }

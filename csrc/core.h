@@ -156,7 +156,8 @@ void nf_cachefiles_forget(struct nf_core *c, uint32_t kernel_object);
  * Before nf_core_start.
  */
 int nf_cachefiles_left(struct nf_core *c, uint32_t type, uint32_t *cursor, struct nf_event *out);
-/* `restore` was written: what was sent comes again and goes off the record. Before nf_core_start. */
+/* `restore` was written: what is not answered comes again; READs go off the record, and CLOSEs.
+ * Before nf_core_settle. */
 void nf_cachefiles_resent(struct nf_core *c);
 
 void nf_core_stats(struct nf_core *c, struct nf_stats *out);

@@ -107,25 +107,24 @@ class CachefilesTransport:
         self._kept = Kept(core, handover)
 
     def resume(self) -> None:
-        """What was asked and not answered is sent again, or else taken from the journal."""
+        """OPENs are answered with the descriptors that were kept; READs are sent again, or else
+        taken from the journal."""
         if not self._took_over:
             return
         for event in self._kept.take_all():
             self._hold_left(event)
         asked, lost = self._kept.asked, self._kept.lost
         self._kept.asked, self._kept.lost = [], []
-        if self._restore():
-            for event in asked:  # it comes again with a new descriptor, and there may be but one
-                self._kept.let_go(event.kernel_object)
-                os.close(event.fd)
+        for event in asked:
+            self._open(event, again=True)
+        # an OPEN that waits for its image would come again, and fail: it has its descriptor
+        if not self._unanswered and self._restore():
             self._core.resent()
             return
         for event in lost:
             log.error("open of %s was lost with its descriptor: EIO", event.cookie)
             with contextlib.suppress(OSError):
                 self._core.copen(event.msg_id, -errno.EIO)
-        for event in asked:
-            self._open(event, again=True)
 
     def _restore(self) -> bool:
         """False: this kernel does not know how to send again."""
