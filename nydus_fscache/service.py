@@ -60,6 +60,7 @@ log = logging.getLogger("service")
 REQUEST_DEADLINE_S = 90.0
 HOUSEKEEPING_S = 1.0
 UNBIND_PATIENCE_S = 60.0
+RELEASE_PATIENCE_S = 1.0  # for the kernel to let go of what was unmounted just now
 DEFAULT_DOMAIN = "nydus-fscache"
 
 
@@ -232,7 +233,12 @@ class Service:
             raise MountpointError(
                 "; ".join(busy), hint="end the programs that use them (fuser -vm), then stop again"
             )
-        held = [s.binding.source for s in self._served if s.binding.mountpoint]
+        until = time.monotonic() + RELEASE_PATIENCE_S
+        while held := [s.binding.source for s in self._served if s.binding.mountpoint]:
+            if time.monotonic() > until:
+                break
+            time.sleep(0.02)
+            self._release_unused()
         if self.objects.left.sweep():
             held.append("an image that is not served any more")
         if held:

@@ -21,8 +21,9 @@ import pytest
 from nydus_fscache.backend.make import make_backend
 from nydus_fscache.cache.fetch import Fetcher
 from nydus_fscache.cache.objects import Objects
+from nydus_fscache.cache.presence import PageMap
 from nydus_fscache.cache.store import Store
-from nydus_fscache.core import Core, Missed
+from nydus_fscache.core import Core, Left, Missed, Opened
 from nydus_fscache.errors import KernelRefused, UsageError
 from nydus_fscache.handover import Handover
 from nydus_fscache.image import Image, load_image
@@ -160,7 +161,7 @@ def test_open_read_close(kernel: Kernel, service: Service, image: Image) -> None
     for number in (1, 2):
         kernel.end.send(message(9, CLOSE, number))
         wait_for("a close", lambda number=number: descriptors_of(kernel.files[number]) == 0)
-    assert service.objects.all() == []
+    wait_for("the end of the object", lambda: service.objects.all() == [])
 
 
 def test_read_of_what_is_not_open_is_asked_for_again(
@@ -208,6 +209,47 @@ def test_a_bootstrap_that_cannot_be_written_is_tried_again(
     wait_for("data", lambda: kernel.files[1].read_bytes() == image.path.read_bytes())
     wait_for("answers", lambda: service.core.stats().pending == 0)
     assert service.core.stats().denied == 1
+
+
+def test_what_is_not_answered_is_on_record(tmp_path: Path, kernel: Kernel) -> None:
+    """For the next core: an OPEN until copen, an object until it is forgotten, READ and CLOSE."""
+    memory = mmap.mmap(-1, Core.journal_size(SLOTS))
+    Core.format_journal(memory, SLOTS)
+    core = Core(memory)
+    core.attach_cachefiles(kernel.device)
+    core.start()
+    kernel.open(3, 1, "dom", "boot")
+    kernel.open(4, 2, "dom", "blob")
+    opened: list[Opened] = []
+    while len(opened) < 2:
+        opened += [e for e in core.next(timeout_ms=1000 * PATIENCE_S) if isinstance(e, Opened)]
+    first, second = opened
+    pages = PageMap(8192)
+    core.add_object(9, 0, 0, second.fd, 8192, pages.memory, aligned=True)
+    core.bind_kernel(9, 2, second.fd)
+    core.copen(4, 8192)
+    kernel.read(5, 2, 4096, 4096)
+    kernel.end.send(message(6, CLOSE, 2))
+    wait_for("all", lambda: core.stats().events == 4)
+    core.stop()
+
+    successor = Core(memory)
+    assert [(e.msg_id, e.kernel_object) for e in successor.left(Left.ASKED)] == [(3, 1)]
+    assert [e.kernel_object for e in successor.left(Left.CLOSED)] == [2]
+    objects = [(e.kernel_object, e.volume, e.cookie) for e in successor.left(Left.OBJECTS)]
+    assert objects == [(1, "erofs,dom", "boot"), (2, "erofs,dom", "blob")]
+    successor.add_object(9, 0, 0, second.fd, 8192, pages.memory, aligned=True)
+    successor.bind_kernel(9, 2, second.fd)
+    assert successor.settle(all_served=True) == 1
+    (missed,) = successor.next(timeout_ms=0)
+    assert missed == Missed(9, 4096, 4096, 0)
+    for kernel_object in (1, 2):
+        successor.forget_kernel(kernel_object)
+    assert successor.left(Left.OBJECTS) == successor.left(Left.CLOSED) == []
+    os.close(first.fd)
+    os.close(second.fd)
+    os.close(kernel.device)
+    kernel.end.close()
 
 
 def test_names(service: Service, image: Image) -> None:

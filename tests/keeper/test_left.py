@@ -3,6 +3,7 @@ when nobody reads it."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -34,7 +35,10 @@ def _until_served(rig: Rig) -> None:
 
 
 def _kept_files(keeper: int) -> list[str]:
-    links = [os.readlink(fd) for fd in Path(f"/proc/{keeper}/fd").iterdir()]
+    links = []
+    for fd in Path(f"/proc/{keeper}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            links.append(os.readlink(fd))
     return [link for link in links if link.endswith(".blob.data")]
 
 

@@ -20,7 +20,7 @@ from trees import assert_tree
 
 rig = GuestRig(DISK / "faults")
 OVER = ("--transport", "cachefiles")
-DENY_AFTER_S = 20  # a service takes some seconds of them to start here
+DENY_AFTER_S = 15  # a service takes some seconds of them to start here
 
 
 def begin() -> None:
@@ -69,7 +69,7 @@ def build(name: str, seed: int, size: int = 300_000, **more: bytes) -> Path:
     ``more`` files."""
     from rafs_v6.build.cli import main
 
-    out = DISK / name
+    out = rig.base / "built" / name
     (out / "tree").mkdir(parents=True)
     (out / "blobs").mkdir()
     for file, data in {"file": random.Random(seed).randbytes(size), **more}.items():
@@ -190,14 +190,14 @@ def clock_jumps() -> str:
     """No deadline, no wait and no age is of the wall clock."""
     image = IMAGES / "one-lz4"
     mount = rig.mount(image / "image.boot", image / "blobs", "clock", *OVER, "--prefetch", "none")
-    year = 365 * 86400
+    year, denied = 365 * 86400, rig.status()["requests"]["denied"]
     for number, (path, digest) in enumerate(wanted("one-lz4", mount)):
         now = time.clock_gettime(time.CLOCK_REALTIME)
         time.clock_settime(time.CLOCK_REALTIME, now + (-year if number % 2 else year))
         assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == digest, path
     document = rig.status()
     assert 0 <= document["uptime_s"] < 3600, document["uptime_s"]
-    assert document["requests"]["denied"] == 0
+    assert document["requests"]["denied"] == denied
     rig.run("umount", mount)
     return f"{number + 1} jumps"
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import culls
-import faults
 from checks import DISK, IMAGES, GuestRig, check, drop_caches, read_all
 from trees import assert_tree, golden_names
 
@@ -275,7 +274,4 @@ if __name__ == "__main__":
         check(name, work)
     culls.rig.base.mkdir()
     for name, work in culls.CHECKS.items():
-        check(name, work)
-    faults.begin()
-    for name, work in faults.CHECKS.items():
         check(name, work)
