@@ -259,13 +259,14 @@ class Prefetcher:
     def go_on(self) -> bool:
         """Begin what waited for objects that are open now; was there anything?"""
         with self._lock:
-            ready = [s for s in self._unopened if s.is_open]
-            self._unopened = [s for s in self._unopened if s not in ready]
+            known = [(s, s.is_open) for s in self._unopened]
+            self._unopened = [s for s, is_open in known if not is_open]
+        ready = [s for s, is_open in known if is_open]
         for served in ready:
-            known = served.binding.prefetch
+            told = served.binding.prefetch
             try:
-                number = int(known["number"]) or None
-                self.begin(served, str(known["policy"]), list(known["paths"]), number)
+                number = int(told["number"]) or None
+                self.begin(served, str(told["policy"]), list(told["paths"]), number)
             except (FscacheError, KeyError, TypeError, ValueError) as e:
                 log.error("%s: prefetch is not resumed: %s", served.binding.source, e)
         return bool(ready)
