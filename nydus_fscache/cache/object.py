@@ -14,12 +14,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.fetch import Fetcher, Job, Priority
-from nydus_fscache.cache.plan import FIRST_WINDOW, LEAST_AMPLIFIED, Extent, Planner
+from nydus_fscache.cache.plan import FIRST_WINDOW, LEAST_AMPLIFIED, Extent, Planner, Reach
 from nydus_fscache.cache.presence import PAGE, ChunkMapFile, PageMap
 from nydus_fscache.cache.reuse import Copies, copy_chunk, holds_chunk, read_chunk
 from nydus_fscache.core import Core, unit_columns
@@ -129,9 +129,17 @@ class CacheObject:
         self._last_arrival = 0.0
         self._candidates: set[int] = set()  # maybe on disk; to be verified before they are fetched
         self._coff, self._clen, ulen = unit_columns(chunks.blob, chunks.nunits)
-        self._planner = Planner(self._coff, self._clen, ulen)
+        self._asked: PageMap | None = None
+        self._planner = Planner(self._coff, self._clen, ulen, is_here=self._is_under_way)
         self._missing = chunks.nunits
         self._closing = False
+
+    def watch(self) -> None:
+        """Learn from what readers ask for, from now on.  Not over cachefiles: there the kernel does
+        not tell what it reads of what is there."""
+        self._asked = asked = PageMap(self.chunks.flat_size)
+        self.core.watch(self.oid, asked.memory)
+        self._planner.was_asked = lambda unit: asked.any_set(*self._pages_of(unit))
 
     # -- what is there ---------------------------------------------------------------------
 
@@ -212,20 +220,40 @@ class CacheObject:
             if not wanted:
                 return
             pace = self._fetcher.pace(self.source.backend)
-            window = self._planner.window(wanted[0], wanted[-1] + 1, pace)
             extents = self._planner.merge(wanted)
             asked = extents[-1].end
-            along = window
+            reach = self._planner.reach(wanted[0], wanted[-1] + 1, pace)
             if pace.tuning.amplify is not None:
-                along = max(along, self._amplified(off, pace.tuning.amplify, extents[-1]))
-            extents[-1] = self._planner.extend(extents[-1], along, self._may_read_ahead)
+                along = self._amplified(off, pace.tuning.amplify, extents[-1])
+                if along > reach.behind:
+                    reach = Reach(0, along, self.chunks.nunits, sequential=reach.sequential)
+            if len(extents) == 1:  # else what lies before the last may be another's
+                extents[0] = self._planner.extend(extents[0], reach, self._may_read_ahead)
+            else:
+                behind = replace(reach, before=0)
+                extents[-1] = self._planner.extend(extents[-1], behind, self._may_read_ahead)
             end = extents[-1].end
             self._planner.follow(wanted[0], end)
             self._take(extents, _DEMANDED)
+            rest = self._rest_of_file(wanted[0])
         self._submit_demand(extents)
-        if window >= FIRST_WINDOW and end > asked:
+        for extent in rest:
+            self._fetcher.submit(Job(self, extent, Priority.AHEAD))
+        if reach.sequential and reach.behind >= FIRST_WINDOW and end > asked:
             # a reader that goes on: one window more is under way while it reads this one
-            self._load_ahead(wanted[0], end, window)
+            self._load_ahead(wanted[0], end, reach)
+
+    def _rest_of_file(self, unit: int) -> list[Extent]:
+        """Requests for the file that ``unit`` is of, when it is to come whole.  Its end first: the
+        loader of programs and libraries looks there next."""
+        whole = self._planner.file(unit)
+        if whole is None:
+            return []
+        left = [u for u in range(*whole) if self._may_read_ahead(u)]
+        return self._planner.merge(left[-1:]) + self._planner.merge(left[:-1])
+
+    def _is_under_way(self, unit: int) -> bool:
+        return self._states[unit] != _MISSING
 
     def _amplified(self, off: int, size: int, extent: Extent) -> int:
         """Stored bytes behind ``extent`` that a request for ``size`` flat bytes would hold."""
@@ -256,13 +284,13 @@ class CacheObject:
         if following is not None:
             self._load_ahead(unit, *following)
 
-    def _load_ahead(self, reader: int, first: int, window: int) -> None:
-        """Load ``window`` bytes from unit ``first`` on, for the reader that is at ``reader``."""
+    def _load_ahead(self, reader: int, first: int, reach: Reach) -> None:
+        """Load from unit ``first`` on, for the reader that is at ``reader``."""
         with self._changed:
-            if first >= self.chunks.nunits or not self._may_read_ahead(first):
+            if first >= min(self.chunks.nunits, reach.end) or not self._may_read_ahead(first):
                 return
             extent = self._planner.merge([first])[0]
-            extent = self._planner.extend(extent, window, self._may_read_ahead)
+            extent = self._planner.extend(extent, reach, self._may_read_ahead)
             self._planner.follow(reader, extent.end)
         self._fetcher.submit(Job(self, extent, Priority.AHEAD))
         # when the reader comes there, the next window is due; it may skip some files
@@ -486,6 +514,9 @@ class CacheObject:
             while self._in_flight() and time.monotonic() < deadline:
                 self._changed.wait(max(0.0, deadline - time.monotonic()))
         self.core.remove_object(self.oid)
+        if self._asked is not None:
+            self._planner.was_asked = None
+            self._asked.close()
         try:
             self.persist()
         except OSError as e:  # a full disk: these units are fetched again the next time

@@ -172,6 +172,7 @@ class Objects:
             self._core.add_object(
                 oid, status.st_dev, status.st_ino, use.fill_fd, size, obj.pages.memory
             )
+        obj.watch()
         return obj
 
     def _give_up(self, oid: int, use: _Use) -> None:

@@ -5,9 +5,12 @@ object calls it under its own).  The rules, from the measured baselines:
 
 * a random reader gets the units that it asked for and nothing else, unless they
   are small (tails and small files, of which many lie together), for which a
-  round trip costs more than their neighbours;
-* a reader that goes on where the last request ended gets a window that grows,
-  up to what latency x bandwidth says (``Pace``);
+  round trip costs more than their neighbours: as many as those before them that
+  were brought along were read;
+* a file of a few units comes whole: programs and libraries are read all over;
+* a reader that goes on where the last request ended, and has read what that brought
+  along, gets a window that grows, up to what latency x bandwidth says (``Pace``); it
+  ends with the file until the reader has gone on from file to file;
 * one request never spans a hole in the stored blob larger than ``GAP``.
 """
 
@@ -23,7 +26,14 @@ KIB, MIB = 1 << 10, 1 << 20
 
 GAP = 64 * KIB  # stored bytes that are cheaper to read over than to ask anew for
 SMALL_UNIT = 32 * KIB  # stored bytes; below this neighbours come along
-SMALL_WINDOW = 128 * KIB
+NEIGHBOURHOOD = 128 * KIB  # of a small unit, to both sides
+KNOWN = 16 * KIB  # of which so much must be here to tell anything from it
+GUESS, GOOD_GUESS, BAD_GUESS = 48 * KIB, 192 * KIB, 16 * KIB  # stored bytes behind a small unit
+GUESS_BEFORE = 4  # a part of that many of it before the unit
+WHOLE_FILE = 4 * MIB  # stored; files up to it come whole
+READ_THROUGH = 0.75  # of what a request brought, read before the reader comes to its end
+FILES_IN_A_ROW = 3
+SAMPLES = 64  # units that are looked at to see how much was read
 FIRST_WINDOW = 512 * KIB
 MAX_WINDOW = 8 * MIB
 GROWTH = 4  # of the window, each time that a reader goes on
@@ -38,7 +48,7 @@ UNKNOWN_RATE = 100.0 * MIB  # of a link, rather too much
 BRIDGED_UNITS = 8
 STREAMS = 16  # readers followed at once in one blob
 SLACK = 2  # units that a reader may skip and still count as sequential
-SMALL_SLACK = 16  # the same where units are small
+GUESSES = 16  # whole files that are remembered, to see whether they were read
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +78,28 @@ class Extent:
     end_off: int
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What may come along with a miss: stored bytes ``before`` and ``behind`` it, no unit from
+    ``end`` on, only small ones when ``small``.  ``sequential``: for a reader that goes on."""
+
+    before: int
+    behind: int
+    end: int
+    small: bool = False
+    sequential: bool = False
+
+
 @dataclass(slots=True)
 class _Stream:
-    """A reader that goes forward: units up to ``end`` were asked for, ``window`` bytes at last."""
+    """A reader that goes forward: its last request brought units [start, end); ``run`` stored
+    bytes and ``files`` that it has read in a row; ``window`` bytes at last."""
 
+    start: int
     end: int
-    window: int
+    run: int = 0
+    files: int = 1
+    window: int = 0
 
 
 class Pace:
@@ -173,23 +199,36 @@ class Transfer:
 
 
 class Planner:
-    """Per blob: merges units into extents and follows its readers."""
+    """Per blob: merges units into extents, guesses what is read next and follows readers."""
 
     def __init__(
-        self, coff: Sequence[int], clen: Sequence[int], ulen: Sequence[int] | None = None
+        self,
+        coff: Sequence[int],
+        clen: Sequence[int],
+        ulen: Sequence[int] | None = None,
+        was_asked: Callable[[int], bool] | None = None,
+        is_here: Callable[[int], bool] = lambda unit: False,
     ) -> None:
-        """``ulen``: decoded sizes; a unit of the largest size is part of a large file."""
+        """``ulen``: decoded sizes; a unit of the largest size is part of a large file, which ends
+        with the first that is smaller.  ``was_asked``: has a reader asked for the unit?  None:
+        not known, as over cachefiles, where only misses are seen.  ``is_here``: or on its way."""
         self._coff = coff
         self._clen = clen
+        self.was_asked = was_asked
+        self._is_here = is_here
         full = max(ulen, default=0) if ulen else 0
-        self._is_small = bytes(
-            size < SMALL_UNIT and not (ulen and SMALL_UNIT <= full <= ulen[unit])
-            for unit, size in enumerate(clen)
-        )
+        self._is_full = bytes(SMALL_UNIT <= full == size for size in ulen or ())
+        self._is_full += bytes(len(coff) - len(self._is_full))
         self._streams: deque[_Stream] = deque(maxlen=STREAMS)
+        self._whole: deque[tuple[int, int]] = deque(maxlen=GUESSES)
 
     def stored(self, unit: int) -> tuple[int, int]:
         return self._coff[unit], self._coff[unit] + self._clen[unit]
+
+    def _is_small(self, unit: int) -> bool:
+        return self._clen[unit] < SMALL_UNIT and not self._is_full[unit]
+
+    # -- extents -------------------------------------------------------------------------------
 
     def _joins(self, extent: Extent, unit: int) -> bool:
         off, end = self.stored(unit)
@@ -229,52 +268,140 @@ class Planner:
             extents.append(Extent(unit, unit + 1, *self.stored(unit)))
         return extents
 
-    def extend(self, extent: Extent, window: int, free: Callable[[int], bool]) -> Extent:
-        """Let neighbours of up to ``window`` stored bytes come along behind the extent."""
-        limit = extent.end_off + window
+    def extend(self, extent: Extent, reach: Reach, free: Callable[[int], bool]) -> Extent:
+        """Let neighbours within ``reach`` come along, those behind the extent first."""
+
+        def may_come(unit: int) -> bool:
+            return free(unit) and not (reach.small and not self._is_small(unit))
+
+        limit = extent.end_off + reach.behind
         while (
-            extent.end < len(self._coff)
-            and free(extent.end)
+            extent.end < min(len(self._coff), reach.end)
             and self.stored(extent.end)[1] <= limit
+            and may_come(extent.end)
             and self._joins(extent, extent.end)
         ):
             extent = self._grown(extent)
+        first = max(0, extent.off - reach.before)
+        while extent.unit and may_come(extent.unit - 1):
+            off, end = self.stored(extent.unit - 1)
+            if not first <= off < extent.off <= end + GAP or extent.end_off - off > MAX_REQUEST:
+                break
+            extent = Extent(extent.unit - 1, extent.end, off, max(end, extent.end_off))
         return extent
 
-    def window(self, first: int, end: int, pace: Pace) -> int:
-        """Bytes to read ahead of a reader that wants units [first, end)."""
+    # -- guesses -------------------------------------------------------------------------------
+
+    def reach(self, first: int, end: int, pace: Pace) -> Reach:
+        """How far around units [first, end), which a reader misses, its request is to go."""
         stream = self._stream_at(first)
-        if stream is None:
-            self._streams.append(_Stream(end, 0))
-            return SMALL_WINDOW if self._is_small[end - 1] else 0
-        stream.window = min(pace.window(), max(FIRST_WINDOW, stream.window * GROWTH))
-        return stream.window
+        if stream is not None and self._read_through(stream.start, stream.end):
+            self._goes_on(stream, first, pace)
+            return Reach(0, stream.window, self._window_end(stream, end - 1), sequential=True)
+        if stream is not None:
+            self._streams.remove(stream)
+        self._streams.append(_Stream(first, end))
+        if not self._is_small(end - 1):
+            return Reach(0, 0, end)
+        guess = self._guess(first)
+        return Reach(guess // GUESS_BEFORE, guess, len(self._coff), small=True)
+
+    def _guess(self, unit: int) -> int:
+        """Bytes to bring along behind a small unit, by what came of those around it."""
+        if self.was_asked is None:
+            return GUESS
+        here = read = 0
+        for step in (1, -1):
+            at = unit + step
+            while 0 <= at < len(self._coff) and (
+                abs(self._coff[at] - self._coff[unit]) <= NEIGHBOURHOOD
+            ):
+                if self._is_here(at) and not self._is_full[at]:
+                    here += self._clen[at]
+                    read += self._clen[at] * self.was_asked(at)
+                at += step
+        if here < KNOWN:
+            return GUESS
+        return GOOD_GUESS if 2 * read >= here else GUESS if 4 * read >= here else BAD_GUESS
+
+    def file(self, unit: int) -> tuple[int, int] | None:
+        """Units [first, end) of the file of several units that the unit is of, when that is to
+        come whole; None for any other."""
+        first, end = unit, unit
+        while first and self._is_full[first - 1]:
+            first -= 1
+            if not 0 <= self._coff[unit] - self._coff[first] <= WHOLE_FILE:
+                return None
+        while end < len(self._coff) and self._is_full[end]:
+            end += 1
+            if not 0 <= self._coff[end - 1] - self._coff[first] <= WHOLE_FILE:
+                return None
+        end = min(end + 1, len(self._coff))
+        if end - first < 2 or not 0 < self.stored(end - 1)[1] - self._coff[first] <= WHOLE_FILE:
+            return None
+        if (first, end) in self._whole or self._unread() > WHOLE_FILE:
+            return None
+        self._whole.append((first, end))
+        return first, end
+
+    def _unread(self) -> int:
+        """Bytes of the last files that came whole and were not read, less those that were."""
+        if self.was_asked is None:
+            return 0
+        units = [unit for first, end in self._whole for unit in range(first, end)]
+        return sum(self._clen[u] * (-1 if self.was_asked(u) else 1) for u in units)
+
+    # -- readers that go forward ---------------------------------------------------------------
+
+    def _read_through(self, first: int, end: int) -> bool:
+        if self.was_asked is None:
+            return True
+        units = range(first, end, max(1, (end - first) // SAMPLES))
+        read = sum(self._clen[u] for u in units if self.was_asked(u))
+        return read >= READ_THROUGH * sum(self._clen[u] for u in units)
+
+    def _goes_on(self, stream: _Stream, at: int, pace: Pace) -> None:
+        """Its reader has read what it had up to unit ``at``: a larger window is due."""
+        read = range(stream.start, min(at, stream.end))
+        stream.run += sum(self._clen[u] for u in read)
+        stream.files += sum(not self._is_full[u] for u in read)
+        stream.window = min(pace.window(), max(stream.window, GROWTH * stream.run))
+        stream.start = at
+        stream.end = max(stream.end, at + 1)
+
+    def _window_end(self, stream: _Stream, unit: int) -> int:
+        """The first unit that is not to come along with ``unit`` for a reader that goes on."""
+        if stream.files >= FILES_IN_A_ROW:
+            return len(self._coff)
+        while unit < len(self._coff) and self._is_full[unit]:
+            unit += 1
+        return unit + 1
 
     def _stream_at(self, unit: int) -> _Stream | None:
-        slack = SMALL_SLACK if self._is_small[min(unit, len(self._is_small) - 1)] else SLACK
-        for stream in self._streams:
-            if stream.end - slack <= unit <= stream.end + slack:
-                return stream
-        return None
+        return next((s for s in self._streams if s.end <= unit <= s.end + SLACK), None)
 
     def follow(self, first: int, end: int) -> None:
         """Units up to ``end`` are on their way for the reader that was at ``first``."""
-        stream = self._stream_at(first) or self._stream_near(first)
+        stream = next((s for s in self._streams if s.start == first), None)
+        stream = stream or self._stream_near(first)
         if stream is not None:
             stream.end = max(stream.end, end)
 
-    def ahead(self, unit: int, pace: Pace) -> tuple[int, int] | None:
-        """A reader crossed a mark at ``unit``: (first unit, stored bytes) to load next."""
+    def ahead(self, unit: int, pace: Pace) -> tuple[int, Reach] | None:
+        """A reader crossed a mark at ``unit``: the unit to load next, and what along with it."""
         stream = self._stream_near(unit)
         if stream is None or stream.end >= len(self._coff):
             return None
         left = self._coff[stream.end] - self._coff[unit]
         if left > 2 * max(FIRST_WINDOW, stream.window):
             return None  # another mark of the same window came first
-        stream.window = min(pace.window(), max(FIRST_WINDOW, stream.window * GROWTH))
-        return stream.end, stream.window
+        if not self._read_through(stream.start, unit + 1):
+            return None
+        self._goes_on(stream, unit, pace)
+        end = self._window_end(stream, unit)
+        return (stream.end, Reach(0, stream.window, end)) if stream.end < end else None
 
     def _stream_near(self, unit: int) -> _Stream | None:
         """The stream whose window ends soonest behind ``unit``."""
-        behind = [s for s in self._streams if s.end > unit]
+        behind = [s for s in self._streams if s.start <= unit < s.end]
         return min(behind, key=lambda s: s.end, default=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nydus_fscache.cache.plan import GAP, MAX_REQUEST, MAX_WINDOW, Pace, Planner
+from nydus_fscache.cache.plan import GAP, MAX_REQUEST, MAX_WINDOW, Pace, Planner, Reach
 
 MIB = 1 << 20
 
@@ -36,33 +36,95 @@ def test_merged_requests_hold_each_wanted_unit_once(
         assert extent.end_off - extent.off <= MAX_REQUEST
 
 
+def _any(unit: int) -> bool:
+    return True
+
+
 def test_random_reader_of_large_chunks_gets_one() -> None:
     planner = _planner([400_000] * 1000)
     for unit in (500, 3, 900, 250):
-        assert planner.window(unit, unit + 1, Pace()) == 0
+        reach = planner.reach(unit, unit + 1, Pace())
+        assert (reach.before, reach.behind) == (0, 0)
 
 
 def test_small_units_bring_their_neighbours() -> None:
     planner = _planner([2000] * 1000)
-    window = planner.window(10, 11, Pace())
-    extent = planner.extend(planner.merge([10])[0], window, lambda u: True)
-    assert 30 <= extent.end - extent.unit <= 100
+    reach = planner.reach(100, 101, Pace())
+    extent = planner.extend(planner.merge([100])[0], reach, _any)
+    assert 15 <= extent.end - 100 <= 50
+    assert 1 <= 100 - extent.unit <= 10
+
+
+def test_neighbours_come_as_far_as_those_before_were_read() -> None:
+    asked: set[int] = set()
+    planner = Planner(
+        [2000 * u for u in range(1000)], [2000] * 1000, None, asked.__contains__,
+        is_here=lambda unit: 80 <= unit < 100,
+    )  # fmt: skip
+    unread = planner.reach(110, 111, Pace()).behind
+    asked.update(range(80, 100))
+    assert planner.reach(120, 121, Pace()).behind > 4 * unread
 
 
 def test_window_of_a_sequential_reader_grows_to_the_limit() -> None:
-    planner = _planner([200_000] * 2000)
+    asked: set[int] = set()
+    sizes = [200_000] * 2000
+    planner = Planner([200_000 * u for u in range(2000)], sizes, None, asked.__contains__)
     pace = Pace()
     pace.latency_s, pace.rate = 0.1, 1e9
     unit, windows = 0, []
     for _ in range(12):
-        window = planner.window(unit, unit + 1, pace)
-        extent = planner.extend(planner.merge([unit])[0], window, lambda u: True)
+        asked.add(unit)
+        reach = planner.reach(unit, unit + 1, pace)
+        extent = planner.extend(planner.merge([unit])[0], reach, _any)
         planner.follow(unit, extent.end)
-        windows.append(window)
+        windows.append(reach.behind)
+        asked.update(range(unit, extent.end))
         unit = extent.end
     assert windows[0] == 0
     assert windows == sorted(windows)
     assert windows[-1] == MAX_WINDOW
+
+
+def test_who_did_not_read_what_came_along_gets_no_window() -> None:
+    asked = {0}
+    planner = Planner([100_000 * u for u in range(99)], [100_000] * 99, None, asked.__contains__)
+    planner.reach(0, 1, Pace())
+    planner.follow(0, 20)
+    asked.add(20)
+    assert planner.reach(20, 21, Pace()).behind == 0
+
+
+def test_window_ends_with_the_file_until_a_reader_goes_from_file_to_file() -> None:
+    """Files of four full chunks and a tail."""
+    ulen = ([1 << 20] * 4 + [5000]) * 30
+    planner = Planner([300_000 * u for u in range(150)], [300_000] * 150, ulen)
+    unit, ends = 0, []
+    while unit < 100:
+        reach = planner.reach(unit, unit + 1, Pace())
+        extent = planner.extend(planner.merge([unit])[0], reach, _any)
+        planner.follow(unit, extent.end)
+        ends.append(extent.end)
+        unit = extent.end
+    assert ends[:2] == [1, 5]
+    assert any(end % 5 for end in ends[2:])
+
+
+def test_a_file_of_a_few_units_comes_whole_while_such_files_are_read() -> None:
+    asked: set[int] = set()
+    ulen = ([1 << 20] * 9 + [5000]) * 50
+    planner = Planner(
+        [300_000 * u for u in range(500)], [300_000] * 500, ulen, asked.__contains__
+    )
+    assert planner.file(12) == (10, 20)
+    assert planner.file(13) is None  # it is on its way
+    for unit in (20, 30):
+        planner.file(unit)
+    assert planner.file(40) is None  # nobody reads them
+    asked.update(range(10, 30))
+    assert planner.file(41) == (40, 50)
+    huge = Planner([300_000 * u for u in range(500)], [300_000] * 500, [1 << 20] * 499 + [1])
+    assert huge.file(250) is None
 
 
 def test_window_is_what_latency_and_bandwidth_can_use() -> None:
@@ -73,25 +135,26 @@ def test_window_is_what_latency_and_bandwidth_can_use() -> None:
 
 def test_read_ahead_stops_at_what_is_there() -> None:
     planner = _planner([1000] * 100)
-    extent = planner.extend(planner.merge([0])[0], MIB, lambda u: u < 7)
+    extent = planner.extend(planner.merge([0])[0], Reach(0, MIB, 100), lambda u: u < 7)
     assert (extent.unit, extent.end) == (0, 7)
 
 
 def test_crossing_the_mark_continues_the_stream() -> None:
     planner = _planner([100_000] * 1000)
     pace = Pace()
-    planner.window(0, 1, pace)
+    planner.reach(0, 1, pace)
     planner.follow(0, 20)
-    first, window = planner.ahead(10, pace) or (None, None)
+    first, reach = planner.ahead(10, pace) or (None, None)
     assert first == 20
-    assert window is not None
-    assert window >= 500_000
+    assert reach is not None
+    assert reach.behind >= 500_000
 
 
 def test_random_reader_of_small_chunks_gets_one() -> None:
     """Full chunks of a large file that compress well are not small files."""
     planner = Planner([16_000 * i for i in range(4000)], [16_000] * 4000, [65536] * 4000)
-    assert sum(planner.window(u * 97 % 4000, u * 97 % 4000 + 1, Pace()) > 0 for u in range(40)) <= 2
+    units = [u * 97 % 4000 for u in range(40)]
+    assert sum(planner.reach(u, u + 1, Pace()).behind > 0 for u in units) <= 2
 
 
 @given(
