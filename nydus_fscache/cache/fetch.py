@@ -31,7 +31,7 @@ BACKGROUND_WORKERS = 24  # at most so many do read-ahead and prefetch: the rest 
 LONG_S = 2.0  # a prefetch that is done sooner pays off for the readers that it slows down
 HOLD_S = 0.1  # how long a long one waits for the next reader
 ORDERED_AHEAD_S = 0.002  # of the link's time that requests in an order may overlap
-TRICKLE_S = 1.0  # it gets one request each so often, whatever readers do
+TRICKLE_S = 2.0  # it gets one request each so often, whatever readers do
 IDLE_S = 10.0  # a worker without work ends, and its buffer with it
 
 
@@ -151,6 +151,7 @@ class _Lane:
     def prefetch(self, plan: Plan) -> None:
         with self._ready:
             if not self._stopping:
+                self._last_demand = time.monotonic()  # who mounts is about to read
                 self._plans.append(plan)
                 self._hire()
 
