@@ -178,16 +178,16 @@ class Run:
         for obj, units in self.wanted:
             by_backend.setdefault(obj.source.backend, []).append((obj, units))
         for backend, wanted in by_backend.items():
-            at_once = TRACE_AT_ONCE if self.kind == "trace" else 0
-            fetcher.prefetch(backend, _Plan(wanted, fetcher.pace(backend), at_once))
+            fetcher.prefetch(backend, _Plan(wanted, fetcher.pace(backend), self.kind))
 
 
 class _Plan:
     """Jobs in batches of as much as is in flight, each in as few requests as its units allow."""
 
-    def __init__(self, wanted: Wanted, pace: Pace, at_once: int) -> None:
+    def __init__(self, wanted: Wanted, pace: Pace, kind: str) -> None:
         self.left = sum(obj.size(unit) for obj, units in wanted for unit in units)
-        self.at_once = at_once
+        self.at_once = TRACE_AT_ONCE if kind == "trace" else 0
+        self.everything = kind == "all"
         self._pace = pace
         self._jobs = self._make(wanted)
 

@@ -59,6 +59,7 @@ class Plan(Protocol):
 
     left: int  # stored bytes, at most
     at_once: int  # stored bytes that may be under way whatever the link: a program waits for them
+    everything: bool  # of an image: no guess is wasted while it lasts
 
     def __next__(self) -> Job: ...
 
@@ -82,6 +83,10 @@ class Fetcher:
 
     def pace(self, backend: Backend) -> Pace:
         return self._lane(backend).pace
+
+    def loads_everything(self, backend: Backend) -> bool:
+        """Takes no lock that a plan is asked for jobs under."""
+        return self._lane(backend).loads_everything()
 
     def tune(self, backend: Backend, tuning: Tuning) -> None:
         """From now on, for all images of this backend."""
@@ -154,6 +159,9 @@ class _Lane:
                 self._last_demand = time.monotonic()  # who mounts is about to read
                 self._plans.append(plan)
                 self._hire()
+
+    def loads_everything(self) -> bool:
+        return any(plan.everything for plan in tuple(self._plans))
 
     def _hire(self) -> None:
         """Enough workers for what waits; each that takes prefetch hires the next.  Locked."""

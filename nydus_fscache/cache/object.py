@@ -215,6 +215,7 @@ class CacheObject:
 
     def demand(self, off: int, length: int) -> None:
         """A reader waits for flat bytes [off, off + length): fetch what nobody fetches yet."""
+        bold = self._fetcher.loads_everything(self.source.backend)
         with self._changed:
             wanted = [u for u in self.chunks.units_of(off, length) if self._must_ask(u)]
             if not wanted:
@@ -222,7 +223,7 @@ class CacheObject:
             pace = self._fetcher.pace(self.source.backend)
             extents = self._planner.merge(wanted)
             asked = extents[-1].end
-            reach = self._planner.reach(wanted[0], wanted[-1] + 1, pace)
+            reach = self._planner.reach(wanted[0], wanted[-1] + 1, pace, bold=bold)
             if pace.tuning.amplify is not None:
                 along = self._amplified(off, pace.tuning.amplify, extents[-1])
                 if along > reach.behind:

@@ -292,8 +292,11 @@ class Planner:
 
     # -- guesses -------------------------------------------------------------------------------
 
-    def reach(self, first: int, end: int, pace: Pace) -> Reach:
-        """How far around units [first, end), which a reader misses, its request is to go."""
+    def reach(self, first: int, end: int, pace: Pace, *, bold: bool = False) -> Reach:
+        """How far around units [first, end), which a reader misses, its request is to go.
+
+        ``bold``: all of the blob will be loaded in any case.
+        """
         stream = self._stream_at(first)
         if stream is not None and self._read_through(stream.start, stream.end):
             self._goes_on(stream, first, pace)
@@ -303,7 +306,7 @@ class Planner:
         self._streams.append(_Stream(first, end))
         if not self._is_small(end - 1):
             return Reach(0, 0, end)
-        guess = self._guess(first)
+        guess = GOOD_GUESS if bold else self._guess(first)
         return Reach(guess // GUESS_BEFORE, guess, len(self._coff), small=True)
 
     def _guess(self, unit: int) -> int:
