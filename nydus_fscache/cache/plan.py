@@ -36,7 +36,7 @@ FILES_IN_A_ROW = 3
 SAMPLES = 64  # units that are looked at to see how much was read
 FIRST_WINDOW = 512 * KIB
 MAX_WINDOW = 8 * MIB
-GROWTH = 4  # of the window, each time that a reader goes on
+GROWTH = 8  # of the window, each time that a reader goes on
 MAX_REQUEST = 8 * MIB
 MAX_IN_FLIGHT = 16 * MIB
 PREFETCH_REQUEST = MIB
@@ -92,11 +92,13 @@ class Reach:
 
 @dataclass(slots=True)
 class _Stream:
-    """A reader that goes forward: its last request brought units [start, end); ``run`` stored
-    bytes and ``files`` that it has read in a row; ``window`` bytes at last."""
+    """A reader that goes forward from ``start``; units up to ``end`` were asked for, those from
+    ``newest`` on at last; ``run`` stored bytes and ``files`` that it has read in a row;
+    ``window`` bytes at last."""
 
     start: int
     end: int
+    newest: int
     run: int = 0
     files: int = 1
     window: int = 0
@@ -298,12 +300,12 @@ class Planner:
         ``bold``: all of the blob will be loaded in any case.
         """
         stream = self._stream_at(first)
-        if stream is not None and self._read_through(stream.start, stream.end):
+        if stream is not None and self._read_through(stream.newest, stream.end):
             self._goes_on(stream, first, pace)
             return Reach(0, stream.window, self._window_end(stream, end - 1), sequential=True)
         if stream is not None:
             self._streams.remove(stream)
-        self._streams.append(_Stream(first, end))
+        self._streams.append(_Stream(first, end, first))
         if not self._is_small(end - 1):
             return Reach(0, 0, end)
         guess = GOOD_GUESS if bold else self._guess(first)
@@ -370,6 +372,7 @@ class Planner:
         stream.files += sum(not self._is_full[u] for u in read)
         stream.window = min(pace.window(), max(stream.window, GROWTH * stream.run))
         stream.start = at
+        stream.newest = stream.end
         stream.end = max(stream.end, at + 1)
 
     def _window_end(self, stream: _Stream, unit: int) -> int:
@@ -398,7 +401,9 @@ class Planner:
         left = self._coff[stream.end] - self._coff[unit]
         if left > 2 * max(FIRST_WINDOW, stream.window):
             return None  # another mark of the same window came first
-        if not self._read_through(stream.start, unit + 1):
+        # directories are read in another order than they are stored in: only the last counts
+        first = stream.newest if unit >= stream.newest else stream.start
+        if not self._read_through(first, unit + 1):
             return None
         self._goes_on(stream, unit, pace)
         end = self._window_end(stream, unit)
