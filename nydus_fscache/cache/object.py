@@ -240,7 +240,7 @@ class CacheObject:
         self._submit_demand(extents)
         for extent in rest:
             self._fetcher.submit(Job(self, extent, Priority.AHEAD))
-        if reach.sequential and reach.behind >= FIRST_WINDOW and end > asked:
+        if reach.sequential and reach.behind >= FIRST_WINDOW // 2 and end > asked:
             # a reader that goes on: one window more is under way while it reads this one
             self._load_ahead(wanted[0], end, reach)
 
