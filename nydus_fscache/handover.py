@@ -33,7 +33,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from nydus_fscache import keeper
+from nydus_fscache import denial
 from nydus_fscache.errors import DaemonError
 
 log = logging.getLogger("handover")
@@ -91,7 +91,7 @@ class Handover:
         if journal is None:
             return
         with mmap.mmap(journal, 0, prot=mmap.PROT_READ) as memory:
-            owed = keeper.owed(memory)
+            owed = denial.owed(memory)
         for name, fd in self.inherited.items():
             if fd in owed:
                 self.inherited[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(owed) + 1)

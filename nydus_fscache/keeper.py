@@ -1,7 +1,7 @@
 """The keeper: holds descriptors, restarts the service, and does nothing else.
 
 Run by path with ``python -I -S``; imports only what is built into the
-interpreter, and systemd.py, so that it stays small and hardly anything can kill
+interpreter, systemd.py and denial.py, so that it stays small and hardly anything can kill
 it.  It holds, by name, whatever the service sent (handover.py): the fanotify
 group, the event journal, the API socket, fill descriptors, /dev/cachefiles; as
 the main process of a systemd unit it has systemd hold the same.  As long as it
@@ -31,16 +31,14 @@ usage: keeper.py ARGV...                    start the service by this command; i
 import _signal as signal  # type: ignore[import-not-found]
 import _socket
 import _struct as struct
-import errno
 import os
 import select
 import sys
 import time
 
-import mmap  # isort: skip
-
 if __name__ == "__main__":  # run by path, isolated: the package is not found by itself
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from nydus_fscache.denial import deny_all, deny_journal
 from nydus_fscache.systemd import Unit
 
 DENY_AFTER_S = float(os.environ.get("NYDUS_FSCACHE_DENY_AFTER_S") or 30)
@@ -56,13 +54,7 @@ LINK = "link"  # in a table: the socket to the service
 UPGRADE_ERROR = "NYDUS_FSCACHE_UPGRADE_ERROR"  # tells the old service why it runs again
 
 SOL_SOCKET, SCM_RIGHTS, MESSAGE = _socket.SOL_SOCKET, _socket.SCM_RIGHTS, 4096
-FAN_DENY_EIO = 0x02 | errno.EIO << 24
 FD = struct.Struct("i").size
-
-# csrc/journal.h: header, event record (fanotify_event_metadata and range), meta record
-JOURNAL = struct.Struct("=QIIQQ")
-JOURNAL_MAGIC, JOURNAL_VERSION = 0x4C4E524A5346594E, 2
-EVENT_SIZE, META = 48, struct.Struct("=QII")
 
 
 def say(text: str) -> None:
@@ -247,30 +239,12 @@ class Keeper:
     # -- when nobody serves -------------------------------------------------------------------
 
     def deny(self) -> int:
-        """Answer everything that waits with EIO: first what the service had read, then the queue.
-
-        The order matters: answers are matched by number, and an event that we read
-        could get a number that a journalled one still has.
-        """
-        group, journal = self.kept.get("fanotify"), self.kept.get("journal")
-        if group is None:
-            return 0
-        denied = 0
-        if journal is not None:
-            denied += deny_journal(group, journal, 0.0)
-        while True:
-            try:
-                events = os.read(group, 4096)
-            except OSError:
-                return denied
-            at = 0
-            while at + 24 <= len(events):
-                length, _, _, _, _, fd, _ = struct.unpack_from("=IBBHQii", events, at)
-                if fd >= 0:
-                    answer(group, fd)
-                    os.close(fd)
-                    denied += 1
-                at += max(length, 24)
+        """EIO for everything that waits."""
+        held = set(self.kept)
+        denied = deny_all(self.kept)
+        for name in held - set(self.kept):
+            self.unit.remove(name)
+        return denied
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -356,59 +330,6 @@ class Keeper:
             os.environ[UPGRADE_ERROR] = f"the successor exited with {code} before it was ready"
             say(f"{os.environ[UPGRADE_ERROR]}: back to {self.argv[0]}")
         return True
-
-
-def answer(group: int, fd: int) -> None:
-    """EIO for the reader of event ``fd``; one that is gone already does no harm."""
-    try:
-        os.write(group, struct.pack("=iI", fd, FAN_DENY_EIO))
-    except OSError:
-        pass
-
-
-def deny_journal(group: int, journal: int, age_s: float) -> int:
-    """EIO for what is open in the journal since ``age_s`` or longer (0: everything)."""
-    size = os.fstat(journal).st_size
-    if not size:
-        return 0
-    denied = 0
-    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(age_s * 1e9)
-    with mmap.mmap(journal, size) as memory:
-        for at, meta in journal_slots(memory):
-            (length,) = struct.unpack_from("=I", memory, at)
-            since, known, _ = META.unpack_from(memory, meta)
-            if length and (not age_s or (known and since < before)):
-                answer(group, struct.unpack_from("=i", memory, at + 16)[0])
-                memory[meta + 8 : meta + 12] = bytes(4)
-                memory[at : at + 4] = bytes(4)
-                denied += 1
-    return denied
-
-
-def journal_slots(memory: mmap.mmap) -> list[tuple[int, int]]:
-    """(event record, meta record) offsets of all slots; none when the layout is not ours.
-
-    The journal was written by another process, maybe of another version:
-    nothing in it is believed that does not fit the memory.
-    """
-    if len(memory) < JOURNAL.size:
-        return []
-    magic, version, nslots, events, meta = JOURNAL.unpack_from(memory, 0)
-    if (magic, version) != (JOURNAL_MAGIC, JOURNAL_VERSION):
-        return []
-    ends = (events + nslots * EVENT_SIZE, meta + nslots * META.size)
-    if events < JOURNAL.size or meta < ends[0] or max(ends) > len(memory):
-        return []
-    return [(events + i * EVENT_SIZE, meta + i * META.size) for i in range(nslots)]
-
-
-def owed(memory: mmap.mmap) -> set[int]:
-    """The descriptor numbers of events that are not answered."""
-    return {
-        struct.unpack_from("=i", memory, at + 16)[0]
-        for at, _ in journal_slots(memory)
-        if struct.unpack_from("=I", memory, at)[0]
-    }
 
 
 def main(words: list[str]) -> int:

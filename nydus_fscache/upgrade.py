@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import nydus_fscache
-from nydus_fscache import keeper, state
+from nydus_fscache import denial, keeper, state
 from nydus_fscache.client import daemon_argv
 from nydus_fscache.errors import DaemonError, FscacheError, UsageError
 
@@ -62,6 +62,6 @@ def answer(root: Path, journal: int) -> dict[str, str]:
     except FscacheError as e:
         return {"error": str(e)}
     with mmap.mmap(journal, 0, prot=mmap.PROT_READ) as memory:
-        if not keeper.journal_slots(memory):
+        if not denial.journal_slots(memory):
             return {"error": "it does not know this version of the event journal"}
     return {"version": nydus_fscache.__version__, "keeper": keeper.__file__}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nydus_fscache import keeper
+from nydus_fscache import denial
 from nydus_fscache.cache.presence import PageMap
 from nydus_fscache.core import Core
 
@@ -25,20 +25,24 @@ EVENT = struct.Struct("=IBBHQii BBHIQQ")
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(
     head=st.tuples(*[st.sampled_from([0, 1, 40, 48, 64, 4096, 2**31, 2**32 - 1])] * 2),
-    offsets=st.tuples(*[st.sampled_from([0, 39, 64, 448, 4095, 2**63, 2**64 - 1])] * 2),
+    offsets=st.tuples(*[st.sampled_from([0, 39, 64, 448, 4095, 2**63, 2**64 - 1])] * 4),
+    used=st.tuples(*[st.sampled_from([0, 1, 3, 2**31, 2**32 - 1])] * 2),
     body=st.binary(max_size=600),
 )
 def test_a_damaged_one_is_not_believed(
-    head: tuple[int, int], offsets: tuple[int, int], body: bytes
+    head: tuple[int, int], offsets: tuple[int, ...], used: tuple[int, int], body: bytes
 ) -> None:
     with mmap.mmap(-1, 4096) as memory:
         memory[: len(body)] = body
-        for version in (head[0], keeper.JOURNAL_VERSION):
-            keeper.JOURNAL.pack_into(memory, 0, keeper.JOURNAL_MAGIC, version, head[1], *offsets)
-            for at, meta in keeper.journal_slots(memory):
-                assert 0 <= at <= len(memory) - keeper.EVENT_SIZE
-                assert 0 <= meta <= len(memory) - keeper.META.size
-            assert all(isinstance(number, int) for number in keeper.owed(memory))
+        for version in (head[0], denial.JOURNAL_VERSION):
+            words = (denial.JOURNAL_MAGIC, version, head[1], *offsets, *used)
+            denial.JOURNAL.pack_into(memory, 0, *words)
+            for at, meta in denial.journal_slots(memory):
+                assert 0 <= at <= len(memory) - denial.EVENT_SIZE
+                assert 0 <= meta <= len(memory) - denial.META.size
+            assert all(isinstance(number, int) for number in denial.owed(memory))
+            for at in denial.message_slots(memory):
+                assert 0 <= at <= len(memory) - denial.MESSAGE_SIZE
         with contextlib.suppress(OSError):  # refused, and nothing worse
             Core(memory)
 
@@ -52,9 +56,9 @@ def journal() -> mmap.mmap:
 
 def record(memory: mmap.mmap, slot: int, number: int, off: int, oid: int, kind: int = 6) -> None:
     """An event that a predecessor had read and not answered; ``oid`` 0: not looked up yet."""
-    at, meta = keeper.journal_slots(memory)[slot]
+    at, meta = denial.journal_slots(memory)[slot]
     EVENT.pack_into(memory, at, 48, 3, 0, 24, 0x100000, number, 1, kind, 0, 24, 0, off, 4096)
-    keeper.META.pack_into(memory, meta, 0, oid, 0)
+    denial.META.pack_into(memory, meta, 0, oid, 0)
 
 
 @pytest.mark.parametrize("all_served", [True, False])

@@ -9,6 +9,7 @@ import io
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -186,6 +187,29 @@ def waits_for_its_image() -> str:
     return f"EIO after {took:.1f} s"
 
 
+def no_service() -> str:
+    """No start succeeds: readers get EIO after a time, from the keeper, until one does."""
+    image = IMAGES / "chunk-dict"
+    mount = rig.mount(image / "image.boot", image / "blobs", "n", *OVER, "--prefetch", "none")
+    files = wanted(image.name, mount)
+    biggest = max((Path(path) for path, _ in files), key=lambda p: p.stat().st_size)
+    state = rig.root / "state.json"
+    good = state.read_bytes()
+    state.write_text("{")
+    os.kill(rig.service_pid(), signal.SIGKILL)
+    started = time.monotonic()
+    outcome = read_outcome(biggest)
+    took = time.monotonic() - started
+    state.write_bytes(good)
+    rig.status()  # answers once a start has succeeded
+    assert outcome == errno.EIO, outcome
+    assert took > DENY_AFTER_S / 2, f"EIO after {took:.1f} s"
+    for path, digest in files:
+        assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == digest, path
+    rig.run("umount", mount)
+    return f"EIO after {took:.1f} s"
+
+
 def clock_jumps() -> str:
     """No deadline, no wait and no age is of the wall clock."""
     image = IMAGES / "one-lz4"
@@ -208,5 +232,6 @@ CHECKS: dict[str, Callable[[], str]] = {
     "a mount that nobody knows is EIO": lost_binding_is_eio,
     "a prefetch goes on in the successor": prefetch_goes_on,
     "readers wait for an image that cannot be served yet": waits_for_its_image,
+    "no service can be started": no_service,
     "the clock jumps": clock_jumps,
 }
