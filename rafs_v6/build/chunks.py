@@ -19,7 +19,7 @@ from rafs_v6._build import ffi, lib
 from rafs_v6.build.base import Known
 from rafs_v6.build.behind import Behind
 from rafs_v6.build.cct import pack_batch, pack_v1, pack_v2
-from rafs_v6.build.cipher import XtsKey
+from rafs_v6.build.cipher import XtsKey, looks_padded
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.pieces import MAX_PIECES, Batch, Pieces, Progress, new_arena
 from rafs_v6.build.records import ChunkRecords
@@ -36,8 +36,6 @@ from rafs_v6.erofs import (
     Digester,
     round_up,
 )
-
-_PAD_MARK = b"\x78\x90"  # ends what was padded before it was encrypted (sheet 6.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +120,31 @@ class StoredChunks:
         return place if is_new else None
 
 
+    def add(self, record: ChunkRecord, inside: int | None = None) -> None:
+        """The next chunk's record.  ``inside``: where it is in the batch that is being filled."""
+        if inside is None:
+            self.records.append(record)
+        else:
+            # The chunk table does not say where a batch lies (sheet 1.17).
+            self.records.append(replace(record, compressed_offset=0))
+        if not self.features & BlobFeatures.CHUNK_INFO_V2:
+            self.cct += pack_v1(record)
+            return
+        flags, data = ChunkV2Flags(0), record.crc32c
+        if record.flags & ChunkFlags.ENCRYPTED:
+            flags |= ChunkV2Flags.ENCRYPTED
+        if inside is not None:
+            flags |= ChunkV2Flags.BATCH | ChunkV2Flags.COMPRESSED
+            data = self.context_count << 32 | inside
+        else:
+            if record.flags & ChunkFlags.COMPRESSED:
+                flags |= ChunkV2Flags.COMPRESSED
+            # Upstream's reader takes a crc of 0 for damage.
+            if record.crc32c:
+                flags |= ChunkV2Flags.CRC
+        self.cct += pack_v2(record, flags, data)
+
+
 @dataclass(frozen=True, slots=True)
 class _Members:
     """The (piece, place) of a parcel; ``batched``: also when it is only one."""
@@ -192,7 +215,7 @@ class _Store:
             parcel = self._parcels[i]
             if parcel.len == lib.RAFS_BUILD_ROOM:
                 data = bytes(ffi.buffer(batch.arena + parcel.at, parcel.len))
-                if data.endswith(_PAD_MARK):
+                if looks_padded(data):
                     path = self.pieces.path_of(batch, members.chunks[0][0])
                     break
         return BuildError(
@@ -236,30 +259,12 @@ class _Store:
                 bytes(piece.digest), 0, flags, clen, piece.len, coff, places.flat[place],
                 batch.users[i][1], places.index[place], piece.crc32c,
             )  # fmt: skip
-            out.cct += self._pack_record(record, inside, batched=members.batched)
-            # The chunk table does not say where a batch lies (sheet 1.17).
-            out.records.append(replace(record, compressed_offset=0) if members.batched else record)
+            out.add(record, inside if members.batched else None)
             inside += piece.len
         if members.batched:
             out.contexts += pack_batch(parcel.clen, parcel.len)
             out.context_count += 1
         out.stored_size += parcel.clen
-
-    def _pack_record(self, record: ChunkRecord, inside: int, *, batched: bool) -> bytes:
-        if not self._out.features & BlobFeatures.CHUNK_INFO_V2:
-            return pack_v1(record)
-        flags = ChunkV2Flags(0)
-        if record.flags & ChunkFlags.ENCRYPTED:
-            flags |= ChunkV2Flags.ENCRYPTED
-        if batched:
-            flags |= ChunkV2Flags.BATCH | ChunkV2Flags.COMPRESSED
-            return pack_v2(record, flags, self._out.context_count << 32 | inside)
-        if record.flags & ChunkFlags.COMPRESSED:
-            flags |= ChunkV2Flags.COMPRESSED
-        # Upstream's reader takes a crc of 0 for damage.
-        if record.crc32c:
-            flags |= ChunkV2Flags.CRC
-        return pack_v2(record, flags, record.crc32c)
 
 
 def store_chunks(

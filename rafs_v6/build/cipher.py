@@ -13,6 +13,12 @@ from rafs_v6._codec import ffi, lib
 from rafs_v6.build.errors import BuildError
 
 _HALF, _PADDED = 16, 18
+_PAD_MARK = b"\x78\x90"  # ends what was padded before it was encrypted
+
+
+def looks_padded(data: bytes) -> bool:
+    """Would ``data``, encrypted, be read back cut?"""
+    return len(data) == _PADDED and data.endswith(_PAD_MARK) and data[_HALF - 1] < _HALF
 
 
 @dataclass(frozen=True, slots=True)

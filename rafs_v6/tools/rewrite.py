@@ -14,8 +14,8 @@ from rafs_v6._codec import ffi, lib
 from rafs_v6.blob import ChunkMap
 from rafs_v6.build.blobfile import BlobFile, shrink, write_atomically
 from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
-from rafs_v6.build.cct import pack_v1
 from rafs_v6.build.chunks import ChunkOptions, StoredChunks
+from rafs_v6.build.cipher import XtsKey, looks_padded
 from rafs_v6.build.errors import BuildError
 from rafs_v6.build.load import Loaded, load, used_names
 from rafs_v6.build.options import CreateOptions
@@ -75,7 +75,7 @@ class Rewrite:
         let ``files``, rows, refer to the copies; the new blob's id.  ``features``: more of
         ``BlobFeatures`` for it.
 
-        ``BuildError`` for chunks of an encrypted blob: the copies would not be.
+        Copies of encrypted chunks are encrypted, and those of others beside them.
         """
         index, tree = self.indexes(), self.tree
 
@@ -85,15 +85,15 @@ class Rewrite:
 
         wanted = list(dict.fromkeys(key(place) for place in chunks))
         infos = [self.image.bootstrap.blobs[i] for i in dict.fromkeys(i for i, _ in wanted)]
-        for info in infos:
-            if info.is_encrypted:
-                raise BuildError(f"blob {info.blob_id} is encrypted, a copy of its data is not")
         compressor = infos[0].compressor
         options = ChunkOptions(
             # Nobody stores gzip chunks anew.
             Compressor.ZSTD if compressor is Compressor.GZIP else compressor,
             infos[0].digester, self.defaults.chunk_size, _LEVEL, self.threads,
+            cipher=XtsKey.random() if any(info.is_encrypted for info in infos) else None,
         )  # fmt: skip
+        if options.cipher is not None:
+            features |= BlobFeatures.ENCRYPTED | BlobFeatures.CHUNK_INFO_V2
         toc = all(i.features & BlobFeatures.INLINED_CHUNK_DIGEST for i in infos)
         stored = StoredChunks("", Places(), features=features)
         out = BlobFile(directory / "new")
@@ -172,14 +172,21 @@ def _store(
     else:
         data = bytes(shrink(options.compressor, plain)[1])
     flags = ChunkFlags.HAS_CRC32C
+    if options.cipher is not None:
+        flags |= ChunkFlags.ENCRYPTED
+        if looks_padded(data):
+            data = plain
+        if looks_padded(data):
+            raise BuildError(f"chunk {number} of {chunks.info.blob_id} cannot be encrypted")
     if len(data) != len(plain):
         flags |= ChunkFlags.COMPRESSED
+    if options.cipher is not None:
+        data = options.cipher.encrypt(data)
     record = ChunkRecord(
         digest, 0, flags, len(data), len(plain), out.stored_size, out.places.flat[copy], 0,
         out.places.index[copy], lib.rafs_crc32c(plain, len(plain)),
     )  # fmt: skip
-    out.records.append(record)
-    out.cct += pack_v1(record)
+    out.add(record)
     out.stored_size += len(data)
     write(data)
     return copy
