@@ -107,6 +107,7 @@ static int reserve(uint8_t **buf, size_t *cap, size_t len)
 static int write_all(int fd, const uint8_t *data, size_t len, uint64_t off)
 {
 	uint32_t pauses = 0;
+	bool has_file = false;
 
 	while (len) {
 		ssize_t n = pwrite(fd, data, len, (off_t)off);
@@ -114,10 +115,14 @@ static int write_all(int fd, const uint8_t *data, size_t len, uint64_t off)
 		if (n < 0 && errno == EINTR)
 			continue;
 		/* cachefiles: the disk is too full for the kernel (its bstop), or the
-		 * backing file, which comes only some time after copen, is not there yet */
+		 * backing file, which comes only some time after copen, was not there yet:
+		 * it may have come since, so only a write behind that look can tell */
 		if (n < 0 && errno == ENOBUFS) {
-			if (lseek(fd, 0, SEEK_DATA) >= 0 || errno != ENOBUFS)
+			if (has_file)
 				return -ENOSPC;
+			has_file = lseek(fd, 0, SEEK_DATA) >= 0 || errno != ENOBUFS;
+			if (has_file)
+				continue;
 			if (pauses++ < BACKING_PAUSES) {
 				usleep(BACKING_PAUSE_US);
 				continue;
