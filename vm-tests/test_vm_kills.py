@@ -1,7 +1,7 @@
 """Over cachefiles the death of service and keeper costs readers a pause, never a byte; on kernels
 without ``restore`` too.
 
-NYDUS_TEST_KEEPER_KILLS=20 for the long run (2 of each kernel are the default).
+NYDUS_TEST_KEEPER_KILLS=20 for the long run (5 of each kernel are the default).
 """
 
 from __future__ import annotations

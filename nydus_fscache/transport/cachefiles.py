@@ -34,6 +34,12 @@ from nydus_fscache.files import data_ranges
 from nydus_fscache.handover import Handover
 from nydus_fscache.image import Image
 from nydus_fscache.transport.base import Bound
+from nydus_fscache.transport.device import (
+    DEVICE,
+    has_file,
+    open_and_bind,
+    wait_for_backing_file,
+)
 from nydus_fscache.transport.fsid_mount import mount_apart
 from nydus_fscache.transport.kept import Held, Kept, domain_of
 from nydus_fscache.transport.kernel_cache import (
@@ -45,11 +51,6 @@ from nydus_fscache.transport.kernel_cache import (
 
 log = logging.getLogger("cachefiles")
 
-DEVICE = "/dev/cachefiles"
-TAG = "nydus-fscache"
-_BACKING_FILE_PATIENCE_S = 5.0
-_OPEN_PATIENCE_S = 5.0
-_RETRY_S = 0.02
 _RESEND_PAUSE_S = 0.2  # in which READs that were lost are gathered
 _FILL_STEP = 1 << 20
 
@@ -97,7 +98,7 @@ class CachefilesTransport:
         self._took_over = inherited is not None
         if inherited is None:
             self._cache.drop_unsynced()
-            self._device = _open_and_bind(cache.directory)
+            self._device = open_and_bind(cache.directory)
             handover.keep("cachefiles", self._device)
         else:
             self._device = inherited
@@ -253,7 +254,7 @@ class CachefilesTransport:
         try:
             self._core.copen(event.msg_id, size)
         except OSError as e:
-            if not (again and _has_file(event.fd)):
+            if not (again and has_file(event.fd)):
                 log.warning("open of %s in domain %s is not wanted any more: %s", name, domain, e)
                 size = -errno.EBADF
         if size >= 0:
@@ -462,35 +463,13 @@ class CachefilesTransport:
         size = obj.chunks.flat_size
         extents: list[tuple[int, int]] = []
         try:
-            _wait_for_backing_file(obj.fill_fd)
+            wait_for_backing_file(obj.fill_fd)
             for off, end in data_ranges(obj.fill_fd, size):
                 extents.append((off, size if end >= size - size % PAGE else end))
         except OSError as e:
             log.warning("blob %s: what is cached cannot be told: %s", obj.name, e)
         obj.found_on_disk(extents)
         self._objects.on_found()
-
-
-def _has_file(fd: int) -> bool:
-    """Has the kernel a file of the object, hence was its OPEN answered with yes?"""
-    with contextlib.suppress(OSError):
-        return os.lseek(fd, 0, os.SEEK_END) >= 0
-    return False
-
-
-def _wait_for_backing_file(fd: int) -> None:
-    """The kernel makes it only some time after copen; until then seeking is ENOBUFS."""
-    deadline = time.monotonic() + _BACKING_FILE_PATIENCE_S
-    while True:
-        try:
-            os.lseek(fd, 0, os.SEEK_DATA)
-            return
-        except OSError as e:
-            if e.errno == errno.ENXIO:
-                return
-            if e.errno != errno.ENOBUFS or time.monotonic() > deadline:
-                raise
-        time.sleep(_RETRY_S)
 
 
 def _check_shared(entry: _Domain, image: Image, fsid: str, domain: str) -> None:
@@ -510,27 +489,3 @@ def _check_shared(entry: _Domain, image: Image, fsid: str, domain: str) -> None:
                 "differently",
                 hint="bind it in a domain of its own",
             )
-
-
-def _open_and_bind(directory: Path) -> int:
-    """The device, bound to ``directory``; one opener at a time, so a successor may have to wait."""
-    deadline = time.monotonic() + _OPEN_PATIENCE_S
-    while True:
-        try:
-            device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-            break
-        except OSError as e:
-            if e.errno != errno.EBUSY or time.monotonic() > deadline:
-                hint = "another daemon has it" if e.errno == errno.EBUSY else "modprobe cachefiles"
-                raise KernelRefused(f"cannot open {DEVICE}: {e.strerror}", hint=hint) from e
-        time.sleep(_RETRY_S)
-    try:
-        for command in (f"dir {directory}", f"tag {TAG}", "bind ondemand"):
-            os.write(device, command.encode())
-    except OSError as e:
-        os.close(device)
-        raise KernelRefused(
-            f"cachefiles refused {command!r}: {e.strerror}",
-            hint="it needs CONFIG_CACHEFILES_ONDEMAND and a directory on ext4, xfs or btrfs",
-        ) from e
-    return device
