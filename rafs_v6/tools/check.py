@@ -161,6 +161,8 @@ def _check_devices(bootstrap: Bootstrap, check: Checks) -> None:
     for info in bootstrap.blobs:
         at = DEVICE_SLOTS_OFFSET + DeviceSlot.SIZE * info.index
         slot = DeviceSlot.unpack(bootstrap.data, at)
+        if not slot.mapped_blkaddr:  # nydus-image before 2.3 did not give it
+            continue
         start = slot.mapped_blkaddr * bootstrap.block_size
         check(
             start >= end, "device-slot.mapped_blkaddr", at + 68,

@@ -79,3 +79,21 @@ def test_it_builds_on_our_dictionary_as_we_do(
     assert len(found[0]) == len(found[1]) == 2
     known = next(p.name for p in blobs.iterdir() if p.stat().st_size > 1 << 20)
     assert found[0].index(known) == found[1].index(known)
+
+
+@pytest.mark.parametrize("options", _OPTIONS)
+def test_we_find_its_image_valid(
+    original: Path, layers: list[Path], tmp_path: Path, options: str
+) -> None:
+    boot, blobs, out = tmp_path / "boot", tmp_path / "blobs", tmp_path / "out.tar"
+    blobs.mkdir()
+    subprocess.run(
+        [original, "create", "-t", "targz-rafs", "-v", "6", "-B", boot, "-D", blobs,
+         *options.split(), layers[1]],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    assert main(["check", str(boot), "--blob-dir", str(blobs)]) == 0
+    assert main(["unpack", str(boot), "--blob-dir", str(blobs), "--output", str(out)]) == 0
+    with tarfile.open(layers[1]) as f:
+        files = {i.name.removeprefix("./") for i in f if i.isreg()}
+    assert set(_data(out)) == files

@@ -89,7 +89,7 @@ BOOTSTRAP: dict[str, tuple[str, Fault]] = {
     "chunk table": ("chunk-table.outside", lambda v: v.put("Q", EXT + 32, 80 << 30)),
     "device tag": ("device-slot.tag", lambda v: v.flip(SLOT + 3)),
     "device blocks": ("device-slot.blocks", lambda v: v.put("I", SLOT + 64, 0)),
-    "device mapped": ("device-slot.mapped_blkaddr", lambda v: v.put("I", SLOT + 68, 0)),
+    "device mapped": ("device-slot.mapped_blkaddr", lambda v: v.put("I", SLOT + 68, 1)),
     "blob index": ("blob-table.blob_index", lambda v: v.put("I", v.table + 64, 5)),
     "blob chunk size": ("blob-table.chunk_size", lambda v: v.put("I", v.table + 68, 0x2000)),
     "blob chunks": ("blob-table.ci_size", lambda v: v.put("I", v.table + 72, 1)),

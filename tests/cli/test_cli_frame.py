@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import nydus_fscache
 from nydus_fscache.cli.main import COMMANDS, parser_for
 from nydus_fscache.cli.output import printable, size, table
 
@@ -32,6 +33,18 @@ def test_every_command_has_help_with_an_example() -> None:
         done = run(name, "--help")
         assert done.returncode == 0
         assert f"nydus-fscache {name}" in done.stdout.partition("example")[2]
+
+
+def test_versions_are_said() -> None:
+    programs = ("nydus-fscache", "nydus-image")
+    said = {
+        subprocess.run(
+            [Path(sys.executable).with_name(program), "--version"],
+            capture_output=True, text=True, timeout=30, check=True,
+        ).stdout.removeprefix(f"{program} ")
+        for program in programs
+    }  # fmt: skip
+    assert said == {f"{nydus_fscache.__version__}\n"}
 
 
 @pytest.mark.parametrize("words", [(), ("frobnicate",), ("ls",), ("status", "--no-such-option")])

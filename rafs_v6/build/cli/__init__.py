@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from rafs_v6.build.cli import output
 from rafs_v6.errors import RafsError
 
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ each COMMAND --help has more
 """
 
 
+class _Version(argparse.Action):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+        values: object, option_string: str | None = None,
+    ) -> None:  # fmt: skip
+        print(f"{parser.prog} {output.own_version()}")
+        parser.exit()
+
+
 def main(argv: Sequence[str] | None = None, backends: Backends | None = None) -> int:
     """``backends``: see ``source``."""
     argv = sys.argv[1:] if argv is None else argv
@@ -46,6 +56,7 @@ def main(argv: Sequence[str] | None = None, backends: Backends | None = None) ->
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("-V", "--version", nargs=0, action=_Version, help="print it and exit")
     parser.add_argument("-L", "--log-file", help="accepted for the original's callers")
     parser.add_argument("-l", "--log-level", default="info", help="accepted likewise")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -86,6 +86,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )  # fmt: skip
     for option in ("--aligned-chunk", "--disable-check"):
         parser.add_argument(option, action="store_true", help="accepted; always so in version 6")
+    # The original's, of conversions that it has given up.
+    parser.add_argument("--blob-offset", type=int, choices=(0,), help=argparse.SUPPRESS)
+    parser.add_argument("--blob-data-size", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     add_builder(parser)
     parser.set_defaults(run=run)

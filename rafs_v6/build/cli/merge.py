@@ -26,6 +26,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("source", type=Path, nargs="+", metavar="SOURCE")
     parser.add_argument("-B", "--bootstrap", type=Path, required=True, metavar="FILE")
+    parser.add_argument("-D", "--blob-dir", type=Path, help=argparse.SUPPRESS)  # nothing is read
     for option in ("--blob-digests", "--original-blob-ids", "--blob-toc-digests"):
         parser.add_argument(option, type=_words, default=(), metavar="A,B,...")
     for option in ("--blob-sizes", "--blob-toc-sizes"):

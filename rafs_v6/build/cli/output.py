@@ -108,15 +108,8 @@ def report(
         print(f"blob: {blob}", file=out)
     if target is None:
         return
-    # It imports a mail parser, and few callers want this file.
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
-
-    try:
-        ours = version("nydus-fscache")
-    except PackageNotFoundError:
-        ours = "unknown"
     document = {
-        "version": ours,
+        "version": own_version(),
         "bootstrap": str(bootstrap or ""),
         "blobs": list(blobs),
         "external_bootstrap": "",
@@ -127,6 +120,17 @@ def report(
         **(extra or {}),
     }
     write_json(target, document)
+
+
+def own_version() -> str:
+    """Of the installed package, or "unknown"."""
+    # It imports a mail parser, and few callers want to know.
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+    try:
+        return version("nydus-fscache")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def write_json(target: Path, document: object) -> None:
