@@ -23,7 +23,8 @@ def test_merged_layers_equal_golden(golden: Path, layers: list[Path], tmp_path: 
         ]) == 0  # fmt: skip
         built += set(blobs.iterdir()) - before
     boot = tmp_path / "image.boot"
-    assert main(["-l", "warn", "merge", "-B", str(boot), "-D", str(tmp_path), *map(str, built)]) == 0
+    words = ["-l", "warn", "merge", "-B", str(boot), "-D", str(tmp_path)]
+    assert main([*words, *map(str, built)]) == 0
     image = rafs_v6.open(boot, blobs=blobs)
     want = golden / "images" / "layers-zstd"
     assert differences(image_tree(image), golden_tree(want / "expected.jsonl")) == []
