@@ -50,6 +50,9 @@ class Shelf(Protocol):
         ...
 
 
+_Found = list[tuple[Cached, Shelf]]
+
+
 class OwnFiles:
     """The shelf of our cache files; ``Cached.name`` is the file name stem.
 
@@ -107,8 +110,11 @@ class Evictor:
 
     def keep_limit(self) -> None:
         """Above the limit (the high watermark): down to the low one."""
-        if self.limit and self._total() > self.limit:
-            self.shrink(int(self.limit * LOW_WATERMARK))
+        if not self.limit:
+            return
+        found = self._found()
+        if _total(found) > self.limit:
+            self._shrink(found, int(self.limit * LOW_WATERMARK))
 
     def make_room(self, wanted: int = 0) -> None:
         """The disk was full a moment ago; others may have made room since.  ``wanted``: bytes
@@ -117,12 +123,15 @@ class Evictor:
         usual = min(ROOM, disk.f_blocks * disk.f_frsize // ROOM_SHARE)
         missing = max(wanted, usual) - disk.f_bavail * disk.f_frsize
         if missing > 0:
-            self.shrink(max(0, self._total() - missing))
+            found = self._found()
+            self._shrink(found, max(0, _total(found) - missing))
 
     def shrink(self, target: int, *, dry_run: bool = False) -> dict[str, Any]:
         """Evict until the cache takes ``target`` bytes, as far as blobs are unused."""
-        found = [(blob, shelf) for shelf in self._shelves for blob in shelf.blobs()]
-        total = sum(blob.bytes for blob, _ in found)
+        return self._shrink(self._found(), target, dry_run=dry_run)
+
+    def _shrink(self, found: _Found, target: int, *, dry_run: bool = False) -> dict[str, Any]:
+        total = _total(found)
         chosen, excess = [], total - target
         for blob, shelf in sorted(found, key=lambda one: one[0].last_used):
             if excess > 0 and not blob.in_use:
@@ -147,5 +156,9 @@ class Evictor:
             "evicted": [asdict(blob) for blob in evicted],
         }
 
-    def _total(self) -> int:
-        return sum(blob.bytes for shelf in self._shelves for blob in shelf.blobs())
+    def _found(self) -> _Found:
+        return [(blob, shelf) for shelf in self._shelves for blob in shelf.blobs()]
+
+
+def _total(found: _Found) -> int:
+    return sum(blob.bytes for blob, _ in found)
