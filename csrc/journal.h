@@ -16,7 +16,7 @@
  *   objects_off  nslots of struct nf_message: the OPENs of cachefiles objects whose
  *                descriptors the keeper has, answered or not
  *
- * Read by another process, maybe of another version (nydus_fscache/keeper.py):
+ * Read by another process, maybe of another version (nydus_fscache/denial.py):
  * a change of layout is a new NF_JOURNAL_VERSION.
  */
 #ifndef NF_JOURNAL_H

@@ -98,15 +98,14 @@ def load_image(
             if hashlib.file_digest(f, "sha256").hexdigest() != digest:
                 raise BadImage(f"{path} was changed", hint="remove it, and mount the image again")
         bootstrap = rafs_v6.Bootstrap.from_file(path)
-        infos = bootstrap.blobs
     except rafs_v6.ImageError as e:
         raise _bad_bootstrap(e) from e
-    for info in infos:
+    for info in bootstrap.blobs:
         checked_blob_id(info.blob_id)
     reader = MetaReader(backend, meta_dir, may_ask=may_ask)
     pool = ThreadPoolExecutor(_PARALLEL_LOADS)
     try:  # the backend is far: what is asked of it is under way while the bootstrap is validated
-        loads = [pool.submit(_load_blob, info, bootstrap, reader) for info in infos]
+        loads = [pool.submit(_load_blob, info, bootstrap, reader) for info in bootstrap.blobs]
         _validate(bootstrap)
         refusal = bootstrap.kernel_refusal(transport)
         if refusal:

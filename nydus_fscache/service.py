@@ -234,9 +234,9 @@ class Service:
                 "; ".join(busy), hint="end the programs that use them (fuser -vm), then stop again"
             )
         until = time.monotonic() + RELEASE_PATIENCE_S
-        while held := [s.binding.source for s in self._served if s.binding.mountpoint]:
-            if time.monotonic() > until:
-                break
+        while (
+            held := [s.binding.source for s in self._served if s.binding.mountpoint]
+        ) and time.monotonic() < until:
             time.sleep(0.02)
             self._release_unused()
         if self.objects.left.sweep():

@@ -228,11 +228,9 @@ class CacheObject:
                 along = self._amplified(off, pace.tuning.amplify, extents[-1])
                 if along > reach.behind:
                     reach = Reach(0, along, self.chunks.nunits, sequential=reach.sequential)
-            if len(extents) == 1:  # else what lies before the last may be another's
-                extents[0] = self._planner.extend(extents[0], reach, self._may_read_ahead)
-            else:
-                behind = replace(reach, before=0)
-                extents[-1] = self._planner.extend(extents[-1], behind, self._may_read_ahead)
+            if len(extents) > 1:  # what lies before the last may be another's
+                reach = replace(reach, before=0)
+            extents[-1] = self._planner.extend(extents[-1], reach, self._may_read_ahead)
             end = extents[-1].end
             self._planner.follow(wanted[0], end)
             self._take(extents, _DEMANDED)

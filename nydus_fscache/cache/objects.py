@@ -202,6 +202,16 @@ class Objects:
             self._gone.wait(LOAN_S)  # the end of a loan is not notified
         return name
 
+    def number_kernel(self, kernel_object: int, fd: int, size: int) -> tuple[int, PageMap]:
+        """(number, page map) of a cache file of the kernel's, which the C core knows from now on.
+
+        The core owns ``fd``; the page map must outlive the object.
+        """
+        oid, pages = self.next_number(), PageMap(size)
+        self._core.add_object(oid, 0, 0, fd, size, pages.memory, aligned=True)
+        self._core.bind_kernel(oid, kernel_object, fd)
+        return oid, pages
+
     def add_kernel(
         self,
         name: str,
@@ -218,16 +228,12 @@ class Objects:
         with self._lock:
             if name in self._uses:
                 raise CacheDirError(f"{name} is open already", hint="a fault of the kernel")
-            oid, pages = held or (self.next_number(), PageMap(blob.chunks.flat_size))
+            oid, pages = held or self.number_kernel(kernel_object, fd, blob.chunks.flat_size)
             source = Source(backend, blob.info.blob_id)
             obj = CacheObject(
                 oid, name, blob.chunks, source, self._core, self._fetcher, pages, None, fd
             )
             obj.presence_known = False
-            if held is None:
-                size = blob.chunks.flat_size
-                self._core.add_object(oid, 0, 0, fd, size, pages.memory, aligned=True)
-                self._core.bind_kernel(oid, kernel_object, fd)
             self._uses[name] = use = _Use(blob.identity, [source])
             use.object = obj
             obj.is_kernels, obj.copies = True, self.copies

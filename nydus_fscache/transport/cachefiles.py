@@ -114,15 +114,13 @@ class CachefilesTransport:
             return
         for event in self._kept.take_all():
             self._hold_left(event)
-        asked, lost = self._kept.asked, self._kept.lost
-        self._kept.asked, self._kept.lost = [], []
-        for event in asked:
+        for event in self._kept.asked:
             self._open(event, again=True)
         # an OPEN that waits for its image would come again, and fail: it has its descriptor
         if not self._unanswered and self._restore():
             self._core.resent()
             return
-        for event in lost:
+        for event in self._kept.lost:
             log.error("open of %s was lost with its descriptor: EIO", event.cookie)
             with contextlib.suppress(OSError):
                 self._core.copen(event.msg_id, -errno.EIO)
@@ -303,15 +301,12 @@ class CachefilesTransport:
     def _open_bootstrap(
         self, event: Opened, image: Image, held: tuple[int, PageMap] | None
     ) -> int:
-        oid, pages = held or self._add_object(event, image.size)
+        oid, pages = held or self._number(event, image.size)
         self._bootstraps[oid] = _Bootstrap(image, pages)
         return oid
 
-    def _add_object(self, event: Opened, size: int) -> tuple[int, PageMap]:
-        oid, pages = self._objects.next_number(), PageMap(size)
-        self._core.add_object(oid, 0, 0, event.fd, size, pages.memory, aligned=True)
-        self._core.bind_kernel(oid, event.kernel_object, event.fd)
-        return oid, pages
+    def _number(self, event: Opened, size: int) -> tuple[int, PageMap]:
+        return self._objects.number_kernel(event.kernel_object, event.fd, size)
 
     def _open_blob(
         self, event: Opened, domain: str, entry: _Domain, held: tuple[int, PageMap] | None
@@ -341,7 +336,7 @@ class CachefilesTransport:
         if domain not in self._awaited:
             log.error("%s in domain %s cannot be served: EIO", event.cookie, domain)
         size = max(os.lseek(event.fd, 0, os.SEEK_END), PAGE)
-        oid, pages = self._add_object(event, size)
+        oid, pages = self._number(event, size)
         self._held[oid] = Held(event, size, pages)
         self._kernel_objects[oid] = event.kernel_object
         return oid, size

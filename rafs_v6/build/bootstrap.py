@@ -47,7 +47,7 @@ _HASH_FLAG = {Digester.BLAKE3: SuperFlags.HASH_BLAKE3, Digester.SHA256: SuperFla
 
 @dataclass(frozen=True, slots=True)
 class BlobEntry:
-    """A blob of the image: the name that ``Chunk.blob`` uses, its record, its chunk records."""
+    """A blob of the image: its name in ``Places.names``, its record, its chunk records."""
 
     name: str
     record: BlobRecord
