@@ -50,6 +50,16 @@ class ChunkOptions:
     batch_size: int = 0
     cipher: XtsKey | None = None
 
+    @property
+    def features(self) -> BlobFeatures:
+        """Those of the blob that follow."""
+        found = BlobFeatures(0)
+        if self.batch_size:
+            found |= BlobFeatures.BATCH | BlobFeatures.CHUNK_INFO_V2
+        if self.cipher is not None:
+            found |= BlobFeatures.ENCRYPTED | BlobFeatures.CHUNK_INFO_V2
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Original:
@@ -119,7 +129,6 @@ class StoredChunks:
         tree.refs.append(place)
         return place if is_new else None
 
-
     def add(self, record: ChunkRecord, inside: int | None = None) -> None:
         """The next chunk's record.  ``inside``: where it is in the batch that is being filled."""
         if inside is None:
@@ -171,10 +180,8 @@ class _Store:
         self._recipe.compressor, self._recipe.level = options.compressor, options.level
         self._recipe.threads = options.threads
         self._flags = ChunkFlags.HAS_CRC32C
-        if options.batch_size:
-            out.features |= BlobFeatures.BATCH | BlobFeatures.CHUNK_INFO_V2
+        out.features |= options.features
         if options.cipher is not None:
-            out.features |= BlobFeatures.ENCRYPTED | BlobFeatures.CHUNK_INFO_V2
             self._flags |= ChunkFlags.ENCRYPTED
             self._recipe.encrypt = 1
             self._recipe.key, self._recipe.iv = options.cipher.key, options.cipher.iv

@@ -92,10 +92,8 @@ class Rewrite:
             infos[0].digester, self.defaults.chunk_size, _LEVEL, self.threads,
             cipher=XtsKey.random() if any(info.is_encrypted for info in infos) else None,
         )  # fmt: skip
-        if options.cipher is not None:
-            features |= BlobFeatures.ENCRYPTED | BlobFeatures.CHUNK_INFO_V2
         toc = all(i.features & BlobFeatures.INLINED_CHUNK_DIGEST for i in infos)
-        stored = StoredChunks("", Places(), features=features)
+        stored = StoredChunks("", Places(), features=features | options.features)
         out = BlobFile(directory / "new")
         try:
             copies = self._copy(wanted, stored, options, out.write)
@@ -173,7 +171,6 @@ def _store(
         data = bytes(shrink(options.compressor, plain)[1])
     flags = ChunkFlags.HAS_CRC32C
     if options.cipher is not None:
-        flags |= ChunkFlags.ENCRYPTED
         if looks_padded(data):
             data = plain
         if looks_padded(data):
@@ -181,6 +178,7 @@ def _store(
     if len(data) != len(plain):
         flags |= ChunkFlags.COMPRESSED
     if options.cipher is not None:
+        flags |= ChunkFlags.ENCRYPTED
         data = options.cipher.encrypt(data)
     record = ChunkRecord(
         digest, 0, flags, len(data), len(plain), out.stored_size, out.places.flat[copy], 0,
