@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -115,6 +115,11 @@ def check(name: str, work: Callable[[], str | None], seconds: float = PATIENCE_S
         detail = f.read()
     tell(name, status == 0, f"{detail} ({took})")
     return status == 0
+
+
+def check_all(checks: Mapping[str, Callable[[], str | None]], seconds: float = PATIENCE_S) -> None:
+    for name, work in checks.items():
+        check(name, work, seconds)
 
 
 def _stacks() -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from checks import DISK, GuestRig, check, drop_caches
+from checks import DISK, GuestRig, drop_caches
 from faults import build, read_outcome, umount
 
 MIB = 1 << 20
@@ -201,7 +201,3 @@ CHECKS: dict[str, Callable[[], str]] = {
     "the kernel wants room": room,
     "gc without a daemon": without_daemon,
 }
-if __name__ == "__main__":
-    rig.base.mkdir()
-    for name, work in CHECKS.items():
-        check(name, work)

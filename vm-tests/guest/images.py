@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import culls
-from checks import DISK, IMAGES, GuestRig, check, drop_caches, read_all
+from checks import DISK, IMAGES, GuestRig, check_all, drop_caches, read_all
 from trees import assert_tree, golden_names
 
 # tarfs has 512-byte blocks: not over fscache
@@ -270,8 +270,6 @@ CHECKS: dict[str, Callable[[], str | None]] = {
 
 if __name__ == "__main__":
     rig.base.mkdir()
-    for name, work in CHECKS.items():
-        check(name, work)
+    check_all(CHECKS)
     culls.rig.base.mkdir()
-    for name, work in culls.CHECKS.items():
-        check(name, work)
+    check_all(culls.CHECKS)

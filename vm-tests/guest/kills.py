@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import faults
-from checks import DISK, IMAGES, START_PATIENCE_S, GuestRig, check, wanted
+from checks import DISK, IMAGES, START_PATIENCE_S, GuestRig, check_all, wanted
 
 KILLS = 10  # of the service, by kernel; how many of the keeper is said on the command line
 READERS = 8
@@ -201,12 +201,9 @@ OLD_CHECKS: dict[str, Callable[[], str]] = {
 
 if __name__ == "__main__":
     rig.base.mkdir()
-    for name, work in CHECKS.items():
-        check(name, work, TOTAL_S)
+    check_all(CHECKS, TOTAL_S)
     stop(rig)
     faults.begin()
-    for name, work in faults.CHECKS.items():
-        check(name, work)
+    check_all(faults.CHECKS)
     stop(faults.rig)
-    for name, work in OLD_CHECKS.items():
-        check(name, work, TOTAL_S)
+    check_all(OLD_CHECKS, TOTAL_S)
