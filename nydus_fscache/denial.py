@@ -58,12 +58,9 @@ def deny_all(kept: dict[str, int]) -> int:
 
 def deny_journal(group: int, journal: int, age_s: float) -> int:
     """What is open in the journal since ``age_s`` or longer (0: everything)."""
-    size = os.fstat(journal).st_size
-    if not size:
-        return 0
     denied = 0
     before = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(age_s * 1e9)
-    with mmap.mmap(journal, size) as memory:
+    with _mapped(journal) as memory:
         for at, meta in journal_slots(memory):
             (length,) = struct.unpack_from("=I", memory, at)
             since, known, _ = META.unpack_from(memory, meta)
@@ -104,6 +101,12 @@ def journal_slots(memory: mmap.mmap) -> list[tuple[int, int]]:
     return [(events + i * EVENT_SIZE, meta + i * META.size) for i in range(nslots)]
 
 
+def _mapped(journal: int) -> mmap.mmap:
+    """All of it; nothing is in one that its service had only begun."""
+    size = os.fstat(journal).st_size
+    return mmap.mmap(journal, size) if size else mmap.mmap(-1, JOURNAL.size)
+
+
 def _header(memory: mmap.mmap) -> tuple[int, int, int, int, int] | None:
     """(slots, where their events, metas and messages begin, messages that were ever used)."""
     if len(memory) < JOURNAL.size:
@@ -129,7 +132,7 @@ def owed(memory: mmap.mmap) -> set[int]:
 def _deny_messages(device: int, kept: dict[str, int], journal: int) -> int:
     """What the service had read; CLOSEs stay on record for the successor."""
     denied = 0
-    with mmap.mmap(journal, 0) as memory:
+    with _mapped(journal) as memory:
         for at in message_slots(memory):
             msg_id, opcode, length, number = MESSAGE.unpack_from(memory, at)
             if length and opcode != OP_CLOSE and _deny(device, kept, msg_id, opcode, number):

@@ -47,6 +47,16 @@ def test_a_damaged_one_is_not_believed(
             Core(memory)
 
 
+def test_one_that_was_only_begun_holds_nothing() -> None:
+    journal = os.memfd_create("journal")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        for device in ("fanotify", "cachefiles"):
+            assert denial.deny_all({device: ours.fileno(), "journal": journal}) == 0
+    os.close(journal)
+
+
 @pytest.fixture
 def journal() -> mmap.mmap:
     memory = mmap.mmap(-1, Core.journal_size(SLOTS))
