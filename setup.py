@@ -6,4 +6,4 @@ from setuptools import setup
 
 sys.path.insert(0, "csrc")  # one builder imports the other's declarations
 
-setup(cffi_modules=["csrc/build_codec.py:ffi", "csrc/build_core.py:ffi", "csrc/build_build.py:ffi"])
+setup(cffi_modules=[f"csrc/build_{name}.py:ffi" for name in ("codec", "core", "writer")])

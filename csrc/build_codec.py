@@ -8,25 +8,26 @@ from pathlib import Path
 
 from cffi import FFI
 
-CSRC = str(Path(__file__).resolve().parent)
+CSRC = Path(__file__).resolve().parent
+INCLUDES = [str(CSRC / room) for room in ("codec", "writer", "core")]
 CODEC_SOURCES = [
-    "csrc/chunkmap.c",
-    "csrc/chunktable.c",
-    "csrc/codec.c",
-    "csrc/units.c",
-    "csrc/threads.c",
-    "csrc/zran.c",
-    "csrc/xts.c",
-    "csrc/digest.c",
-    "csrc/blake3.c",
-    "csrc/tree.c",
+    "csrc/codec/chunkmap.c",
+    "csrc/codec/chunktable.c",
+    "csrc/codec/codec.c",
+    "csrc/codec/units.c",
+    "csrc/codec/threads.c",
+    "csrc/codec/zran.c",
+    "csrc/codec/xts.c",
+    "csrc/codec/digest.c",
+    "csrc/codec/blake3.c",
+    "csrc/codec/tree.c",
 ]
 CODEC_LIBS = ["zstd", "lz4", "z", "crypto"]
 
 
 def cdef_of(header: str) -> str:
     """The declarations of a header of ours, which is written to be readable by cffi."""
-    text = Path(CSRC, header).read_text(encoding="utf-8")
+    text = (CSRC / header).read_text(encoding="utf-8")
     return re.sub(r"(?m)^#(pragma|include|ifndef|endif)\b.*$", "", text)
 
 
@@ -35,12 +36,12 @@ def compile_args() -> list[str]:
 
 
 ffi = FFI()
-ffi.cdef(cdef_of("rafs.h"))
+ffi.cdef(cdef_of("codec/rafs.h"))
 ffi.set_source(
     "rafs_v6._codec",
     '#include "base.h"\n#include "rafs.h"\n',
     sources=CODEC_SOURCES,
-    include_dirs=[CSRC],
+    include_dirs=INCLUDES,
     libraries=CODEC_LIBS,
     extra_compile_args=compile_args(),
 )

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from build_codec import CODEC_LIBS, CODEC_SOURCES, CSRC, cdef_of, compile_args
+from build_codec import CODEC_LIBS, CODEC_SOURCES, INCLUDES, cdef_of, compile_args
 from build_codec import ffi as codec_ffi
 from cffi import FFI
 
 ffi = FFI()
 ffi.include(codec_ffi)
-ffi.cdef(cdef_of("core.h"))
+ffi.cdef(cdef_of("core/core.h"))
 ffi.set_source(
     "nydus_fscache._core",
     '#include "base.h"\n#include "rafs.h"\n#include "core.h"\n',
     sources=[
         *CODEC_SOURCES,
-        "csrc/core.c",
-        "csrc/journal.c",
-        "csrc/ring.c",
-        "csrc/object.c",
-        "csrc/fanotify.c",
-        "csrc/cachefiles.c",
-        "csrc/fill.c",
+        "csrc/core/core.c",
+        "csrc/core/journal.c",
+        "csrc/core/ring.c",
+        "csrc/core/object.c",
+        "csrc/core/fanotify.c",
+        "csrc/core/cachefiles.c",
+        "csrc/core/fill.c",
     ],
-    include_dirs=[CSRC],
+    include_dirs=INCLUDES,
     libraries=[*CODEC_LIBS, "uring"],
     extra_compile_args=[*compile_args(), "-D_GNU_SOURCE"],
 )

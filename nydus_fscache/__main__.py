@@ -2,6 +2,6 @@
 
 import sys
 
-from nydus_fscache.cli.main import main
+from nydus_fscache.cli.fscache.main import main
 
 sys.exit(main())

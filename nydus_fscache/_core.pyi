@@ -1,4 +1,4 @@
-"""Types of the cffi module that csrc/build_core.py makes out of csrc/core.h.
+"""Types of the cffi module that csrc/build_core.py makes out of csrc/core/core.h.
 
 What each function guarantees, and its errors, are said there.
 """

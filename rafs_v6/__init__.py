@@ -10,14 +10,14 @@ errors about it are ``ImageError`` (and ``UnsupportedImage``), and time and memo
 are bounded by its size.
 """
 
-from rafs_v6.blob import ChunkMap, Unit
-from rafs_v6.bootstrap import Bootstrap, ChunkRef, Dirent, Inode
-from rafs_v6.erofs import BlobFeatures, Compressor, Digester
 from rafs_v6.errors import ImageError, RafsError, UnsupportedImage
-from rafs_v6.image import Image, directory_reader
-from rafs_v6.image import open_image as open
-from rafs_v6.tables import BlobInfo
-from rafs_v6.toc import ReadAt, find_bootstrap
+from rafs_v6.format.erofs import BlobFeatures, Compressor, Digester
+from rafs_v6.format.tables import BlobInfo
+from rafs_v6.format.toc import ReadAt, find_bootstrap
+from rafs_v6.reader.bootstrap import Bootstrap, ChunkRef, Dirent, Inode
+from rafs_v6.reader.chunkmap import ChunkMap, Unit
+from rafs_v6.reader.image import Image, directory_reader
+from rafs_v6.reader.image import open_image as open
 
 __all__ = [
     "BlobFeatures",

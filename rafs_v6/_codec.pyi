@@ -1,4 +1,4 @@
-"""Types of the cffi module that csrc/build_codec.py makes out of csrc/rafs.h.
+"""Types of the cffi module that csrc/build_codec.py makes out of csrc/codec/rafs.h.
 
 Buffers may be anything cffi passes as a pointer: bytes, ffi.from_buffer(), ffi.new().
 What each function guarantees, and its errors, are said in rafs.h.

@@ -1,6 +1,6 @@
 """Checks the whole tree of a bootstrap before a kernel sees it.
 
-Two validators of the same rules: one in C (csrc/tree.c), for which the first
+Two validators of the same rules: one in C (csrc/codec/tree.c), for which the first
 mount waits and which knows only "sound", and this one, which names what is not.
 
 One pass.  Budgets make sure of it: an honest image has no inodes that share
@@ -17,12 +17,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rafs_v6._codec import ffi, lib
-from rafs_v6.erofs import CHUNK_INDEX_SIZE, EROFS_DIRENT_SIZE
 from rafs_v6.errors import ImageError, shown
 from rafs_v6.faults import STRICT, Checks
+from rafs_v6.format.erofs import CHUNK_INDEX_SIZE, EROFS_DIRENT_SIZE
 
 if TYPE_CHECKING:
-    from rafs_v6.bootstrap import Bootstrap, ChunkRef, Dirent, Inode
+    from rafs_v6.reader.bootstrap import Bootstrap, ChunkRef, Dirent, Inode
 
 # dirent file type -> mode type (sheet 1.9); 0 is "unknown"
 _TYPES = {
@@ -50,7 +50,7 @@ class _Budget:
 
 
 def is_sound(bootstrap: Bootstrap) -> bool:
-    """Are all rules kept?  False also where only ``validate_tree`` can tell (csrc/rafs.h)."""
+    """Are all rules kept?  False also where only ``validate_tree`` can tell (csrc/codec/rafs.h)."""
     blobs = ffi.new("struct rafs_bootstrap_blob[]", len(bootstrap.blobs))
     for blob, info in zip(blobs, bootstrap.blobs, strict=True):
         blob.flat_size, blob.chunk_count = info.uncompressed_size, info.chunk_count

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from nydus_fscache import errors
-from nydus_fscache.cli.main import COMMANDS
-from rafs_v6.build.cli import main as image_main
+from nydus_fscache.cli.fscache.main import COMMANDS
+from rafs_v6.cli import main as image_main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import machine
 import pytest
+from trees import GOLDEN
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE / "guest"), str(HERE.parent / "tests" / "daemon")]
-
-from trees import GOLDEN  # noqa: E402
 
 KEEPER_KILLS = os.environ.get("NYDUS_TEST_KEEPER_KILLS", "5")
 LIMIT_S = 900  # of a machine; on an idle one it takes a fraction

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../codec_internal.h"
+#include "codec_internal.h"
 
 /* What a decoder must never break, whatever it reads. */
 #define MUST(cond) do { if (!(cond)) __builtin_trap(); } while (0)

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "fuzz.h"
-#include "../build.h"
+#include "writer.h"
 
 #define POINTS 4
 #define MEMBERS 2

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 
-from nydus_fscache.backend.http import HttpBackend
-from nydus_fscache.backend.options import Options, parse_url
-from nydus_fscache.backend.pool import PooledResponse
-from nydus_fscache.backend.route import Ask
-from nydus_fscache.backend.url import Url
+from nydus_fscache.backend.http_backend import HttpBackend
+from nydus_fscache.config.options import Options, parse_url
 from nydus_fscache.errors import UsageError
+from nydus_fscache.http.pool import PooledResponse
+from nydus_fscache.http.route import Ask
+from nydus_fscache.http.url import Url
 
 
 class HttpProxy(HttpBackend):

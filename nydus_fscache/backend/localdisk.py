@@ -12,7 +12,7 @@ import time
 from nydus_fscache.backend.base import Backend, RangeStream
 from nydus_fscache.backend.gpt import BASIC_DATA, GptError, Partition, read_partitions
 from nydus_fscache.backend.localfs import FileRange
-from nydus_fscache.backend.options import Options
+from nydus_fscache.config.options import Options
 from nydus_fscache.errors import BackendError, UsageError
 
 _SHORT_ID = 32

@@ -8,7 +8,7 @@ from pathlib import Path
 from stat import S_IFBLK, S_IFMT, S_IFREG
 
 from nydus_fscache.backend.base import Backend, RangeStream, is_safe_name
-from nydus_fscache.backend.options import Options
+from nydus_fscache.config.options import Options
 from nydus_fscache.errors import BackendError, UsageError
 
 

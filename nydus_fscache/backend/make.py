@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from nydus_fscache.backend.base import Backend
-from nydus_fscache.backend.options import Options
+from nydus_fscache.config.options import Options
 from nydus_fscache.errors import UsageError
 
 # type -> module and class; imported when used, since most daemons use one

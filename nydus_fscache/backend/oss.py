@@ -9,11 +9,11 @@ from email.utils import formatdate
 from ipaddress import ip_address
 from urllib.parse import quote
 
-from nydus_fscache.backend.http import HttpBackend
-from nydus_fscache.backend.options import Options, parse_url
-from nydus_fscache.backend.pool import PooledResponse
-from nydus_fscache.backend.route import Ask
-from nydus_fscache.backend.url import Url
+from nydus_fscache.backend.http_backend import HttpBackend
+from nydus_fscache.config.options import Options, parse_url
+from nydus_fscache.http.pool import PooledResponse
+from nydus_fscache.http.route import Ask
+from nydus_fscache.http.url import Url
 
 
 def oss_signature(

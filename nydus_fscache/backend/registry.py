@@ -11,14 +11,14 @@ from __future__ import annotations
 import re
 import time
 
-from nydus_fscache.backend.auth import Authenticator
-from nydus_fscache.backend.challenge import parse_challenge
-from nydus_fscache.backend.http import HttpBackend
-from nydus_fscache.backend.options import Options, parse_url
-from nydus_fscache.backend.pool import PooledResponse
-from nydus_fscache.backend.route import Ask
-from nydus_fscache.backend.url import Url
+from nydus_fscache.backend.http_backend import HttpBackend
+from nydus_fscache.config.options import Options, parse_url
 from nydus_fscache.errors import BackendError, UsageError
+from nydus_fscache.http.pool import PooledResponse
+from nydus_fscache.http.route import Ask
+from nydus_fscache.http.url import Url
+from nydus_fscache.registry.auth import Authenticator
+from nydus_fscache.registry.challenge import parse_challenge
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _MAX_HOPS = 5

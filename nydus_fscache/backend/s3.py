@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import quote
 
-from nydus_fscache.backend.http import HttpBackend
-from nydus_fscache.backend.options import Options, parse_url
-from nydus_fscache.backend.pool import PooledResponse
-from nydus_fscache.backend.route import Ask
-from nydus_fscache.backend.url import Url
+from nydus_fscache.backend.http_backend import HttpBackend
+from nydus_fscache.config.options import Options, parse_url
 from nydus_fscache.errors import UsageError
+from nydus_fscache.http.pool import PooledResponse
+from nydus_fscache.http.route import Ask
+from nydus_fscache.http.url import Url
 
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _DEFAULT_ENDPOINT = "s3.amazonaws.com"

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from nydus_fscache.cache.chunkindex import NAME as INDEX
+from nydus_fscache.cache.chunk_index import NAME as INDEX
 
 log = logging.getLogger("evict")
 

@@ -17,15 +17,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nydus_fscache.cache.blobfiles import BlobFiles
-from nydus_fscache.cache.chunkindex import ChunkIndex, Entry, Key, Place
+from nydus_fscache.cache.blob_files import BlobFiles
+from nydus_fscache.cache.chunk_index import ChunkIndex, Entry, Key, Place
 from nydus_fscache.cache.presence import PAGE, is_recorded
-from nydus_fscache.core import verify_chunk
+from nydus_fscache.core.core import verify_chunk
 
 if TYPE_CHECKING:
-    from nydus_fscache.cache.object import CacheObject
+    from nydus_fscache.fetch.cache_object import CacheObject
 
-HAS_DIGEST = 0x1  # RAFS_CHUNK_HAS_DIGEST of csrc/rafs.h
+HAS_DIGEST = 0x1  # RAFS_CHUNK_HAS_DIGEST of csrc/codec/rafs.h
 PATIENCE_S = 0.05  # for files that somebody is about to open
 _NO_RECORD = -1  # instead of a chunk map's descriptor
 

@@ -18,7 +18,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from nydus_fscache.cache.blobfiles import BlobFiles
+from nydus_fscache.cache.blob_files import BlobFiles
 from nydus_fscache.errors import CacheDirError
 from nydus_fscache.files import open_state_file, replace_file, status_of_ours
 

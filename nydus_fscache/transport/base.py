@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from nydus_fscache.cache.object import CacheObject
-from nydus_fscache.core import Event
-from nydus_fscache.image import Image
+from nydus_fscache.core.core import Event
+from nydus_fscache.fetch.cache_object import CacheObject
+from nydus_fscache.image.image import Image
 
 
 class Bound(Protocol):

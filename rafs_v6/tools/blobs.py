@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rafs_v6.bootstrap import Bootstrap
-from rafs_v6.erofs import BlobFeatures
 from rafs_v6.errors import ImageError, RafsError
-from rafs_v6.image import Image, directory_reader
-from rafs_v6.locate import locate_bootstrap
-from rafs_v6.tables import is_inlined_id
-from rafs_v6.toc import ReadAt
+from rafs_v6.format.erofs import BlobFeatures
+from rafs_v6.format.tables import is_inlined_id
+from rafs_v6.format.toc import ReadAt
+from rafs_v6.reader.bootstrap import Bootstrap
+from rafs_v6.reader.image import Image, directory_reader
+from rafs_v6.reader.locate import locate_bootstrap
 
 
 class BlobsError(RafsError):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from rafs_v6.erofs import BlobFeatures
+from rafs_v6.format.erofs import BlobFeatures
 from rafs_v6.tools.rewrite import Rewrite
 
 _FIXED = BlobFeatures.SEPARATE | BlobFeatures.IS_CHUNKDICT_GENERATED | BlobFeatures.ENCRYPTED

@@ -11,10 +11,10 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rafs_v6.bootstrap import Bootstrap, ChunkRef, Inode
-from rafs_v6.erofs import BlobFeatures, ChunkRecord
 from rafs_v6.errors import shown
-from rafs_v6.image import Image
+from rafs_v6.format.erofs import BlobFeatures, ChunkRecord
+from rafs_v6.reader.bootstrap import Bootstrap, ChunkRef, Inode
+from rafs_v6.reader.image import Image
 from rafs_v6.tools.records import ChunkKey, records_by_chunk
 
 _SHARED_UNITS = BlobFeatures.BATCH | BlobFeatures.ZRAN

@@ -11,9 +11,9 @@ import posixpath
 import stat
 from collections.abc import Callable
 
-from rafs_v6.bootstrap import Bootstrap, Inode
-from rafs_v6.erofs import BlobFeatures, SuperFlags
 from rafs_v6.errors import shown
+from rafs_v6.format.erofs import BlobFeatures, SuperFlags
+from rafs_v6.reader.bootstrap import Bootstrap, Inode
 
 
 class BadQuestion(ValueError):

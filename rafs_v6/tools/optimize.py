@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rafs_v6.build.errors import BuildError
-from rafs_v6.build.prefetch import prefetch_rows
-from rafs_v6.erofs import BlobFeatures
+from rafs_v6.format.erofs import BlobFeatures
 from rafs_v6.tools.rewrite import Rewrite
+from rafs_v6.writer.errors import BuildError
+from rafs_v6.writer.prefetch import prefetch_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rafs_v6.bootstrap import Bootstrap
-from rafs_v6.erofs import ChunkRecord
+from rafs_v6.format.erofs import ChunkRecord
+from rafs_v6.reader.bootstrap import Bootstrap
 
 ChunkKey = tuple[int, int]  # blob index, chunk index
 

@@ -11,28 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rafs_v6._codec import ffi, lib
-from rafs_v6.blob import ChunkMap
-from rafs_v6.build.blobfile import BlobFile, shrink, write_atomically
-from rafs_v6.build.bootstrap import BlobEntry, Defaults, write_bootstrap
-from rafs_v6.build.chunks import ChunkOptions, StoredChunks
-from rafs_v6.build.cipher import XtsKey, looks_padded
-from rafs_v6.build.errors import BuildError
-from rafs_v6.build.load import Loaded, load, used_names
-from rafs_v6.build.options import CreateOptions
-from rafs_v6.build.prefetch import prefetch_rows
-from rafs_v6.build.trailer import write_trailer
-from rafs_v6.build.tree import Places, Tree
-from rafs_v6.erofs import (
+from rafs_v6.format.erofs import (
     BlobFeatures,
     BlobRecord,
     ChunkFlags,
     ChunkRecord,
     Compressor,
 )
-from rafs_v6.image import Image
-from rafs_v6.stream import Batch, UnitReader, grouped
+from rafs_v6.reader.chunkmap import ChunkMap
+from rafs_v6.reader.image import Image
+from rafs_v6.reader.stream import Batch, UnitReader, grouped
 from rafs_v6.tools.blobs import Blobs, open_image
 from rafs_v6.tools.records import ChunkKey
+from rafs_v6.writer.blob_file import BlobFile, shrink, write_atomically
+from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
+from rafs_v6.writer.chunks import ChunkOptions, StoredChunks
+from rafs_v6.writer.cipher import XtsKey, looks_padded
+from rafs_v6.writer.errors import BuildError
+from rafs_v6.writer.load import Loaded, load, used_names
+from rafs_v6.writer.options import CreateOptions
+from rafs_v6.writer.prefetch import prefetch_rows
+from rafs_v6.writer.trailer import write_trailer
+from rafs_v6.writer.tree import Places, Tree
 
 _ALONE = lib.RAFS_UNIT_BATCH | lib.RAFS_UNIT_ZRAN | lib.RAFS_UNIT_ENCRYPTED
 _LEVEL = 3

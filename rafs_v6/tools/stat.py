@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
-from rafs_v6.bootstrap import Bootstrap
-from rafs_v6.erofs import EROFS_BLOCK, Digester
+from rafs_v6.format.erofs import EROFS_BLOCK, Digester
+from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.tools.records import records_by_chunk
 
 _CHUNK_SIZES = 9  # 4 KiB to 1 MiB

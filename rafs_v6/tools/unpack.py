@@ -8,9 +8,9 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from rafs_v6.bootstrap import Inode
-from rafs_v6.image import Image
-from rafs_v6.stream import stream
+from rafs_v6.reader.bootstrap import Inode
+from rafs_v6.reader.image import Image
+from rafs_v6.reader.stream import stream
 from rafs_v6.tools.blobs import Blobs
 
 _TYPES = {

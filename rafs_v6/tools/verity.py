@@ -10,7 +10,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 
-from rafs_v6.erofs import round_up
+from rafs_v6.format.erofs import round_up
 
 HASH_BLOCK = 4096
 _DIGEST = 32

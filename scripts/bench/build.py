@@ -83,7 +83,7 @@ def main() -> None:
             rafs = ["create", "-t", "dir-rafs", *places, str(tree)]
             image = Path(work, "image")
             image.mkdir()
-            ours = [sys.executable, "-m", "rafs_v6.build.cli"]
+            ours = [sys.executable, "-m", "rafs_v6.cli"]
             made = [f"{image}/boot", "-D", str(image)]
             subprocess.run(
                 [*ours, "create", "-B", *made, str(tree)], check=True, stdout=subprocess.DEVNULL

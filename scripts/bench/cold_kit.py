@@ -17,7 +17,7 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
 CLI = [sys.executable, "-m", "nydus_fscache"]
-BUILD = [sys.executable, "-m", "rafs_v6.build.cli"]
+BUILD = [sys.executable, "-m", "rafs_v6.cli"]
 CHUNK = 1 << 20
 PORT = 18931  # the same each time: the image stays the same image
 STARTUP = (
@@ -96,7 +96,7 @@ def build(tree: Path, out: Path, chunk_size: int = CHUNK) -> Built:
 def server(directory: Path, latency_ms: float, mbps: float) -> Iterator[str]:
     """HOST:PORT of a server with that latency a request and that bandwidth in all."""
     process = subprocess.Popen(
-        [sys.executable, str(REPO / "tests/rangeserver.py"), str(directory),
+        [sys.executable, str(REPO / "tests/kit/rangeserver.py"), str(directory),
          "--port", str(PORT), "--latency-ms", str(latency_ms), "--mbps", str(mbps)],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -127,7 +127,7 @@ class Daemon:
         ).stdout  # fmt: skip
 
     def start(self) -> None:
-        from nydus_fscache.client import Client  # noqa: PLC0415 - after REPO is on the path
+        from nydus_fscache.api.client import Client  # noqa: PLC0415 - after REPO is on the path
 
         self.client = Client(self.root)
         self.client.start_daemon()
@@ -185,7 +185,7 @@ class Daemon:
 
 def mount_local(image: Path, blobs: list[Path], target: Path) -> None:
     """The kernel's EROFS over local files, without a loop device between."""
-    from nydus_fscache import kernel  # noqa: PLC0415
+    from nydus_fscache.kernel import syscalls as kernel  # noqa: PLC0415
 
     fds = [os.open(p, os.O_RDONLY) for p in (image, *blobs)]
     try:

@@ -16,7 +16,7 @@ from codec_kit import digest
 
 from rafs_v6._codec import ffi, lib
 
-CSRC = Path(__file__).parents[2] / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc" / "codec"
 DATA = random.Random(3).randbytes(16 << 20)
 LENGTHS = [
     *range(300),

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(CHECKOUT / "tests" / "daemon"))
+sys.path.insert(0, str(CHECKOUT / "tests" / "kit"))
 
 from rig import Rig  # noqa: E402
 from trees import GOLDEN  # noqa: E402
@@ -35,7 +35,7 @@ class GuestRig(Rig):
     """Runs commands in this process: to start an interpreter takes seconds here."""
 
     def run(self, *args: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        from nydus_fscache.cli.main import main
+        from nydus_fscache.cli.fscache.main import main
 
         words = [str(a) for a in args]
         out, err = io.StringIO(), io.StringIO()

@@ -68,7 +68,7 @@ def outlives_umount() -> str:
 def build(name: str, seed: int, size: int = 300_000, **more: bytes) -> Path:
     """An image of one file that does not compress, so that all of them have the same sizes, and of
     ``more`` files."""
-    from rafs_v6.build.cli import main
+    from rafs_v6.cli import main
 
     out = rig.base / "built" / name
     (out / "tree").mkdir(parents=True)

@@ -70,7 +70,7 @@ def start_reader(files: list[tuple[str, str]], seed: int) -> tuple[int, int]:
 
 def mount_all(round_: str) -> list[Path]:
     """All images cold: in a domain of their own, of which the cache has nothing."""
-    from nydus_fscache import kernel
+    from nydus_fscache.kernel import syscalls as kernel
 
     points = []
     for name in NAMES:
@@ -103,7 +103,7 @@ def kill_keeper_then_service() -> None:
 
 
 def killed_under_readers(kill: Callable[[], None], wanted_kills: int, prefix: str = "") -> str:
-    from nydus_fscache import kernel
+    from nydus_fscache.kernel import syscalls as kernel
 
     kills, rounds, longest = 0, 0, 0.0
     while kills < wanted_kills:

@@ -1,0 +1,231 @@
+/* Parallel read, digest, compress and encrypt for the image builder: see build.h. */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <zstd.h>
+
+#include "codec_internal.h"
+#include "writer.h"
+
+struct rafs_contexts {
+	ZSTD_CCtx *zstd[RAFS_MAX_THREADS];
+};
+
+struct rafs_contexts *rafs_contexts_new(void)
+{
+	return calloc(1, sizeof(struct rafs_contexts));
+}
+
+void rafs_contexts_free(struct rafs_contexts *contexts)
+{
+	if (!contexts)
+		return;
+	for (uint32_t i = 0; i < RAFS_MAX_THREADS; i++)
+		ZSTD_freeCCtx(contexts->zstd[i]);
+	free(contexts);
+}
+
+struct job {
+	void *items;		/* pieces or parcels */
+	uint32_t n;
+	atomic_uint next;
+	atomic_uint seats;	/* taken: each worker has the context of its own */
+	atomic_int error;	/* one of those of the items, or 0 */
+	const uint8_t *in;
+	uint8_t *out;
+	uint32_t digester;
+	const struct rafs_recipe *recipe;
+};
+
+static int read_whole(int fd, uint8_t *to, size_t len, uint64_t off)
+{
+	while (len) {
+		ssize_t got = pread(fd, to, len, (off_t)off);
+
+		if (got < 0) {
+			if (errno == EINTR)
+				continue;
+			return -errno;
+		}
+		if (!got)
+			return -ENODATA;
+		to += got;
+		off += (uint64_t)got;
+		len -= (size_t)got;
+	}
+	return 0;
+}
+
+static void *read_worker(void *arg)
+{
+	struct job *job = arg;
+	uint32_t i;
+
+	while ((i = atomic_fetch_add(&job->next, 1)) < job->n) {
+		struct rafs_piece *p = (struct rafs_piece *)job->items + i;
+		uint8_t *to = job->out + p->at;
+
+		p->error = read_whole(p->fd, to, p->len, p->off);
+		if (!p->error)
+			p->error = rafs_digest(job->digester, to, p->len, p->digest);
+		if (!p->error)
+			p->crc32c = rafs_crc32c(to, p->len);
+		else
+			atomic_store(&job->error, p->error);
+	}
+	return NULL;
+}
+
+/*
+ * Compressed size, or 0 when the parcel does not shrink.  The target is one
+ * byte shorter than the parcel: what does not fit there is stored raw anyway,
+ * and zstd answers with an error rather than write beyond it.
+ */
+static int64_t shrink(ZSTD_CCtx *zstd, const struct job *job, const struct rafs_parcel *p,
+		      uint8_t *bounce, size_t bounce_len)
+{
+	const struct rafs_recipe *how = job->recipe;
+	const uint8_t *from = job->in + p->at;
+	int64_t got;
+
+	if (how->compressor == RAFS_COMP_NONE)
+		return 0;
+	if (how->compressor == RAFS_COMP_ZSTD) {
+		size_t rc = ZSTD_compressCCtx(zstd, job->out + p->at, p->len - 1, from, p->len,
+					      how->level);
+
+		return ZSTD_isError(rc) ? 0 : (int64_t)rc;
+	}
+	got = rafs_compress(how->compressor, how->level, from, p->len, bounce, bounce_len);
+	if (got < 0)
+		return got;
+	if (got >= (int64_t)p->len)
+		return 0;
+	memcpy(job->out + p->at, bounce, (size_t)got);
+	return got;
+}
+
+/* Compress (sheet 3.1), then encrypt, in place at the parcel's own room in out. */
+static int store(ZSTD_CCtx *zstd, const struct job *job, struct rafs_parcel *p,
+		 uint8_t *bounce, size_t bounce_len)
+{
+	const struct rafs_recipe *how = job->recipe;
+	uint8_t *to = job->out + p->at;
+	int64_t got = shrink(zstd, job, p, bounce, bounce_len);
+
+	if (got < 0)
+		return (int)got;
+	/* What would pass for a padded unit is read back cut: then rather raw. */
+	if (how->encrypt && rafs_xts_unpadded(to, (size_t)got) != (size_t)got)
+		got = 0;
+	p->compressed = got != 0;
+	if (!got) {
+		memcpy(to, job->in + p->at, p->len);
+		got = p->len;
+	}
+	if (how->encrypt) {
+		size_t room = p->len > RAFS_BUILD_ROOM ? p->len : RAFS_BUILD_ROOM;
+
+		if (rafs_xts_unpadded(to, (size_t)got) != (size_t)got)
+			return -EILSEQ;
+		got = rafs_xts_encrypt(how->key, how->iv, to, (size_t)got, to, room);
+		if (got < 0)
+			return (int)got;
+	}
+	p->clen = (uint32_t)got;
+	return 0;
+}
+
+static void *store_worker(void *arg)
+{
+	struct job *job = arg;
+	const uint32_t compressor = job->recipe->compressor;
+	ZSTD_CCtx **zstd = &job->recipe->contexts->zstd[atomic_fetch_add(&job->seats, 1)];
+	uint8_t *bounce = NULL;
+	size_t bounce_len = 0;
+	uint32_t i;
+
+	if (compressor == RAFS_COMP_ZSTD && !*zstd)
+		*zstd = ZSTD_createCCtx();
+	while ((i = atomic_fetch_add(&job->next, 1)) < job->n) {
+		struct rafs_parcel *p = (struct rafs_parcel *)job->items + i;
+		int error = compressor == RAFS_COMP_ZSTD && !*zstd ? -ENOMEM : 0;
+
+		if (compressor == RAFS_COMP_LZ4_BLOCK &&
+		    rafs_compress_bound(compressor, p->len) > bounce_len) {
+			free(bounce);
+			bounce_len = rafs_compress_bound(compressor, p->len);
+			bounce = malloc(bounce_len);
+			if (!bounce) {
+				bounce_len = 0;
+				error = -ENOMEM;
+			}
+		}
+		if (!error)
+			error = store(*zstd, job, p, bounce, bounce_len);
+		if (error)
+			atomic_store(&job->error, error);
+	}
+	free(bounce);
+	return NULL;
+}
+
+static int run(struct job *job, void *(*worker)(void *), uint32_t threads)
+{
+	rafs_in_parallel(worker, job, threads);
+	return atomic_load(&job->error);
+}
+
+static int fits(uint64_t at, uint32_t len, uint32_t room, size_t arena_len)
+{
+	if (len > room)
+		room = len;
+	return len && len <= RAFS_MAX_CHUNK_SIZE && at <= arena_len && arena_len - at >= room;
+}
+
+int rafs_build_read(struct rafs_piece *pieces, uint32_t n, uint8_t *arena, size_t arena_len,
+		    uint32_t digester, uint32_t threads)
+{
+	struct job job = { .items = pieces, .n = n, .out = arena, .digester = digester };
+
+	for (uint32_t i = 0; i < n; i++) {
+		if (!fits(pieces[i].at, pieces[i].len, 0, arena_len))
+			return -EINVAL;
+		pieces[i].error = 0;
+	}
+	return run(&job, read_worker, threads);
+}
+
+int64_t rafs_build_store(struct rafs_parcel *parcels, uint32_t n, const uint8_t *arena,
+			 uint8_t *out, size_t arena_len, const struct rafs_recipe *recipe)
+{
+	struct job job = { .items = parcels, .n = n, .in = arena, .out = out, .recipe = recipe };
+	const uint32_t room = recipe->encrypt ? RAFS_BUILD_ROOM : 0;
+	int64_t end = 0;
+	int rc;
+
+	if (!recipe->contexts)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < n; i++)
+		if (!fits(parcels[i].at, parcels[i].len, room, arena_len))
+			return -EINVAL;
+	rc = run(&job, store_worker, recipe->threads);
+	if (rc)
+		return rc;
+	for (uint32_t i = 0; i < n; i++) {
+		memmove(out + end, out + parcels[i].at, parcels[i].clen);
+		end += parcels[i].clen;
+	}
+	return end;
+}
+
+void rafs_build_flush(int fd, uint64_t off)
+{
+	/* No pipe can, nor need every file system: it is the sync that counts. */
+	(void)!sync_file_range(fd, (off64_t)off, 0, SYNC_FILE_RANGE_WRITE);
+}

@@ -1,0 +1,149 @@
+/*
+ * The builder's inner loop: read, digest, compress and encrypt many pieces of
+ * files in one call, over several threads.  Also the cffi declaration of
+ * rafs_v6._writer.  No dedup and no layout here: the caller decides between the
+ * two calls what is to be stored, and in which units.
+ */
+
+/* One chunk to be.  The caller fills the first part, rafs_build_read the second. */
+struct rafs_piece {
+	int32_t fd;
+	uint32_t len;		/* 1..RAFS_MAX_CHUNK_SIZE */
+	uint64_t off;		/* bytes, in fd */
+	uint64_t at;		/* bytes, in the arena */
+
+	int32_t error;		/* 0, or a negative errno; -ENODATA: fd ended too soon */
+	uint32_t crc32c;
+	uint8_t digest[32];
+};
+
+/* Read pieces into arena and digest them.  0, or an error of one of them. */
+int rafs_build_read(struct rafs_piece *pieces, uint32_t n, uint8_t *arena, size_t arena_len,
+		    uint32_t digester, uint32_t threads);
+
+/* What an encrypted unit takes at least: XTS has none below 16 bytes (sheet 6.1). */
+#define RAFS_BUILD_ROOM 18
+
+/* What is compressed and encrypted as one: a chunk, or a batch of small ones. */
+struct rafs_parcel {
+	uint64_t at;		/* bytes, in both arenas; RAFS_BUILD_ROOM of them are its own */
+	uint32_t len;		/* 1..RAFS_MAX_CHUNK_SIZE */
+	uint32_t clen;		/* out: bytes stored */
+	uint32_t compressed;	/* out: 0 when it does not shrink and is stored raw */
+};
+
+/* What threads compress with, kept from call to call: making it costs more than a small chunk. */
+struct rafs_contexts;
+struct rafs_contexts *rafs_contexts_new(void);
+void rafs_contexts_free(struct rafs_contexts *contexts);
+
+struct rafs_recipe {
+	struct rafs_contexts *contexts;	/* of one call at a time */
+	uint32_t compressor;
+	int32_t level;
+	uint32_t threads;
+	uint32_t encrypt;
+	uint8_t key[32];
+	uint8_t iv[16];
+};
+
+/*
+ * Compress and encrypt parcels of arena and pack them back to back, in order,
+ * at the start of out, which is as large as arena.  Returns the bytes in out,
+ * or a negative errno; -EILSEQ: 18 bytes that decryption would take for padded.
+ */
+int64_t rafs_build_store(struct rafs_parcel *parcels, uint32_t n, const uint8_t *arena,
+			 uint8_t *out, size_t arena_len, const struct rafs_recipe *recipe);
+
+/* Begin to write to the disk what was written to fd since off, so that a sync finds little left. */
+void rafs_build_flush(int fd, uint64_t off);
+
+/*
+ * A place in a .gz where inflating can start: a deflate block begins there, or
+ * the data of a member.  Fields as a zran context has them (sheet 2.7).
+ */
+struct rafs_gz_point {
+	uint64_t in_off;	/* stored bytes before it */
+	uint64_t out_off;	/* plain bytes before it */
+	uint64_t end_off;	/* stored bytes that hold those plain bytes, <= in_off */
+	uint32_t window;	/* plain bytes before it that the rest may refer to, 0..32768 */
+	uint8_t byte;		/* the stored byte before it ... */
+	uint8_t bits;		/* ... and how many of its high bits are still due, 0..7 */
+};
+
+/* Inflates what it is fed to fd; keeps one point in `spacing` plain bytes. */
+struct rafs_gunzip;
+struct rafs_gunzip *rafs_gunzip_new(int fd, uint32_t spacing);
+void rafs_gunzip_free(struct rafs_gunzip *g);
+/* -EBADMSG: no gzip; or the errno of writing. */
+int rafs_gunzip_feed(struct rafs_gunzip *g, const uint8_t *in, size_t len);
+/* After the last feed: the sizes of both files as a point, or -ENODATA when it is cut short. */
+int rafs_gunzip_end(struct rafs_gunzip *g, struct rafs_gz_point *end);
+/* n points, ascending in both offsets; they live as long as g and until the next feed. */
+const struct rafs_gz_point *rafs_gunzip_points(const struct rafs_gunzip *g, uint64_t *n);
+
+/*
+ * Sort n records of a chunk table (80 bytes, sheet 1.17) by digest and blob, and
+ * keep one of each such key, the one with the highest chunk index.  Returns how
+ * many are left, at the start; the rest is zeroed.
+ */
+uint32_t rafs_build_sort_table(uint8_t *table, uint32_t n);
+
+/*
+ * A set of chunks by digest and size, numbered as they come.  Returns the chunk's
+ * number, which is that of a new one when it is how many there were; or -ENOMEM.
+ */
+struct rafs_keys;
+struct rafs_keys *rafs_keys_new(void);
+void rafs_keys_free(struct rafs_keys *keys);
+int64_t rafs_keys_number(struct rafs_keys *keys, const uint8_t *digest, uint32_t size);
+
+#define RAFS_TREE_NONE 0xffffffff
+#define RAFS_LAYOUT_START 4096	/* bytes of the region that stay empty */
+
+/*
+ * A tree by columns, one row for every name, in the order of sheet 1.15: the
+ * rows of a directory's entries are neighbours, sorted by name, behind its own.
+ * The arrays are the caller's; what they say of each other must be right.
+ */
+struct rafs_tree {
+	uint32_t n;
+	uint32_t block;		/* 4096, or 512 for tarfs */
+	uint32_t chunk_size;	/* a power of two, >= block */
+	const uint16_t *mode;
+	const uint32_t *uid;
+	const uint32_t *gid;
+	const int64_t *mtime;
+	const uint32_t *mtime_nsec;
+	const uint64_t *size;	/* directory: its entries */
+	/* First entry, start in targets, device as on disk, or first of refs (RAFS_TREE_NONE: none) */
+	const uint32_t *at;
+	const uint32_t *parent;
+	const uint32_t *link;	/* row of the inode's first name, mostly its own */
+	const uint32_t *name;	/* n + 1 offsets in names */
+	const uint32_t *xattr;	/* number of a set; set i is from xattr_off[i] to [i + 1] */
+	const uint8_t *names;
+	const uint8_t *targets;
+	const uint8_t *xattrs;
+	const uint32_t *xattr_off;
+	const uint32_t *refs;	/* places of chunks; size / chunk_size of them, rounded up, a file */
+	const uint16_t *place_blob;
+	const uint32_t *place_index;
+	const uint64_t *place_flat;	/* bytes */
+	const uint16_t *blob_index;	/* of place_blob, in the blob table; 0xffff: not there */
+	/* Set by rafs_layout_place, n each. */
+	uint32_t *nid;
+	uint32_t *data;		/* block of a directory's or link's data */
+	uint32_t *dlen;		/* their bytes; bit 31: the tail is inline */
+	uint32_t *nlink;
+};
+
+/*
+ * Find the places (sheet 1.15); the bytes that they take with RAFS_LAYOUT_START.
+ * -EFBIG: more than nids can count; -ENOENT: a file has data in a blob without index.
+ */
+int64_t rafs_layout_place(struct rafs_tree *t);
+
+/* Bytes from..from + len of the region. */
+void rafs_layout_render(const struct rafs_tree *t, uint64_t meta_addr, uint64_t from,
+			uint8_t *out, size_t len);

@@ -1,0 +1,268 @@
+"""The control API: HTTP with JSON on a unix socket that only root can reach.
+
+    GET    /v1/status
+    POST   /v1/mounts                 {"bootstrap", "backend", "mountpoint", "transport", "source",
+                                       "prefetch", "cache_limit", "tuning"}
+    DELETE /v1/mounts?mountpoint=M
+    POST   /v1/bindings               {"bootstrap", "backend", "transport", "fsid", "domain",
+                                       "tuning"}
+    DELETE /v1/bindings?fsid=F&domain=D
+    POST   /v1/prefetches             {"mountpoint", "paths" or "prefetch"}
+    GET    /v1/prefetches
+    POST   /v1/credentials            {"host", "auth"}
+    POST   /v1/gc                     {"to": bytes, "dry_run"}
+    GET    /v1/traces?digest=sha256:D
+    POST   /v1/upgrade                {"python", "dry_run"}
+    POST   /v1/stop
+
+An error is ``{"error": {"kind", "message", "hint", "exit_code"}}`` with status
+400 (the request), 404 (no such path), 500, or 503 (more than ``MAX_CONNECTIONS``);
+what is no HTTP gets 4xx or 5xx and the same document.  A request has to be here whole
+``CALL_TIMEOUT_S`` after its connection was made or its predecessor answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from nydus_fscache.daemon.service import Service
+from nydus_fscache.errors import DaemonError, FscacheError, UsageError
+from nydus_fscache.handover.link import Handover
+
+log = logging.getLogger("api")
+
+MAX_BODY = 1 << 20
+# a client that is slow with its request, or to take the answer
+CALL_TIMEOUT_S = float(os.environ.get("NYDUS_FSCACHE_CALL_TIMEOUT_S") or 30)
+MAX_CONNECTIONS = 512
+_LENGTH_DIGITS = 10
+_BACKLOG = 1024  # who comes when it is full gets an error at once
+_SOCKET_MODE = 0o600
+_NEVER = float("inf")
+_BUSY_PAUSE_S = 0.1
+
+
+def _route(service: Service, method: str, target: str, body: dict[str, Any]) -> Any:
+    url = urlsplit(target)
+    query = {name: values[0] for name, values in parse_qs(url.query).items()}
+    calls: dict[tuple[str, str], Callable[[], Any]] = {
+        ("GET", "/v1/status"): service.status,
+        ("POST", "/v1/mounts"): lambda: service.mount(body),
+        ("DELETE", "/v1/mounts"): lambda: service.umount(query.get("mountpoint", "")),
+        ("POST", "/v1/bindings"): lambda: service.bind(body),
+        ("DELETE", "/v1/bindings"): lambda: service.unbind(
+            query.get("fsid", ""), query.get("domain", "")
+        ),
+        ("POST", "/v1/prefetches"): lambda: service.prefetch(body),
+        ("GET", "/v1/prefetches"): service.prefetches,
+        ("POST", "/v1/credentials"): lambda: service.login(body),
+        ("POST", "/v1/gc"): lambda: service.gc(body),
+        ("GET", "/v1/traces"): lambda: service.trace(query.get("digest", "")),
+        ("POST", "/v1/upgrade"): lambda: service.upgrade(body),
+        ("POST", "/v1/stop"): service.stop,
+    }
+    return calls[method, url.path]()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # whatever was cut or is no version: it gets a head
+    timeout = CALL_TIMEOUT_S
+    server: _Server
+
+    def _answer(self) -> None:
+        status = 200
+        try:
+            document = _route(self.server.service, self.command, self.path, self._body())
+        except KeyError:
+            status, document = 404, _error("NotFound", f"no {self.command} {self.path}", None, 2)
+        except FscacheError as e:
+            status = 400 if isinstance(e, UsageError) else 500
+            document = _error(type(e).__name__, str(e), e.hint, e.exit_code)
+        except (OSError, MemoryError) as e:  # descriptors, memory or space are used up
+            log.error("%s %s: %s", self.command, self.path, e)
+            hint = "see the log; what the system lacks may come free: try again"
+            status, code = 500, DaemonError.exit_code
+            document = _error("DaemonError", f"the daemon cannot do it: {e}", hint, code)
+        except Exception as e:  # a fault of ours is an answer too, or the client waits for ever
+            log.exception("%s %s", self.command, self.path)
+            status, document = 500, _error("Internal", f"internal error: {e!r}", "see the log", 1)
+        self._send(status, document)
+        self.server.expect_request(self.connection)
+
+    def _send(self, status: int, document: dict[str, Any]) -> None:
+        data = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What http.server itself refuses: too long, too many headers, no HTTP."""
+        self.close_connection = True
+        self._send(code, _error("UsageError", message or "bad request", None, UsageError.exit_code))
+
+    do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - names that http.server looks for
+
+    def _body(self) -> dict[str, Any]:
+        text = self.headers.get("Content-Length") or "0"
+        is_number = text.isascii() and text.isdigit() and len(text) < _LENGTH_DIGITS
+        if not is_number or int(text) > MAX_BODY or "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            raise UsageError(
+                f"a body of {text[:20]!r} bytes", hint=f"Content-Length: at most {MAX_BODY}"
+            )
+        data = self.rfile.read(int(text))
+        self.server.expect_nothing(self.connection)
+        if len(data) < int(text):
+            self.close_connection = True
+            raise UsageError(f"{len(data)} bytes of a body of {text}")
+        try:
+            document = json.loads(data) if data else {}
+        except (ValueError, RecursionError) as e:
+            raise UsageError(f"the body is no JSON: {e}") from e
+        if not isinstance(document, dict):
+            raise UsageError("the body is not an object")
+        _check_strings(document)
+        return document
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)
+
+
+def _check_strings(document: dict[str, Any]) -> None:
+    """JSON can say what no path or name can hold."""
+    try:
+        zero = "\\u0000" in (text := json.dumps(document, ensure_ascii=False))
+        text.encode()
+    except ValueError:
+        zero = True
+    if zero:
+        raise UsageError("the body has a string with a zero or half of a surrogate pair")
+
+
+def _error(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, Any]:
+    return {"error": {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}}
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, service: Service) -> None:
+        super().__init__(listener.getsockname(), _Handler)
+        self.socket = listener
+        self.service = service
+        self._changed = threading.Condition()
+        self._open: dict[socket.socket, float] = {}  # when its request has to be here
+
+    def finish(self) -> None:
+        """Return when no call is being answered, or after ``CALL_TIMEOUT_S``."""
+        with self._changed:
+            self._changed.wait_for(lambda: _NEVER not in self._open.values(), CALL_TIMEOUT_S)
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return self.socket.accept()
+        except OSError as e:
+            log.error("a call is not accepted: %s", e)
+            time.sleep(_BUSY_PAUSE_S)  # no descriptors: it waits in the queue, and so do we
+            raise
+
+    def expect_request(self, connection: socket.socket) -> None:
+        with self._changed:
+            self._open[connection] = time.monotonic() + CALL_TIMEOUT_S
+            self._changed.notify_all()
+
+    def expect_nothing(self, connection: socket.socket) -> None:
+        """The request is here; what it asks for has deadlines of its own."""
+        with self._changed:
+            self._open[connection] = _NEVER
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        with self._changed:
+            has_room = len(self._open) < MAX_CONNECTIONS
+        if has_room:
+            self.expect_request(request)
+        else:
+            log.error("more than %d connections: one is refused", MAX_CONNECTIONS)
+            request.setblocking(False)
+            with contextlib.suppress(OSError):
+                request.send(_TOO_MANY)
+        return has_room
+
+    def service_actions(self) -> None:
+        """Between calls, twice a second: end the connections whose request does not come."""
+        now = time.monotonic()
+        with self._changed:
+            for connection in [c for c, until in self._open.items() if until < now]:
+                with contextlib.suppress(OSError):  # its thread sees the end of the stream
+                    connection.shutdown(socket.SHUT_RD)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._changed:
+            self._open.pop(request, None)
+            self._changed.notify_all()
+        request.close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away, or a thread that could not be started."""
+        log.info("a call ended early", exc_info=True)
+
+
+def _too_many() -> bytes:
+    error = _error("DaemonError", "too many connections", "try again", DaemonError.exit_code)
+    data = json.dumps(error).encode()
+    head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data
+
+
+_TOO_MANY = _too_many()
+
+
+def listen(path: Path, handover: Handover) -> socket.socket:
+    """The listening socket: a predecessor's when there is one, so that no call is refused."""
+    fd = handover.take("api")
+    if fd is not None:
+        return socket.socket(fileno=fd)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old = os.umask(0o777 & ~_SOCKET_MODE)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(old)
+    listener.listen(_BACKLOG)
+    handover.keep("api", listener.fileno())
+    return listener
+
+
+def serve(service: Service, listener: socket.socket) -> Callable[[], None]:
+    """Answer calls until the returned function is called, which lets those under way finish."""
+    server = _Server(listener, service)
+    thread = threading.Thread(target=server.serve_forever, name="api", daemon=True)
+    thread.start()
+
+    def end() -> None:
+        server.shutdown()
+        server.finish()
+
+    return end

@@ -1,0 +1,64 @@
+"""The document that ``status`` shows: a contract for scripts (README, "JSON")."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from nydus_fscache.core.core import Core
+from nydus_fscache.daemon.active_mount import Served
+from nydus_fscache.fetch.cache_object import CacheObject
+from nydus_fscache.fetch.objects import Objects
+
+
+def status_document(
+    served: list[Served], objects: Objects, core: Core, started_at: float
+) -> dict[str, Any]:
+    stats = core.stats()
+    return {
+        "uptime_s": round(time.monotonic() - started_at, 1),
+        "mounts": [_mount(s) for s in served],
+        "blobs": [_blob(obj) for obj in objects.all()],
+        "requests": {
+            "events": stats.events,
+            "answered_in_c": stats.hits,
+            "misses": stats.misses,
+            "denied": stats.denied,
+            "waiting": stats.pending,
+            "oldest_s": round(stats.oldest_ns / 1e9, 3),
+        },
+        "event_loop": "io_uring" if stats.uses_uring else "poll",
+    }
+
+
+def _mount(served: Served) -> dict[str, Any]:
+    binding = served.binding
+    return {
+        "mountpoint": binding.mountpoint,
+        "image": binding.source,
+        "bootstrap_digest": f"sha256:{binding.digest}",
+        "transport": binding.transport,
+        "fsid": binding.fsid,
+        "domain": binding.domain,
+        "mounted": served.mounted,
+        "backend": served.image.backend.name,
+        "blobs": [blob.info.blob_id for blob in served.image.blobs],
+    }
+
+
+def _blob(obj: CacheObject) -> dict[str, Any]:
+    counters = obj.counters
+    return {
+        "id": obj.source.blob_id,
+        "name": obj.name,
+        "size": obj.chunks.flat_size,
+        "present": obj.bytes_present(),
+        "complete": obj.complete,
+        "fetched": counters.fetched,
+        "reused": counters.reused,
+        "recovered": counters.recovered,
+        "requests": counters.requests,
+        "errors": counters.errors,
+        "last_error": counters.last_error,
+        "verified_by": obj.chunks.digest_source,
+    }

@@ -1,0 +1,88 @@
+"""Keeps what is cached in bounds: blobs by size, images by number, room on a disk that was full.
+
+Nothing here is an error of a reader: what cannot be kept in bounds is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from nydus_fscache.cache.evict import Evictor, OwnFiles
+from nydus_fscache.cache.store import Store
+from nydus_fscache.fetch.objects import Objects
+from nydus_fscache.handover.state import Binding
+from nydus_fscache.image import kept_files as images
+from nydus_fscache.image.image import image_key
+from nydus_fscache.transport.cachefiles.kernel_cache import KernelCache
+
+log = logging.getLogger("bounds")
+
+LOOK_S = 1.0
+PAUSE = 100  # times the processor time that a look at the cache took, until the next one
+LONGEST_PAUSE_S = 10.0
+
+
+class Bounds:
+    """``disk_full``: set by a write that found no space, cleared here."""
+
+    def __init__(
+        self,
+        store: Store,
+        objects: Objects,
+        kernel_cache: KernelCache,
+        disk_full: threading.Event,
+        limit: int,
+    ) -> None:
+        self._images = store.images
+        self._disk_full = disk_full
+        self._kernel_cache = kernel_cache
+        ours = OwnFiles(store.blobs.directory, objects.names, objects.evict)
+        self._evictor = Evictor([ours, kernel_cache], store.root, limit)
+
+    @property
+    def limit(self) -> int:
+        """Of all cached blobs, bytes; 0: none."""
+        return self._evictor.limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._evictor.limit = limit
+
+    def keep(self, stopped: threading.Event) -> None:
+        """Until then; in a thread of its own, since to delete much takes long."""
+        pause = LOOK_S
+        while not stopped.wait(pause):
+            started = time.thread_time()
+            try:
+                self._look()
+            except Exception as e:  # the next look may fare better
+                log.error("the cache cannot be kept in bounds: %s", e, exc_info=e)
+            pause = min(max(LOOK_S, (time.thread_time() - started) * PAUSE), LONGEST_PAUSE_S)
+
+    def _look(self) -> None:
+        wanted = self._kernel_cache.room_wanted()
+        if wanted or self._disk_full.is_set():
+            self._disk_full.clear()
+            self._evictor.make_room(wanted)
+        self._evictor.keep_limit()
+
+    def gc(self, target: int, bindings: Iterable[Binding], *, dry_run: bool) -> dict[str, Any]:
+        """Evict unused blobs until they take ``target`` bytes, and images that nothing uses."""
+        answer = self._evictor.shrink(target, dry_run=dry_run)
+        keep = images.KEPT if target else 0
+        return {**answer, "images": self.collect_images(bindings, keep, dry_run=dry_run)}
+
+    def collect_images(
+        self, bindings: Iterable[Binding], keep: int = images.KEPT, *, dry_run: bool = False
+    ) -> list[str]:
+        """Bootstraps, metadata and traces of others than ``bindings``: see ``images.collect``."""
+        used = {name for b in bindings for name in (b.digest, image_key(b.digest, b.backend))}
+        try:
+            return images.collect(self._images, used, keep=keep, dry_run=dry_run)
+        except OSError as e:
+            log.error("%s is not kept in bounds: %s", self._images, e)
+            return []

@@ -1,0 +1,51 @@
+"""``doctor``: what this machine offers, and what to do where it does not suffice."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from nydus_fscache.cli.fscache.common import add_root
+from nydus_fscache.errors import KernelRefused
+
+NAME = "doctor"
+HELP = "say which transports work here, and why others do not"
+EXAMPLES = """\
+examples:
+  nydus-fscache doctor
+  nydus-fscache doctor --root /srv/cache
+  nydus-fscache doctor --json | jq .auto
+"""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        NAME,
+        help=HELP,
+        description="Try what kernel and machine offer; nothing stays behind. Exit code 0 when at "
+        f"least one transport works, else {KernelRefused.exit_code}.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_root(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from nydus_fscache.kernel.probe import examine  # noqa: PLC0415 - start-up time of other commands
+
+    report = examine(args.root)
+    if args.json:
+        print(json.dumps(report.document(), indent=2))
+    else:
+        for heading, findings in (
+            ("machine", report.findings),
+            ("transports", report.transports),
+        ):
+            print(heading)
+            for finding in findings:
+                print(f"  {'ok' if finding.ok else 'NO':3}{finding.name}: {finding.detail}")
+                if not finding.ok:
+                    print(f"     remedy: {finding.remedy}")
+        print(f"auto takes {report.choice}" if report.choice else "no transport works here")
+    return 0 if report.choice else KernelRefused.exit_code

@@ -1,0 +1,110 @@
+"""The frame of the command line: finds the command, prints errors, sets the exit code.
+
+Guarantees: an error is one line that says what failed and one line that says what
+to do (with ``--json``, one JSON object), both on standard error; the exit code is
+the error's.  Only the chosen command's module is imported; ``--help`` imports them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import nydus_fscache
+from nydus_fscache.errors import FscacheError, UsageError
+
+COMMANDS = (
+    "mount",
+    "umount",
+    "status",
+    "serve",
+    "upgrade",
+    "stop",
+    "bind",
+    "unbind",
+    "doctor",
+    "ls",
+    "cat",
+    "stat",
+    "prefetch",
+    "trace",
+    "gc",
+    "login",
+)
+
+PROG = "nydus-fscache"
+EXIT_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Words that make no sense are an error like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"see {self.prog} --help")
+
+
+def parser_for(commands: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of these commands (``COMMANDS`` for manual and completions)."""
+    parser = _Parser(
+        prog=PROG,
+        description="Container images loaded lazily inside the Linux kernel.",
+        epilog="Exit codes: 0 done, 1 other error, 2 usage, 3 bad image, 4 backend, 5 kernel,\n"
+        "6 mountpoint, 7 not root, 8 cache directory, 9 daemon, 130 interrupted.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"{PROG} {nydus_fscache.__version__}"
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in commands:
+        import_module(f"nydus_fscache.cli.fscache.{name}").register(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except FscacheError as e:
+        return _report(e, as_json="--json" in words)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone, as `head` does: silence, here and when
+        # the interpreter flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FscacheError.exit_code
+    except OSError as e:
+        where = f"{e.filename}: " if e.filename else ""
+        return _report(FscacheError(f"{where}{e.strerror}"), as_json="--json" in words)
+
+
+def _run(words: Sequence[str]) -> int:
+    commands = [words[0]] if words and words[0] in COMMANDS else COMMANDS
+    args = parser_for(commands).parse_args(words)
+    module: Any = import_module(f"nydus_fscache.cli.fscache.{args.command}")
+    return int(module.run(args))
+
+
+def _report(error: FscacheError, *, as_json: bool) -> int:
+    if as_json:
+        import json  # noqa: PLC0415 - start-up time
+
+        document = {
+            "error": str(error),
+            "hint": error.hint,
+            "kind": type(error).__name__,
+            "exit_code": error.exit_code,
+        }
+        print(json.dumps(document), file=sys.stderr)
+    else:
+        print(f"{PROG}: error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+    return error.exit_code

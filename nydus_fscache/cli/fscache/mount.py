@@ -1,0 +1,166 @@
+"""``mount``: one image, loaded lazily, at one mountpoint; starts the daemon when none runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nydus_fscache.cli.fscache.common import add_root, require_root
+from nydus_fscache.cli.output import parse_size
+from nydus_fscache.errors import FscacheError, UsageError
+
+if TYPE_CHECKING:
+    from nydus_fscache.api.client import Client
+    from nydus_fscache.config.nydusd import Config
+
+NAME = "mount"
+HELP = "mount an image that is loaded lazily"
+EXAMPLES = """\
+examples:
+  nydus-fscache mount image.boot /mnt/app --blob-dir blobs/
+  nydus-fscache mount image.boot /mnt/app --backend backend.json
+  nydus-fscache mount registry.example/team/app:1.2-nydus /mnt/app
+  nydus-fscache mount localhost:5000/app@sha256:3f… /mnt/app --plain-http
+"""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        NAME,
+        help=HELP,
+        description="Mount a RAFS v6 image by the kernel's EROFS driver. Data are fetched when "
+        "they are read. Returns when the mount is ready.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "image",
+        metavar="IMAGE",
+        help="a bootstrap (file), or HOST[:PORT]/REPO[:TAG|@DIGEST] of a Nydus image",
+    )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
+    add_backend(parser)
+    parser.add_argument(
+        "--plain-http", action="store_true", help="the registry speaks http, not https"
+    )
+    parser.add_argument(
+        "--transport",
+        choices=("auto", "cachefiles", "fanotify"),
+        default="auto",
+        help="the kernel interface (default: auto, see nydus-fscache doctor)",
+    )
+    parser.add_argument(
+        "--prefetch",
+        choices=("auto", "none", "table", "trace", "all"),
+        default="auto",
+        help="load ahead: the image's prefetch table, what its last start read, or all of it "
+        "(default: the trace when there is one, else the table)",
+    )
+    parser.add_argument(
+        "--cache-limit",
+        metavar="SIZE",
+        type=parse_size,
+        help="from now on delete unused blobs when the cache is larger, such as 20G; 0: never",
+    )
+    add_root(parser)
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--blob-dir", metavar="DIR", type=Path, help="the blobs, as files named by blob id"
+    )
+    where.add_argument(
+        "--backend",
+        metavar="FILE",
+        type=Path,
+        help="a configuration of nydusd (JSON or TOML), or its backend object alone",
+    )
+
+
+def fetch_config(args: argparse.Namespace) -> Config | None:
+    """The backend that the options name, with what a configuration says of fetching, or None."""
+    from nydus_fscache.config import nydusd as config  # noqa: PLC0415 - start-up time of other commands
+
+    if args.blob_dir is not None:
+        if not args.blob_dir.is_dir():
+            raise UsageError(f"{args.blob_dir} is no directory", hint="see --blob-dir in --help")
+        directory = str(args.blob_dir.resolve())
+        return config.of_backend({"type": "localfs", "localfs": {"dir": directory}})
+    if args.backend is None:
+        return None
+    return config.parse(config.read(args.backend), args.backend)
+
+
+def run(args: argparse.Namespace) -> int:
+    from nydus_fscache.api.client import Client  # noqa: PLC0415 - start-up time of other commands
+    from nydus_fscache.kernel.probe import require_cache_dir  # noqa: PLC0415
+
+    require_root("mount")
+    require_cache_dir(args.root)
+    with ExitStack() as cleanup:
+        request = {
+            **_named_image(args, cleanup),
+            "mountpoint": str(args.mountpoint.resolve()),
+            "transport": args.transport,
+            "prefetch": args.prefetch,
+            "cache_limit": args.cache_limit,
+        }
+        client = Client(args.root)
+        started = not client.runs()
+        client.start_daemon()
+        try:
+            answer = client.call("POST", "/v1/mounts", request)
+        except FscacheError:
+            if started:
+                _leave_nothing(client)
+            raise
+    print(f"mounted at {answer['mountpoint']} over {answer['transport']}")
+    return 0
+
+
+def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]:
+    """What the request says of the image: bootstrap, backend, source."""
+    config = fetch_config(args)
+    if os.path.exists(args.image):
+        if config is None:
+            raise UsageError(
+                "where are the blobs?", hint="add --blob-dir DIR or --backend FILE"
+            )
+        return {
+            "bootstrap": str(Path(args.image).resolve()),
+            **request_of(config),
+            "source": str(Path(args.image).resolve()),
+        }
+    if args.image.startswith(("/", ".")) or "/" not in args.image:
+        raise UsageError(
+            f"no file {args.image}", hint="name a bootstrap, or an image as HOST/REPO:TAG"
+        )
+    from nydus_fscache.registry.pull import pull_bootstrap  # noqa: PLC0415 - only for registries
+
+    pulled = pull_bootstrap(args.image, plain_http=args.plain_http)
+    directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nydus-fscache-"))
+    bootstrap = Path(directory) / "image.boot"
+    bootstrap.write_bytes(pulled.bootstrap)
+    return {
+        "bootstrap": str(bootstrap),
+        "backend": pulled.backend,
+        **(request_of(config) if config else {}),
+        "source": pulled.reference,
+    }
+
+
+def request_of(config: Config) -> dict[str, Any]:
+    """The members of a request to the daemon."""
+    return {"backend": config.backend, "tuning": asdict(config.tuning)}
+
+
+def _leave_nothing(client: Client) -> None:
+    """The daemon that was started for a mount that failed serves nobody."""
+    client.call("POST", "/v1/stop")
+    client.wait_for_end()

@@ -1,0 +1,31 @@
+"""``unbind``: the end of ``bind``."""
+
+from __future__ import annotations
+
+import argparse
+
+from nydus_fscache.cli.fscache.bind import add_names
+from nydus_fscache.cli.fscache.common import add_root, require_root
+
+NAME = "unbind"
+HELP = "stop serving an image that was bound"
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        NAME,
+        help=HELP,
+        description="Stop serving an image that was bound and is not mounted any more.",
+        epilog="example:\n  nydus-fscache unbind --fsid app --domain team\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_names(parser)
+    add_root(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from nydus_fscache.api.client import Client  # noqa: PLC0415 - start-up time of other commands
+
+    require_root("unbind")
+    Client(args.root).call("DELETE", "/v1/bindings", fsid=args.fsid, domain=args.domain)
+    return 0

@@ -1,0 +1,64 @@
+"""``nydus-image`` with this project's backends: the library it is made of knows none."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nydus_fscache.backend.make import make_backend
+from nydus_fscache.config.nydusd import document_of, old_backend, read
+from nydus_fscache.errors import FscacheError
+from rafs_v6.cli import main as image_main
+from rafs_v6.tools.blobs import Blobs, BlobsError
+
+_PATIENCE_S = 120.0  # for one read, of at most some 16 MiB
+
+
+class _Backends:
+    """See ``rafs_v6.cli.source.Backends``."""
+
+    @contextlib.contextmanager
+    def open(self, config: Mapping[str, Any]) -> Iterator[Blobs]:
+        with _translated():
+            backend = make_backend(config)
+
+        def read_at(blob_id: str, offset: int, length: int) -> bytes:
+            with _translated():
+                return backend.read(
+                    blob_id, offset, length, deadline=time.monotonic() + _PATIENCE_S
+                )
+
+        def size(blob_id: str) -> int:
+            with _translated():
+                return backend.size(blob_id, deadline=time.monotonic() + _PATIENCE_S)
+
+        try:
+            yield Blobs(read_at, size)
+        finally:
+            backend.close()
+
+    def of_nydusd(self, path: Path) -> Mapping[str, Any]:
+        with _translated():
+            document = document_of(read(path), path)
+            backend = document.get("backend")
+            if backend is None and "device" in document:
+                backend = old_backend(document)
+        if not isinstance(backend, dict):
+            raise BlobsError(f"{path} has no backend")
+        return backend
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except FscacheError as error:
+        hint = f"; {error.hint}" if error.hint else ""
+        raise BlobsError(f"{error}{hint}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return image_main(argv, _Backends())

@@ -1,0 +1,98 @@
+"""The service process: started by the keeper, never by hand.
+
+usage: python -m nydus_fscache.daemon.main --root DIR [--log-level LEVEL]
+       python -m nydus_fscache.daemon.main --root DIR --ask JOURNAL    (upgrade.py)
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from nydus_fscache import log
+from nydus_fscache.api import server as api
+from nydus_fscache.api.client import daemon_argv
+from nydus_fscache.daemon import privilege
+from nydus_fscache.daemon.service import Service
+from nydus_fscache.errors import DaemonError, FscacheError, MountpointError
+from nydus_fscache.handover import upgrade
+from nydus_fscache.handover.link import Handover
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--log-level", default=os.environ.get("NYDUS_FSCACHE_LOG", "INFO"))
+    parser.add_argument("--ask", type=int, metavar="JOURNAL")
+    args = parser.parse_args()
+    if args.ask is not None:
+        print(json.dumps(upgrade.answer(args.root, args.ask)))
+        return 0
+    os.umask(0o077)
+    privilege.reduce()  # before the first thread, which the log starts
+    listener = log.start(args.log_level)
+    try:
+        return _run(args.root)
+    except FscacheError as e:
+        logging.getLogger("daemon").error("%s (%s)", e, e.hint)
+        document = {"message": str(e), "hint": e.hint, "exit_code": e.exit_code}
+        with contextlib.suppress(OSError):
+            (args.root / "start-error.json").write_text(json.dumps({"error": document}))
+        return e.exit_code
+    finally:
+        listener.stop()
+
+
+def _run(root: Path) -> int:
+    try:
+        handover = Handover(int(os.environ.pop("NYDUS_KEEPER_FD")))
+    except (KeyError, ValueError) as e:
+        raise DaemonError(
+            "the service is started by the keeper", hint="use nydus-fscache serve"
+        ) from e
+    # from the start: all that the keeper held is here alone when it dies now
+    threading.Thread(
+        target=handover.watch, args=daemon_argv(root), name="keeper", daemon=True
+    ).start()
+    socket_was_kept = "api" in handover.inherited
+    service = Service(root, handover)
+    calls: socket.socket = api.listen(root / "api.sock", handover)
+    end_calls = api.serve(service, calls)
+    handover.ready()
+    threading.Thread(target=service.prepare, name="prepare", daemon=True).start()
+    logging.getLogger("daemon").info(
+        "%s in %s, pid %d", "successor" if socket_was_kept else "started", root, os.getpid()
+    )
+    _stop_on_signals(service)
+    service.wait_until_stopped()
+    end_calls()
+    if service.successor is not None:
+        service.make_way()
+        return 0
+    calls.close()
+    (root / "api.sock").unlink(missing_ok=True)
+    service.close()
+    return 0
+
+
+def _stop_on_signals(service: Service) -> None:
+    def stop() -> None:
+        try:
+            service.stop()
+        except MountpointError as e:
+            logging.getLogger("daemon").error("asked to stop, but: %s (%s)", e, e.hint)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: threading.Thread(target=stop, daemon=True).start())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

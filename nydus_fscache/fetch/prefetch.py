@@ -1,0 +1,305 @@
+"""What to load before it is asked for, and in which order.
+
+Sources: the bootstrap's prefetch table, paths, an access trace, the whole image.
+All end as units in an order; ``Run`` hands them to the fetcher, which takes small
+batches of them as there is room.  That demand overtakes it and that little of it is
+in flight at once is the fetcher's doing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import rafs_v6
+from nydus_fscache.backend.base import Backend
+from nydus_fscache.daemon.active_mount import Served
+from nydus_fscache.errors import FscacheError, UsageError
+from nydus_fscache.fetch.cache_object import CacheObject
+from nydus_fscache.fetch.plan import MIB, Pace
+from nydus_fscache.fetch.queue import Fetcher, Job, Priority
+from nydus_fscache.fetch.trace import Access, Tracer
+
+log = logging.getLogger("prefetch")
+
+POLICIES = ("auto", "none", "table", "trace", "all")
+FIRST_BATCH = MIB  # what is wanted first is not to share the link with much else
+MAX_BATCH = 4 * MIB
+TRACE_AT_ONCE = 4 * MIB
+KEPT_RUNS = 64
+
+# Units in the order in which to load them, a list or a range for each stretch of one object.
+Wanted = Sequence[tuple[CacheObject, Sequence[int]]]
+
+
+def by_blob(objects: Iterable[CacheObject]) -> dict[str, CacheObject]:
+    return {obj.source.blob_id: obj for obj in objects}
+
+
+def select(
+    policy: str,
+    paths: Sequence[str],
+    path: Path,
+    objects: Sequence[CacheObject],
+    trace: Sequence[Access],
+) -> tuple[str, Wanted]:
+    """What ``paths`` or else ``policy`` (of ``POLICIES``) mean for the image at ``path``.
+
+    The kind is "paths", "none", "table", "trace" or "all".
+    """
+    if paths:
+        return "paths", from_paths(path, paths, objects)
+    if policy == "all":
+        return "all", from_all(objects)
+    if policy in ("auto", "trace"):
+        wanted = from_trace(trace, objects)
+        if wanted or policy == "trace":
+            return "trace", wanted
+    if policy in ("auto", "table"):
+        return "table", from_table(path, objects)
+    return "none", []
+
+
+def from_trace(accesses: Sequence[Access], objects: Sequence[CacheObject]) -> Wanted:
+    known = by_blob(objects)
+    return _stretches(
+        (known[a.blob], a.unit)
+        for a in accesses
+        if a.blob in known and 0 <= a.unit < known[a.blob].chunks.nunits
+    )
+
+
+def _stretches(units: Iterable[tuple[CacheObject, int]]) -> Wanted:
+    found: list[tuple[CacheObject, list[int]]] = []
+    for obj, unit in units:
+        if not found or found[-1][0] is not obj:
+            found.append((obj, []))
+        found[-1][1].append(unit)
+    return found
+
+
+def from_all(objects: Sequence[CacheObject]) -> Wanted:
+    return [(obj, range(obj.chunks.nunits)) for obj in objects]
+
+
+def from_table(path: Path, objects: Sequence[CacheObject]) -> Wanted:
+    """Files of the prefetch table; a directory stands for all below it."""
+    bootstrap = rafs_v6.Bootstrap.from_file(path)
+    inodes = (bootstrap.inode(nid) for nid in bootstrap.prefetch_nids if nid)
+    return _units(bootstrap, inodes, objects)
+
+
+def from_paths(path: Path, paths: Sequence[str], objects: Sequence[CacheObject]) -> Wanted:
+    bootstrap = rafs_v6.Bootstrap.from_file(path)
+    inodes = []
+    for name in paths:
+        try:
+            inodes.append(bootstrap.lookup(name))
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise UsageError(f"{name} is not in the image", hint="see nydus-fscache ls") from e
+    return _units(bootstrap, inodes, objects)
+
+
+def _units(
+    bootstrap: rafs_v6.Bootstrap,
+    inodes: Iterable[rafs_v6.Inode],
+    objects: Sequence[CacheObject],
+) -> Wanted:
+    known = by_blob(objects)
+    blobs = [known.get(info.blob_id) for info in bootstrap.blobs]
+    found: dict[tuple[CacheObject, int], None] = {}
+    for inode in inodes:
+        for file in _files(bootstrap, inode):
+            for ref in bootstrap.chunks(file):
+                obj = blobs[ref.blob_index]
+                if obj is not None and ref.size:
+                    for unit in obj.chunks.units_of(ref.flat_off, ref.size):
+                        found[obj, unit] = None
+    return _stretches(found)
+
+
+def _files(bootstrap: rafs_v6.Bootstrap, top: rafs_v6.Inode) -> Iterator[rafs_v6.Inode]:
+    seen: set[int] = set()
+    stack = [top]
+    while stack:
+        inode = stack.pop()
+        if inode.is_reg:
+            yield inode
+        elif inode.is_dir and inode.nid not in seen:
+            seen.add(inode.nid)
+            entries = [e for e in bootstrap.read_dir(inode) if e.name not in (b".", b"..")]
+            stack.extend(bootstrap.inode(e.nid) for e in reversed(entries))
+
+
+@dataclass(slots=True)
+class Run:
+    """One prefetch: of ``image``, in the order that ``kind`` names."""
+
+    number: int
+    image: str
+    kind: str
+    wanted: Wanted
+    started: float = field(default_factory=time.monotonic)
+    errors_before: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.errors_before = self._errors()
+
+    def _errors(self) -> int:
+        return sum(obj.counters.errors for obj in {obj for obj, _ in self.wanted})
+
+    def progress(self) -> dict[str, Any]:
+        total = done = left = 0
+        for obj, units in self.wanted:
+            for unit in units:
+                size = obj.size(unit)
+                total += size
+                if obj.is_present(unit):
+                    done += size
+                else:
+                    left += 1
+        return {
+            "id": self.number,
+            "image": self.image,
+            "from": self.kind,
+            "bytes": total,
+            "done": done,
+            "units_left": left,
+            "errors": self._errors() - self.errors_before,
+        }
+
+    def submit(self, fetcher: Fetcher) -> None:
+        by_backend: dict[Backend, list[tuple[CacheObject, Sequence[int]]]] = {}
+        for obj, units in self.wanted:
+            by_backend.setdefault(obj.source.backend, []).append((obj, units))
+        for backend, wanted in by_backend.items():
+            fetcher.prefetch(backend, _Plan(wanted, fetcher.pace(backend), self.kind))
+
+
+class _Plan:
+    """Jobs in batches of as much as is in flight, each in as few requests as its units allow."""
+
+    def __init__(self, wanted: Wanted, pace: Pace, kind: str) -> None:
+        self.left = sum(obj.size(unit) for obj, units in wanted for unit in units)
+        self.at_once = TRACE_AT_ONCE if kind == "trace" else 0
+        self.everything = kind == "all"
+        self._pace = pace
+        self._jobs = self._make(wanted)
+
+    def __next__(self) -> Job:
+        return next(self._jobs)
+
+    def _make(self, wanted: Wanted) -> Iterator[Job]:
+        batch: dict[CacheObject, set[int]] = {}
+        size, enough = 0, FIRST_BATCH
+        for obj, units in wanted:
+            for unit in units:
+                batch.setdefault(obj, set()).add(unit)
+                size += obj.size(unit)
+                if size >= max(self._pace.piece(), min(enough, self._pace.in_flight())):
+                    yield from self._requests(batch)
+                    self.left -= size
+                    batch, size, enough = {}, 0, min(2 * enough, MAX_BATCH)
+        yield from self._requests(batch)
+        self.left = 0
+
+    def _requests(self, batch: dict[CacheObject, set[int]]) -> Iterator[Job]:
+        for obj, units in batch.items():
+            for extent in obj.prefetch_extents(sorted(units), self._pace.piece()):
+                yield Job(obj, extent, Priority.PREFETCH)
+
+
+class Prefetcher:
+    """The runs of this daemon.  Thread-safe."""
+
+    def __init__(self, fetcher: Fetcher, tracer: Tracer) -> None:
+        self._fetcher = fetcher
+        self._tracer = tracer
+        self._next = 1
+        self._lock = threading.Lock()
+        self._runs: dict[int, Run] = {}
+        self._unopened: list[Served] = []  # to begin when all their objects are open
+
+    def begin(
+        self, served: Served, policy: str, paths: list[str], number: int | None = None
+    ) -> int:
+        """The run's number, which the binding has on record too; 0 when there is nothing to load.
+
+        ``number``: of a run that this one goes on with.
+        """
+        binding, objects = served.binding, served.bound.objects
+        trace = self._tracer.watch(binding.digest, objects)
+        kind, wanted = select(policy, paths, served.image.path, objects, trace)
+        run = self._start(binding.source, kind, wanted, number)
+        if run is None:
+            return 0
+        binding.prefetch = {"number": run.number, "policy": policy, "paths": paths}
+        return run.number
+
+    def begin_when_open(self, served: Served, policy: str) -> None:
+        """``begin``, as soon as ``go_on`` finds all its objects open.
+
+        It is on record before, so that a successor does it if this process does not live so long.
+        """
+        self._tracer.watch(served.binding.digest, served.bound.objects)
+        served.binding.prefetch = {"number": 0, "policy": policy, "paths": []}
+        self.resume([served])
+
+    def resume(self, taken_over: Iterable[Served]) -> None:
+        """Go on with what a predecessor was at when it was killed: now, or when it is open."""
+        with self._lock:
+            self._unopened += [s for s in taken_over if s.binding.prefetch]
+        self.go_on()
+
+    def go_on(self) -> bool:
+        """Begin what waited for objects that are open now; was there anything?"""
+        with self._lock:
+            known = [(s, s.is_open) for s in self._unopened]
+            self._unopened = [s for s, is_open in known if not is_open]
+        ready = [s for s, is_open in known if is_open]
+        for served in ready:
+            told = served.binding.prefetch
+            try:
+                number = int(told["number"]) or None
+                self.begin(served, str(told["policy"]), list(told["paths"]), number)
+            except (FscacheError, KeyError, TypeError, ValueError) as e:
+                log.error("%s: prefetch is not resumed: %s", served.binding.source, e)
+        return bool(ready)
+
+    def _start(
+        self, image: str, kind: str, wanted: Wanted, number: int | None = None
+    ) -> Run | None:
+        """None when there is nothing to load."""
+        if all(obj.is_present(unit) for obj, units in wanted for unit in units):
+            return None
+        with self._lock:
+            if number is None or number in self._runs:
+                number = self._next
+            self._next = max(self._next, number + 1)
+            run = self._runs[number] = Run(number, image, kind, wanted)
+            while len(self._runs) > KEPT_RUNS:
+                del self._runs[min(self._runs)]
+        log.info("%s: prefetch from %s", image, kind)
+        run.submit(self._fetcher)
+        return run
+
+    def forget(self, served: Served) -> None:
+        """Its objects are closed: runs that want them end."""
+        gone = set(served.bound.objects)
+        with self._lock:
+            self._unopened = [s for s in self._unopened if s is not served]
+            self._runs = {
+                number: run
+                for number, run in self._runs.items()
+                if gone.isdisjoint(obj for obj, _ in run.wanted)
+            }
+
+    def progress(self) -> list[dict[str, Any]]:
+        with self._lock:
+            runs = list(self._runs.values())
+        return [run.progress() for run in runs]

@@ -1,0 +1,318 @@
+"""Who fetches what next: workers, and the order of their work.
+
+Demand overtakes read-ahead, which overtakes prefetch; a part of the workers is
+kept free for demand, and prefetch has no more bytes in flight than keep the link
+busy, so that a miss does not queue behind it at the far end.  A prefetch that takes
+long stands back for as long as readers come: they share the link for nothing.  Every
+job has a deadline.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import math
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from nydus_fscache.backend.base import Backend
+from nydus_fscache.core.core import Core
+from nydus_fscache.fetch.plan import MAX_REQUEST, Extent, Pace, Tuning
+from nydus_fscache.fetch.receive import JOB_DEADLINE_S, Receiver
+
+if TYPE_CHECKING:
+    from nydus_fscache.fetch.cache_object import CacheObject
+
+WORKERS = 28
+BACKGROUND_WORKERS = 24  # at most so many do read-ahead and prefetch: the rest waits for demand
+LONG_S = 2.0  # a prefetch that is done sooner pays off for the readers that it slows down
+HOLD_S = 0.1  # how long a long one waits for the next reader
+ORDERED_AHEAD_S = 0.002  # of the link's time that requests in an order may overlap
+TRICKLE_S = 2.0  # it gets one request each so often, whatever readers do
+IDLE_S = 10.0  # a worker without work ends, and its buffer with it
+
+
+class Priority(enum.IntEnum):
+    DEMAND = 0
+    AHEAD = 1
+    PREFETCH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Fetch the units of ``extent``.  Demand has claimed them; the others claim when they start."""
+
+    object: CacheObject
+    extent: Extent
+    priority: Priority
+
+    @property
+    def size(self) -> int:
+        return self.extent.end_off - self.extent.off
+
+
+class Plan(Protocol):
+    """Prefetch that is not under way yet, made into jobs when there is room for them."""
+
+    left: int  # stored bytes, at most
+    at_once: int  # stored bytes that may be under way whatever the link: a program waits for them
+    everything: bool  # of an image: no guess is wasted while it lasts
+
+    def __next__(self) -> Job: ...
+
+
+class Fetcher:
+    """A lane of workers for each backend, so that one which is stuck holds up no other."""
+
+    def __init__(self, core: Core, workers: int = WORKERS) -> None:
+        self._core = core
+        self._workers = workers
+        self._lock = threading.Lock()
+        self._lanes: dict[Backend, _Lane] = {}
+        self.disk_full = threading.Event()  # set by a write that found no space
+
+    def _lane(self, backend: Backend) -> _Lane:
+        with self._lock:
+            lane = self._lanes.get(backend)
+            if lane is None:
+                lane = self._lanes[backend] = _Lane(self._core, self._workers, self.disk_full)
+            return lane
+
+    def pace(self, backend: Backend) -> Pace:
+        return self._lane(backend).pace
+
+    def loads_everything(self, backend: Backend) -> bool:
+        """Takes no lock that a plan is asked for jobs under."""
+        return self._lane(backend).loads_everything()
+
+    def tune(self, backend: Backend, tuning: Tuning) -> None:
+        """From now on, for all images of this backend."""
+        self._lane(backend).pace.tuning = tuning
+
+    def submit(self, job: Job) -> None:
+        self._lane(job.object.source.backend).submit(job)
+
+    def prefetch(self, backend: Backend, plan: Plan) -> None:
+        """``plan`` is asked for jobs under a lock of ours."""
+        self._lane(backend).prefetch(plan)
+
+    def forget(self, backend: Backend) -> None:
+        """The backend is to be closed: what is queued for it fails, unless there is another."""
+        with self._lock:
+            lane = self._lanes.pop(backend, None)
+        for job in lane.stop() if lane is not None else ():
+            if job.object.source.backend is backend:
+                _refuse(job)
+            else:
+                self.submit(job)
+
+    def stop(self) -> None:
+        """Jobs that run are finished, those in the queues fail with EIO."""
+        with self._lock:
+            lanes, self._lanes = list(self._lanes.values()), {}
+        for lane in lanes:
+            for job in lane.stop():
+                _refuse(job)
+        for lane in lanes:
+            lane.join(JOB_DEADLINE_S)
+
+
+class _Lane:
+    """The queues and workers of one backend.  Workers come when there is work and go when not."""
+
+    def __init__(self, core: Core, workers: int, disk_full: threading.Event) -> None:
+        self.pace = Pace()
+        self._disk_full = disk_full
+        self._core = core
+        self._limit = workers
+        self._demand: deque[Job] = deque()
+        self._ahead: deque[Job] = deque()
+        self._plans: deque[Plan] = deque()
+        self._planned: Job | None = None  # the next of the first plan
+        self._ready = threading.Condition()
+        self._background = 0
+        self._prefetches = 0  # of those in the background
+        self._prefetching = 0  # stored bytes of prefetch that are asked for and not here
+        self._rests_until = 0.0  # prefetch, by its bandwidth; monotonic, as what follows
+        self._taken_until = 0.0  # the link, by prefetch in an order
+        self._demands = 0  # of the workers
+        self._last_demand = self._last_prefetch = -math.inf
+        self._idle = 0
+        self._stopping = False
+        self._threads: set[threading.Thread] = set()
+
+    def submit(self, job: Job) -> None:
+        with self._ready:
+            if not self._stopping:
+                queue = self._demand if job.priority is Priority.DEMAND else self._ahead
+                queue.append(job)
+                self._hire()
+                return
+        _refuse(job)
+
+    def prefetch(self, plan: Plan) -> None:
+        with self._ready:
+            if not self._stopping:
+                self._last_demand = time.monotonic()  # who mounts is about to read
+                self._plans.append(plan)
+                self._hire()
+
+    def loads_everything(self) -> bool:
+        return any(plan.everything for plan in tuple(self._plans))
+
+    def _hire(self) -> None:
+        """Enough workers for what waits; each that takes prefetch hires the next.  Locked."""
+        waiting = len(self._demand)
+        if self._background < BACKGROUND_WORKERS:
+            # one waits for the moment when prefetch may go on
+            waiting += len(self._ahead) + (self._may_prefetch() or self._pause() > 0)
+        # a worker that was woken counts as idle until it runs: so count what is queued
+        for _ in range(min(waiting - self._idle, self._limit - len(self._threads))):
+            thread = threading.Thread(target=self._work, name="fetch", daemon=True)
+            self._threads.add(thread)
+            thread.start()
+        self._ready.notify(waiting)
+
+    def stop(self) -> list[Job]:
+        """Take no more; what was queued."""
+        with self._ready:
+            self._stopping = True
+            left = [*self._demand, *self._ahead]
+            for queue in (self._demand, self._ahead, self._plans):
+                queue.clear()
+            self._planned = None
+            self._ready.notify_all()
+        return left
+
+    def join(self, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        for thread in list(self._threads):
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _next(self) -> Job | None:
+        """The most urgent job; None when there was none for a while."""
+        with self._ready:
+            while not self._stopping:
+                job = self._take()
+                if job is not None:
+                    return job
+                self._idle += 1
+                woken = self._ready.wait(self._pause() or IDLE_S)
+                self._idle -= 1
+                if not woken and not (self._demand or self._ahead or self._plans):
+                    break
+            self._threads.discard(threading.current_thread())
+            if not self._threads:
+                self._core.trim()
+            return None
+
+    def _take(self) -> Job | None:
+        if self._demand:
+            self._demands += 1
+            return self._spend(self._demand.popleft())
+        if self._background < BACKGROUND_WORKERS:
+            if self._ahead:
+                self._background += 1
+                return self._spend(self._ahead.popleft())
+            if self._may_prefetch():
+                job, self._planned = self._planned, None
+                assert job is not None
+                self._background += 1
+                self._prefetches += 1
+                self._prefetching += job.size
+                self._last_prefetch = now = time.monotonic()
+                self._taken_until = max(self._taken_until, now) + self.pace.takes(job.size)
+                self._spend(job)
+                self._hire()
+                return job
+        return None
+
+    def _spend(self, job: Job) -> Job:
+        """What anybody fetches is taken from prefetch's share of the link."""
+        rate = self.pace.tuning.bandwidth
+        if rate:
+            self._rests_until = max(self._rests_until, time.monotonic()) + job.size / rate
+        return job
+
+    def _may_prefetch(self) -> bool:
+        """Is there prefetch to do, and no more in flight than keeps the link busy?
+
+        A miss waits behind that much.
+        """
+        while self._planned is None and self._plans:
+            self._planned = next(self._plans[0], None)
+            if self._planned is None:
+                self._plans.popleft()
+        if self._planned is None or self._prefetches >= (self.pace.tuning.threads or WORKERS):
+            return False
+        if self._pause():
+            return False
+        room = max(self.pace.in_flight(), self._plans[0].at_once)
+        return not self._prefetching or self._prefetching + self._planned.size <= room
+
+    def _pause(self) -> float:
+        """Seconds until prefetch may go on; 0: now, or there is none."""
+        if self._planned is None:
+            return 0.0
+        now, until = time.monotonic(), self._rests_until
+        if self._plans[0].at_once:
+            # all at once they would share the link, and what is wanted first would come last
+            until = max(until, self._taken_until - ORDERED_AHEAD_S)
+        if sum(plan.left for plan in self._plans) > LONG_S * self.pace.rate:
+            last = now if self._demands else self._last_demand
+            until = max(until, min(last + HOLD_S, self._last_prefetch + TRICKLE_S))
+        return max(0.0, until - now)
+
+    def _arrived(self, nbytes: int) -> None:
+        """Bytes of prefetch are here: there may be room for more."""
+        with self._ready:
+            self._prefetching -= nbytes
+            if self._background < BACKGROUND_WORKERS and self._may_prefetch():
+                self._hire()
+
+    def _done(self, job: Job) -> None:
+        """One of those in the background is free again."""
+        with self._ready:
+            self._background -= 1
+            self._prefetches -= job.priority is Priority.PREFETCH
+            self._hire()
+
+    def _work(self) -> None:
+        receiver = Receiver(self._core, self._disk_full)
+        while (job := self._next()) is not None:
+            if job.priority is Priority.DEMAND:
+                receiver.run(job.object, job.extent, self.pace)
+                with self._ready:
+                    self._demands -= 1
+                    self._last_demand = time.monotonic()
+            else:
+                self._run_in_background(receiver, job)
+
+    def _run_in_background(self, receiver: Receiver, job: Job) -> None:
+        due = job.size if job.priority is Priority.PREFETCH else 0
+
+        def arrived(nbytes: int) -> None:
+            nonlocal due
+            nbytes = min(nbytes, due)
+            due -= nbytes
+            if nbytes:
+                self._arrived(nbytes)
+
+        try:
+            unit = job.extent.unit
+            while unit < job.extent.end and not self._stopping:
+                unit, extents = job.object.claim(unit, job.extent.end, MAX_REQUEST)
+                for extent in extents:
+                    receiver.run(job.object, extent, self.pace, arrived)
+        finally:
+            arrived(due)
+            self._done(job)
+
+
+def _refuse(job: Job) -> None:
+    """A job that will not run: who waits for it is told.  Only demand has claimed its units."""
+    if job.priority is Priority.DEMAND:
+        job.object.failed(job.extent.unit, job.extent.end, errno.EIO, "its image was given up")

@@ -1,0 +1,188 @@
+"""EIO for the readers that nobody serves: what the keeper answers in the service's place.
+
+Imports only what is built into the interpreter, as the keeper does.  The journal
+(csrc/core/journal.h) was written by another process, maybe of another version: nothing in it is
+believed that does not fit the memory.  It comes first, the queue behind it: fanotify's answers are
+matched by number, and an event that is read now could get a number that a journalled one has.
+"""
+
+import _struct as struct
+import errno
+import fcntl
+import os
+import time
+
+import mmap  # isort: skip
+
+FAN_DENY_EIO = 0x02 | errno.EIO << 24
+QUEUE = 4096  # bytes that one read of the fanotify group takes at most
+
+# header (64 bytes), fanotify's record (fanotify_event_metadata and range), its meta record
+JOURNAL = struct.Struct("=QIIQQQQII")
+JOURNAL_MAGIC, JOURNAL_VERSION = 0x4C4E524A5346594E, 2
+EVENT_SIZE, META = 48, struct.Struct("=QII")
+
+# cachefiles (reference kernel-transports 1.3): head of a message, and of what an OPEN adds
+MESSAGE, MESSAGE_SIZE, OPEN = struct.Struct("=IIII"), 1024, struct.Struct("=IIII")
+OP_OPEN, OP_CLOSE, OP_READ = 0, 1, 2
+READ_COMPLETE = 0x40049801
+MESSAGES_AT_ONCE = 1000  # an OPEN that is refused may come again, without end
+
+
+def answer(group: int, fd: int) -> None:
+    """EIO for the reader of event ``fd``; one that is gone already does no harm."""
+    try:
+        os.write(group, struct.pack("=iI", fd, FAN_DENY_EIO))
+    except OSError:
+        pass
+
+
+def deny_all(kept: dict[str, int]) -> int:
+    """Everything that waits, by what the keeper holds; returns how many.
+
+    Of cachefiles objects that the kernel has closed the descriptors are dropped from ``kept``.
+    """
+    group, device, journal = kept.get("fanotify"), kept.get("cachefiles"), kept.get("journal")
+    denied = 0
+    if group is not None:
+        denied += deny_journal(group, journal, 0.0) if journal is not None else 0
+        denied += _deny_queue(group)
+    if device is not None:
+        denied += _deny_messages(device, kept, journal) if journal is not None else 0
+        denied += _deny_device(device, kept)
+    return denied
+
+
+# -- fanotify ---------------------------------------------------------------------------------
+
+
+def deny_journal(group: int, journal: int, age_s: float) -> int:
+    """What is open in the journal since ``age_s`` or longer (0: everything)."""
+    denied = 0
+    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(age_s * 1e9)
+    with _mapped(journal) as memory:
+        for at, meta in journal_slots(memory):
+            (length,) = struct.unpack_from("=I", memory, at)
+            since, known, _ = META.unpack_from(memory, meta)
+            if length and (not age_s or (known and since < before)):
+                answer(group, struct.unpack_from("=i", memory, at + 16)[0])
+                memory[meta + 8 : meta + 12] = bytes(4)
+                memory[at : at + 4] = bytes(4)
+                denied += 1
+    return denied
+
+
+def _deny_queue(group: int) -> int:
+    denied = 0
+    while True:
+        try:
+            events = os.read(group, QUEUE)
+        except OSError:
+            return denied
+        at = 0
+        while at + 24 <= len(events):
+            length, _, _, _, _, fd, _ = struct.unpack_from("=IBBHQii", events, at)
+            if fd >= 0:
+                answer(group, fd)
+                os.close(fd)
+                denied += 1
+            at += max(length, 24)
+
+
+def journal_slots(memory: mmap.mmap) -> list[tuple[int, int]]:
+    """(event record, meta record) offsets of all slots; none when the layout is not ours."""
+    header = _header(memory)
+    if header is None:
+        return []
+    nslots, events, meta = header[:3]
+    ends = (events + nslots * EVENT_SIZE, meta + nslots * META.size)
+    if events < JOURNAL.size or meta < ends[0] or max(ends) > len(memory):
+        return []
+    return [(events + i * EVENT_SIZE, meta + i * META.size) for i in range(nslots)]
+
+
+def _mapped(journal: int) -> mmap.mmap:
+    """All of it; nothing is in one that its service had only begun."""
+    size = os.fstat(journal).st_size
+    return mmap.mmap(journal, size) if size else mmap.mmap(-1, JOURNAL.size)
+
+
+def _header(memory: mmap.mmap) -> tuple[int, int, int, int, int] | None:
+    """(slots, where their events, metas and messages begin, messages that were ever used)."""
+    if len(memory) < JOURNAL.size:
+        return None
+    magic, version, nslots, events, meta, messages, _, used, _ = JOURNAL.unpack_from(memory, 0)
+    if (magic, version) != (JOURNAL_MAGIC, JOURNAL_VERSION):
+        return None
+    return nslots, events, meta, messages, used
+
+
+def owed(memory: mmap.mmap) -> set[int]:
+    """The descriptor numbers of fanotify events that are not answered."""
+    return {
+        struct.unpack_from("=i", memory, at + 16)[0]
+        for at, _ in journal_slots(memory)
+        if struct.unpack_from("=I", memory, at)[0]
+    }
+
+
+# -- cachefiles -------------------------------------------------------------------------------
+
+
+def _deny_messages(device: int, kept: dict[str, int], journal: int) -> int:
+    """What the service had read; CLOSEs stay on record for the successor."""
+    denied = 0
+    with _mapped(journal) as memory:
+        for at in message_slots(memory):
+            msg_id, opcode, length, number = MESSAGE.unpack_from(memory, at)
+            if length and opcode != OP_CLOSE and _deny(device, kept, msg_id, opcode, number):
+                memory[at + 8 : at + 12] = bytes(4)
+                denied += 1
+    return denied
+
+
+def message_slots(memory: mmap.mmap) -> list[int]:
+    """The offsets of cachefiles messages; none when the layout is not ours."""
+    header = _header(memory)
+    if header is None:
+        return []
+    nslots, _, _, start, used = header
+    if used > nslots or start < JOURNAL.size or start + used * MESSAGE_SIZE > len(memory):
+        return []
+    return [start + i * MESSAGE_SIZE for i in range(used)]
+
+
+def _deny_device(device: int, kept: dict[str, int]) -> int:
+    denied = 0
+    for _ in range(MESSAGES_AT_ONCE):
+        try:
+            message = os.read(device, MESSAGE_SIZE)
+        except OSError:
+            break
+        if len(message) < MESSAGE.size:  # nothing is pending
+            break
+        msg_id, opcode, _, number = MESSAGE.unpack_from(message)
+        if opcode == OP_CLOSE:
+            fd = kept.pop(f"object.{number}", None)
+            if fd is not None:
+                os.close(fd)
+            continue
+        denied += _deny(device, kept, msg_id, opcode, number)
+        if opcode == OP_OPEN and len(message) >= MESSAGE.size + OPEN.size:
+            os.close(OPEN.unpack_from(message, MESSAGE.size)[2])
+    return denied
+
+
+def _deny(device: int, kept: dict[str, int], msg_id: int, opcode: int, number: int) -> bool:
+    """A READ that is completed without data is EIO; without its object's descriptor it waits."""
+    try:
+        if opcode == OP_OPEN:
+            os.write(device, b"copen %d,%d" % (msg_id, -errno.EIO))
+        elif opcode == OP_READ:
+            fd = kept.get(f"object.{number}")
+            if fd is None:
+                return False
+            fcntl.ioctl(fd, READ_COMPLETE, msg_id)
+    except OSError:  # who asked was killed
+        pass
+    return True

@@ -1,0 +1,103 @@
+"""A binding that a successor could not serve yet: when it is tried again, and how long it may wait.
+
+Readers of such an image wait for ``keeper.DENY_AFTER_S`` as they do when no service
+runs; after that they get EIO, until a try succeeds.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nydus_fscache.handover import keeper
+from nydus_fscache.handover.state import Binding
+
+log = logging.getLogger("service")
+
+_TICK_S = 0.1
+LONGEST_PAUSE_S = 30.0
+FIRST_PAUSE_S = 0.25
+
+
+@dataclass(slots=True)
+class Waiting:
+    """``remount``: its mount was of no use any more, and is to be made anew."""
+
+    binding: Binding
+    remount: bool
+    error: str
+    since: float = field(default_factory=time.monotonic)
+    next_try: float = 0.0
+    pause_s: float = FIRST_PAUSE_S
+
+    def due(self) -> bool:
+        return time.monotonic() >= self.next_try
+
+    def overdue(self) -> bool:
+        return time.monotonic() - self.since > keeper.DENY_AFTER_S
+
+    def failed(self, error: Exception) -> None:
+        self.error = str(error)
+        self.next_try = time.monotonic() + self.pause_s
+        self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
+
+    def document(self) -> dict[str, Any]:
+        binding = self.binding
+        return {
+            "mountpoint": binding.mountpoint,
+            "image": binding.source,
+            "transport": binding.transport,
+            "error": self.error,
+            "for_s": round(time.monotonic() - self.since, 1),
+        }
+
+
+class WaitingRoom:
+    """All of them.  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[Waiting] = []
+
+    def all(self) -> list[Waiting]:
+        with self._lock:
+            return list(self._waiting)
+
+    def domains(self, transport: str) -> set[str]:
+        """Of those that are to be served over a transport; fanotify has none but ""."""
+        bindings = [w.binding for w in self.all() if w.binding.transport == transport]
+        return {b.domain or b.fsid for b in bindings}
+
+    def add(self, waiting: Waiting) -> None:
+        with self._lock:
+            self._waiting.append(waiting)
+
+    def remove(self, waiting: Waiting) -> bool:
+        """False: somebody has done so before."""
+        with self._lock:
+            was_here = waiting in self._waiting
+            if was_here:
+                self._waiting.remove(waiting)
+            return was_here
+
+    def serve(
+        self,
+        try_again: Callable[[Waiting], None],
+        deny: Callable[[], None],
+        stopped: threading.Event,
+    ) -> None:
+        """Until all are gone: ``try_again`` who is due; ``deny`` once, when one is overdue."""
+        denied = False
+        while (waiting := self.all()) and not stopped.is_set():
+            for one in waiting:
+                if one.due():
+                    try_again(one)
+            if not denied and any(one.overdue() for one in self.all()):
+                log.error("images not served for %.0f s: EIO for readers", keeper.DENY_AFTER_S)
+                deny()
+                denied = True
+            stopped.wait(_TICK_S)

@@ -1,0 +1,202 @@
+"""Makes connections: name, address, proxy, TLS; each step within the clock of its request."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import ssl
+import threading
+from base64 import b64encode
+from dataclasses import dataclass
+
+from nydus_fscache.errors import BackendError, UsageError
+from nydus_fscache.http.url import Url
+from nydus_fscache.http.wire import Clock, Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What to trust, and who we are."""
+
+    skip_verify: bool = False
+    ca_cert_files: tuple[str, ...] = ()
+    client_cert_file: str = ""
+    client_key_file: str = ""
+
+    def context(self) -> ssl.SSLContext:
+        """``UsageError`` when a file cannot be read."""
+        context = ssl.create_default_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        if self.skip_verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        file = ""
+        try:
+            for file in self.ca_cert_files:
+                context.load_verify_locations(file)
+            if self.client_cert_file:
+                file = self.client_cert_file
+                context.load_cert_chain(file, self.client_key_file or None)
+        except OSError as e:  # ssl.SSLError is one
+            raise UsageError(f"cannot use {file}: {e}", hint="a PEM file is needed") from e
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardProxy:
+    """An HTTP proxy: ``http`` is asked by absolute URL, ``https`` through a tunnel."""
+
+    url: Url
+    credentials: str = ""  # user:password
+
+    def headers(self) -> dict[str, str]:
+        if not self.credentials:
+            return {}
+        return {"Proxy-Authorization": f"Basic {b64encode(self.credentials.encode()).decode()}"}
+
+
+class Dialer:
+    """Thread-safe."""
+
+    def __init__(self, tls: Tls, timeout_s: float) -> None:
+        self._tls = tls
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._context: ssl.SSLContext | None = None
+        if tls.ca_cert_files or tls.client_cert_file:
+            self._tls_context()  # wrong files are told at once, not by the first read
+
+    def connect(self, url: Url, proxy: ForwardProxy | None, clock: Clock) -> Connection:
+        hop = proxy.url if proxy else url
+        peer = url.base if proxy is None else f"{url.base} through {hop.base}"
+        clock = Clock(clock.deadline, min(clock.stall_s, self._timeout_s))
+        sock = _dial(hop, clock)
+        try:
+            if hop.scheme == "https":
+                sock = self._wrap(sock, hop, clock)
+            if proxy and url.scheme == "https":
+                if hop.scheme == "https":
+                    raise UsageError(
+                        f"{hop.base}: a tunnel inside TLS is not supported",
+                        hint="give the proxy as http://, or set proxy.use_http",
+                    )
+                _tunnel(sock, url, proxy, clock)
+                sock = self._wrap(sock, url, clock)
+        except BaseException:
+            sock.close()
+            raise
+        return Connection(sock, peer)
+
+    def _tls_context(self) -> ssl.SSLContext:
+        with self._lock:
+            if self._context is None:
+                self._context = self._tls.context()
+            return self._context
+
+    def _wrap(self, sock: socket.socket, url: Url, clock: Clock) -> socket.socket:
+        sock.settimeout(clock.wait_s())
+        try:
+            return self._tls_context().wrap_socket(sock, server_hostname=url.host)
+        except ssl.SSLCertVerificationError as e:
+            raise BackendError(
+                f"{url.base}: certificate refused: {e.verify_message}",
+                hint="name its authority in ca_cert_files (or, unsafe, set skip_verify)",
+            ) from e
+        except TimeoutError as e:
+            raise BackendError(f"{url.base}: no TLS handshake in time", retryable=True) from e
+        except ssl.SSLError as e:
+            raise BackendError(
+                f"{url.base}: TLS handshake failed: {e.reason}",
+                hint="does the server speak https? plain http must be asked for (scheme http)",
+            ) from e
+        except OSError as e:
+            raise BackendError(f"{url.base}: TLS handshake broke: {e}", retryable=True) from e
+
+
+def _dial(url: Url, clock: Clock) -> socket.socket:
+    if url.scheme == "unix":
+        return _dial_one(socket.AF_UNIX, url.host, url, clock)
+    addresses = _resolve(url, clock)
+    for family, address in addresses[:-1]:
+        try:
+            return _dial_one(family, address, url, clock)
+        except BackendError:
+            continue
+    return _dial_one(*addresses[-1], url, clock)
+
+
+def _dial_one(family: int, address: object, url: Url, clock: Clock) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(clock.wait_s())
+        sock.connect(address)  # type: ignore[arg-type]  # what getaddrinfo gave, or a path
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as e:
+        sock.close()
+        what = "no connection in time" if isinstance(e, TimeoutError) else e.strerror or str(e)
+        raise BackendError(
+            f"{url.base}: {what}", hint="is it running, and reachable from here?", retryable=True
+        ) from e
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+_Addresses = list[tuple[int, object]]
+
+
+def _resolve(url: Url, clock: Clock) -> _Addresses:
+    """IPv4 first.  In a thread, as getaddrinfo knows no time-out."""
+    answers: queue.SimpleQueue[_Addresses | OSError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as e:
+            answers.put(OSError(str(e)))
+        else:
+            found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+            answers.put([(entry[0], entry[4]) for entry in found])
+
+    threading.Thread(target=ask, name="resolve", daemon=True).start()
+    try:
+        answer = answers.get(timeout=clock.wait_s())
+    except queue.Empty:
+        answer = OSError("no answer in time")
+    if isinstance(answer, OSError):
+        raise BackendError(
+            f"cannot resolve {url.host}: {answer}",
+            hint="check the host's name and the resolver (/etc/resolv.conf)",
+            retryable=True,
+        )
+    return answer
+
+
+def _tunnel(sock: socket.socket, url: Url, proxy: ForwardProxy, clock: Clock) -> None:
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    lines = [f"CONNECT {host}:{url.port} HTTP/1.1", f"Host: {host}:{url.port}"]
+    lines += [f"{name}: {value}" for name, value in proxy.headers().items()]
+    head = b""
+    try:
+        sock.settimeout(clock.wait_s())
+        sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+        # byte by byte: what follows the head belongs to TLS, and heads here are short
+        while not head.endswith(b"\r\n\r\n") and len(head) < 4096:
+            sock.settimeout(clock.wait_s())
+            byte = sock.recv(1)
+            if not byte:
+                break
+            head += byte
+    except OSError as e:
+        raise BackendError(f"proxy {proxy.url.base}: {e}", retryable=True) from e
+    status = head.split(b" ", 2)[1:2]
+    if status != [b"200"]:
+        code = status[0].decode("latin-1") if status else "nothing"
+        raise BackendError(
+            f"proxy {proxy.url.base} answers {code} to CONNECT {host}:{url.port}",
+            hint="may this proxy reach the backend?",
+            retryable=True,
+        )

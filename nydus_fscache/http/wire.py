@@ -1,0 +1,264 @@
+"""HTTP/1.1 on one connection, as thin as ranged reads allow.
+
+Bodies are received straight into the caller's buffer.  Every wait is bounded by
+the clock of the request.  What a server sends is hostile: the head is bounded,
+framing that is ambiguous is an error.  Nothing here retries, and nothing here
+knows redirects, credentials or blobs.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass, field
+
+from nydus_fscache.errors import BackendError
+from nydus_fscache.http.url import Url
+
+_HEAD_LIMIT = 32 * 1024
+_NO_BODY = frozenset((204, 304))
+
+
+class Clock:
+    """The waits of one request: each is bounded by ``stall_s``, all by ``deadline``."""
+
+    __slots__ = ("deadline", "stall_s")
+
+    def __init__(self, deadline: float, stall_s: float) -> None:
+        self.deadline = deadline
+        self.stall_s = stall_s
+
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def wait_s(self) -> float:
+        left = self.left()
+        if left <= 0:
+            raise BackendError("not in time", hint="the backend is slow", retryable=True)
+        return min(left, self.stall_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    method: str
+    url: Url
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    absolute: bool = False  # the request line names the whole URL, as a forward proxy wants it
+
+    def encode(self) -> bytes:
+        target = self.url.base + self.url.target if self.absolute else self.url.target
+        lines = [f"{self.method} {target} HTTP/1.1", f"Host: {self.url.authority}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        if self.body or self.method == "POST":
+            lines.append(f"Content-Length: {len(self.body)}")
+        for line in lines:
+            if "\r" in line or "\n" in line:
+                raise BackendError("a header holds a line break", hint="check the configuration")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + self.body
+
+
+class Connection:
+    """Owns a connected socket; one exchange at a time."""
+
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        self._sock = sock
+        self.peer = peer  # for messages
+        self._buffer = bytearray(_HEAD_LIMIT)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+        self._armed_s = 0.0
+        self.idle_since = 0.0
+        self.timed_out = False
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _broken(self, what: str) -> BackendError:
+        return BackendError(f"{self.peer}: {what}", retryable=True)
+
+    def _arm(self, clock: Clock) -> None:
+        self._armed_s = clock.wait_s()
+        self._sock.settimeout(self._armed_s)
+
+    def exchange(self, request: Request, clock: Clock) -> Response:
+        """Send, and receive the head of the answer."""
+        try:
+            self._arm(clock)
+            self._sock.sendall(request.encode())
+        except TimeoutError as e:
+            self.timed_out = True
+            raise self._broken("took no request in time") from e
+        except OSError as e:
+            raise self._broken(f"connection broke: {e.strerror or e}") from e
+        while True:
+            status, headers, minor = self._head(clock)
+            if status >= 200:
+                tokens = headers.get("connection", "").lower()
+                keep = "close" not in tokens and (minor == 1 or "keep-alive" in tokens)
+                head = request.method == "HEAD"
+                return Response(self, clock, status, headers, keep=keep, bodyless=head)
+
+    def recv_into(self, buf: memoryview, clock: Clock) -> int:
+        """At least one byte, or ``BackendError``; 0 at the end of the connection."""
+        left = clock.left()
+        if left < self._armed_s:  # the time-out of the socket is only changed when it must be
+            self._arm(clock)
+        try:
+            return self._sock.recv_into(buf)
+        except TimeoutError as e:
+            self.timed_out = True
+            raise self._broken(f"sent nothing for {self._armed_s:.1f} s") from e
+        except OSError as e:
+            raise self._broken(f"connection broke: {e.strerror or e}") from e
+
+    def take(self, buf: memoryview, clock: Clock) -> int:
+        """Body bytes: what came with the head first, then straight from the socket."""
+        ready = self._end - self._start
+        if not ready:
+            return self.recv_into(buf, clock)
+        count = min(ready, len(buf))
+        buf[:count] = self._view[self._start : self._start + count]
+        self._start += count
+        return count
+
+    def take_until(self, mark: bytes, clock: Clock) -> bytes:
+        """Everything before ``mark``, which is consumed."""
+        while (at := self._buffer.find(mark, self._start, self._end)) < 0:
+            if self._start:
+                rest = bytes(self._view[self._start : self._end])
+                self._view[: len(rest)] = rest
+                self._start, self._end = 0, len(rest)
+            if self._end == _HEAD_LIMIT:
+                raise BackendError(f"{self.peer}: answer head of more than {_HEAD_LIMIT} bytes")
+            count = self.recv_into(self._view[self._end :], clock)
+            if not count:
+                raise self._broken("closed the connection before it answered")
+            self._end += count
+        found = bytes(self._view[self._start : at])
+        self._start = at + len(mark)
+        if self._start == self._end:
+            self._start = self._end = 0
+        return found
+
+    def _head(self, clock: Clock) -> tuple[int, dict[str, str], int]:
+        lines = self.take_until(b"\r\n\r\n", clock).decode("latin-1").split("\r\n")
+        version, _, rest = lines[0].partition(" ")
+        code = rest[:3]
+        if version not in ("HTTP/1.1", "HTTP/1.0") or not (code.isascii() and code.isdigit()):
+            raise BackendError(
+                f"{self.peer} does not speak HTTP/1", hint="is the scheme (http, https) right?"
+            )
+        headers: dict[str, str] = {}
+        for line in lines[1:]:
+            name, colon, value = line.partition(":")
+            if not colon:
+                raise BackendError(f"{self.peer}: malformed header")
+            name, value = name.lower(), value.strip()
+            if name == "content-length" and headers.get(name, value) != value:
+                raise BackendError(f"{self.peer}: two values of Content-Length")
+            # a repeated header is a list, except the length, which may only repeat itself
+            repeated = name in headers and name != "content-length"
+            headers[name] = f"{headers[name]}, {value}" if repeated else value
+        return int(code), headers, int(version[-1])
+
+
+class Response:
+    """Status, headers (lower case names), and the body as it comes."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        clock: Clock,
+        status: int,
+        headers: dict[str, str],
+        *,
+        keep: bool,
+        bodyless: bool,
+    ) -> None:
+        self._connection = connection
+        self._clock = clock
+        self.status = status
+        self.headers = headers
+        self.peer = connection.peer
+        self._keep = keep
+        self._chunked = False
+        self._first_chunk = True
+        self.length: int | None = None  # of the body; None: unknown until its end
+        self._left = 0  # of the body, or of the chunk that is being received
+        self._done = False
+        if bodyless or status in _NO_BODY:
+            self._done = True
+        elif "transfer-encoding" in headers:
+            if headers["transfer-encoding"].lower() != "chunked":
+                raise BackendError(f"{self.peer}: unknown transfer encoding")
+            self._chunked = True
+        elif "content-length" in headers:
+            self.length = self._left = self.declared_length()
+            self._done = not self.length
+        else:
+            self._keep = False  # the body ends with the connection
+
+    def declared_length(self) -> int:
+        """``Content-Length``, also of the answer to HEAD, which has no body."""
+        text = self.headers.get("content-length", "")
+        if not (text.isascii() and text.isdigit() and len(text) < 20):
+            raise BackendError(f"{self.peer}: no valid Content-Length", status=self.status)
+        return int(text)
+
+    def readinto(self, buf: memoryview) -> int:
+        """At least one byte; 0 at the end of the body."""
+        if self._done:
+            return 0
+        if self._chunked and not self._left and not self._next_chunk():
+            return 0
+        if self._chunked or self.length is not None:
+            buf = buf[: self._left]
+        count = self._connection.take(buf, self._clock)
+        if not count:
+            if self.length is None and not self._chunked:
+                self._done = True
+                return 0
+            raise BackendError(f"{self.peer}: connection ended in the middle", retryable=True)
+        if self._chunked or self.length is not None:
+            self._left -= count
+            self._done = not self._left and not self._chunked
+        return count
+
+    def _next_chunk(self) -> bool:
+        if not self._first_chunk:
+            self._connection.take_until(b"\r\n", self._clock)
+        self._first_chunk = False
+        size = self._connection.take_until(b"\r\n", self._clock).partition(b";")[0].strip()
+        try:
+            self._left = int(size, 16)
+        except ValueError:
+            self._left = -1
+        if self._left < 0:
+            raise BackendError(f"{self.peer}: malformed chunk of an answer")
+        if not self._left:
+            while self._connection.take_until(b"\r\n", self._clock):
+                pass  # trailers
+            self._done = True
+        return not self._done
+
+    def read(self, limit: int) -> bytes:
+        """The whole body, for small documents; more than ``limit`` bytes is an error."""
+        out = bytearray()
+        buf = memoryview(bytearray(min(limit + 1, 64 * 1024)))
+        while count := self.readinto(buf):
+            out += buf[:count]
+            if len(out) > limit:
+                raise BackendError(f"{self.peer}: answer of more than {limit} bytes")
+        return bytes(out)
+
+    def give_back(self) -> Connection | None:
+        """The connection, when it can serve another request; it is closed otherwise."""
+        connection = self._connection
+        if self._done and self._keep:
+            return connection
+        connection.close()
+        return None

@@ -1,0 +1,176 @@
+"""An image that is bound: its validated bootstrap, its backend, and the chunk maps of its blobs.
+
+Nothing of the kernel is touched here.  Everything that an image says is checked
+before the image exists: the whole bootstrap, the metadata of every blob, and
+that each blob is there and as long as its table says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rafs_v6
+from nydus_fscache.backend.base import Backend
+from nydus_fscache.cache.blob_files import checked_blob_id
+from nydus_fscache.errors import BackendError, BadImage, KernelRefused
+from nydus_fscache.image.blob_meta import MetaReader
+
+_PARALLEL_LOADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBlob:
+    """A blob of the device table, in its order.  ``identity``: hex, of all that decoding needs."""
+
+    info: rafs_v6.BlobInfo
+    chunks: rafs_v6.ChunkMap
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """``key``: the same bootstrap from the same backend is the same image."""
+
+    key: str
+    digest: str  # sha256 of the bootstrap, hex
+    path: Path
+    size: int
+    backend: Backend
+    backend_config: Mapping[str, Any]
+    blobs: tuple[ImageBlob, ...]
+
+
+_SECRETS = ("auth", "registry_token")  # of a registry; those of stores change with their accounts
+
+
+def image_key(digest: str, backend_config: Mapping[str, Any]) -> str:
+    """Names an image and where its blobs come from, whoever may fetch them."""
+    places = {
+        name: {k: v for k, v in value.items() if k not in _SECRETS}
+        if isinstance(value, Mapping)
+        else value
+        for name, value in backend_config.items()
+    }
+    config = json.dumps(places, sort_keys=True)
+    return hashlib.sha256(f"{digest} {config}".encode()).hexdigest()
+
+
+def auth_of(backend_config: Mapping[str, Any]) -> str:
+    """The credentials in a registry's configuration, or empty."""
+    registry = backend_config.get("registry")
+    return str(registry.get("auth") or "") if isinstance(registry, dict) else ""
+
+
+def renew_auth(backend_config: Mapping[str, Any], host: str, auth: str) -> bool:
+    """Change the credentials in a configuration, if it is one of this registry."""
+    registry = backend_config.get("registry")
+    if not isinstance(registry, dict) or registry.get("host") != host:
+        return False
+    registry.pop("registry_token", None)
+    registry["auth"] = auth
+    return True
+
+
+def load_image(
+    path: Path,
+    digest: str,
+    backend: Backend,
+    backend_config: Mapping[str, Any],
+    transport: str,
+    meta_dir: Path,
+    *,
+    may_ask: bool = True,
+) -> Image:
+    """Validate the bootstrap at ``path`` (private, immutable) and load its blobs' chunk maps.
+
+    ``may_ask``: the backend, for what is not cached.
+    Raises ``BadImage``, ``BackendError``, or ``KernelRefused`` when the format allows
+    the image but the kernel would not.
+    """
+    try:
+        with path.open("rb") as f:
+            if hashlib.file_digest(f, "sha256").hexdigest() != digest:
+                raise BadImage(f"{path} was changed", hint="remove it, and mount the image again")
+        bootstrap = rafs_v6.Bootstrap.from_file(path)
+    except rafs_v6.ImageError as e:
+        raise _bad_bootstrap(e) from e
+    for info in bootstrap.blobs:
+        checked_blob_id(info.blob_id)
+    reader = MetaReader(backend, meta_dir, may_ask=may_ask)
+    pool = ThreadPoolExecutor(_PARALLEL_LOADS)
+    try:  # the backend is far: what is asked of it is under way while the bootstrap is validated
+        loads = [pool.submit(_load_blob, info, bootstrap, reader) for info in bootstrap.blobs]
+        _validate(bootstrap)
+        refusal = bootstrap.kernel_refusal(transport)
+        if refusal:
+            raise KernelRefused(f"the kernel cannot mount this image: {refusal}", hint="convert it")
+        blobs = tuple(load.result() for load in loads)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return Image(
+        key=image_key(digest, backend_config),
+        digest=digest,
+        path=path,
+        size=path.stat().st_size,
+        backend=backend,
+        backend_config=backend_config,
+        blobs=blobs,
+    )
+
+
+def _validate(bootstrap: rafs_v6.Bootstrap) -> None:
+    try:
+        bootstrap.validate()
+    except rafs_v6.ImageError as e:
+        raise _bad_bootstrap(e) from e
+
+
+def _bad_bootstrap(error: rafs_v6.ImageError) -> BadImage:
+    return BadImage(
+        f"bad bootstrap: {error}", hint="build or pull the image again; nothing was mounted"
+    )
+
+
+def _load_blob(
+    info: rafs_v6.BlobInfo, bootstrap: rafs_v6.Bootstrap, reader: MetaReader
+) -> ImageBlob:
+    try:
+        chunks = _load_chunks(info, bootstrap, reader)
+    except rafs_v6.ImageError as e:
+        raise BadImage(
+            f"blob {info.blob_id}: {e}",
+            hint="the bootstrap and the blob do not belong together, or one is damaged",
+        ) from e
+    size = reader.size(info.blob_id)
+    if size < info.data_size:
+        raise BackendError(
+            f"blob {info.blob_id}: {size} bytes in the backend, {info.data_size} by the blob table",
+            hint="the blob was cut or is another one: upload it again",
+        )
+    return ImageBlob(info, chunks, _identity(info, chunks))
+
+
+def _load_chunks(
+    info: rafs_v6.BlobInfo, bootstrap: rafs_v6.Bootstrap, reader: MetaReader
+) -> rafs_v6.ChunkMap:
+    try:
+        return rafs_v6.ChunkMap.load(info, reader.read_at, bootstrap, blob_size=reader.size)
+    except rafs_v6.ImageError:
+        if reader.asked_backend:
+            raise
+        reader.forget()
+        return rafs_v6.ChunkMap.load(info, reader.read_at, bootstrap, blob_size=reader.size)
+
+
+def _identity(info: rafs_v6.BlobInfo, chunks: rafs_v6.ChunkMap) -> str:
+    """What must be equal for two images to share the cached data of a blob."""
+    h = hashlib.sha256()
+    h.update(f"{info.blob_id} {info.compressor} {info.digester} {chunks.flat_size} ".encode())
+    h.update(chunks.decoded_bytes())
+    return h.hexdigest()

@@ -1,0 +1,189 @@
+"""Authorises requests to one registry: basic, and bearer tokens that renew themselves.
+
+Any number of threads may ask; one token request serves them all.  A token is
+renewed in the background before it expires, so that no reader waits for it.
+Credentials go to the registry and to the token server it names, and to the
+latter over https whenever the registry itself is asked over https.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import random
+import threading
+import time
+from base64 import b64decode, b64encode
+from urllib.parse import urlencode
+
+from nydus_fscache.errors import BackendError, UsageError
+from nydus_fscache.http.pool import Pool
+from nydus_fscache.http.url import Url
+from nydus_fscache.http.wire import Clock, Request
+from nydus_fscache.registry.challenge import Challenge
+
+CLIENT_ID = "nydus-registry-client"
+_TOKEN_LIMIT = 1024 * 1024
+_DEFAULT_TTL_S = 600.0
+_EARLY_S = 20.0
+_RENEW_WAIT_S = 10.0
+_MAX_TOKEN = 64 * 1024  # one that is longer fits into no server's request head
+IDENTITY_USER = "<token>"  # as credential helpers say: the secret is an identity token
+
+
+def check_auth(auth: str) -> str:
+    """Base64 of user:password, or empty; ``UsageError`` otherwise."""
+    try:
+        valid = not auth or ":" in b64decode(auth, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        valid = False
+    if not valid:
+        raise UsageError(
+            "auth is not base64 of user:password", hint="printf user:password | base64"
+        )
+    return auth
+
+
+class Authenticator:
+    """``Authorization`` headers for one repository of one registry."""
+
+    def __init__(
+        self, pool: Pool, scheme: str, repo: str, *, auth: str = "", token: str = ""
+    ) -> None:
+        self._pool = pool
+        self._scheme = scheme
+        self._repo = repo
+        self._auth = check_auth(auth)
+        self._lock = threading.Lock()  # held while a token is fetched
+        self._header = f"Bearer {token}" if token else ""
+        self._renew_at = self._expires_at = float("inf")
+        self._renewing = False
+        self._challenge: Challenge | None = None
+        self._by_get = False
+
+    def reauth(self, auth: str) -> None:
+        """New credentials: what was got with the old ones is forgotten."""
+        self._auth = check_auth(auth)
+        self._header = ""
+
+    def header(self, clock: Clock) -> dict[str, str]:
+        """What to send now; nothing while the registry has not asked."""
+        header = self._header
+        now = time.monotonic()
+        if now >= self._expires_at or (not header and self._challenge):
+            header = self._renew(header, clock)
+        elif now >= self._renew_at and not self._renewing:
+            self._renewing = True
+            threading.Thread(target=self._renew_early, args=(header,), daemon=True).start()
+        return {"Authorization": header} if header else {}
+
+    def refused(self, sent: dict[str, str], challenge: Challenge, clock: Clock) -> None:
+        """A request that carried ``sent`` got 401: the next ``header()`` meets the challenge."""
+        self._challenge = challenge
+        self._renew(sent.get("Authorization", ""), clock)
+
+    def _renew_early(self, used: str) -> None:
+        try:
+            self._renew(used, Clock(time.monotonic() + _RENEW_WAIT_S, _RENEW_WAIT_S))
+        except BackendError:
+            self._renew_at = time.monotonic() + _RENEW_WAIT_S  # the old one still serves
+        finally:
+            self._renewing = False
+
+    def _renew(self, used: str, clock: Clock) -> str:
+        if not self._lock.acquire(timeout=max(0.0, clock.left())):
+            raise BackendError("no token in time", hint="the token server is slow", retryable=True)
+        try:
+            challenge = self._challenge
+            if challenge is None or self._header not in ("", used):
+                return self._header  # somebody else was faster
+            if challenge.scheme == "basic":
+                self._header = f"Basic {self._auth}" if self._auth else ""
+                self._renew_at = self._expires_at = float("inf")
+                return self._header
+            auth = self._auth
+            token, ttl_s = self._fetch(challenge, auth, clock)
+            if auth == self._auth:  # else: new credentials came meanwhile
+                now = time.monotonic()
+                early = _EARLY_S + random.uniform(0, min(ttl_s / 10, 300))  # noqa: S311
+                self._renew_at = now + max(ttl_s - early, ttl_s / 2)
+                self._expires_at = now + ttl_s
+                self._header = f"Bearer {token}"
+            return f"Bearer {token}"
+        finally:
+            self._lock.release()
+
+    def _fetch(self, challenge: Challenge, auth: str, clock: Clock) -> tuple[str, float]:
+        try:
+            realm = Url.parse(challenge.realm)
+        except ValueError as e:
+            raise BackendError(f"the registry names a bad token server: {e}") from e
+        if self._scheme == "https" and realm.scheme != "https":
+            raise BackendError(
+                f"the registry wants credentials sent to {realm.base}, unencrypted",
+                hint="the registry's token realm must be https",
+            )
+        query = {"service": challenge.service} if challenge.service else {}
+        query["scope"] = challenge.scope or f"repository:{self._repo}:pull"
+        query["client_id"] = CLIENT_ID
+        if not self._by_get:
+            status, body = self._post(realm, query, auth, clock)
+            if status == 200:
+                return _token(body, realm)
+        status, body = self._get(realm, query, auth, clock)
+        if status == 200:
+            self._by_get = True
+            return _token(body, realm)
+        raise BackendError(
+            f"token server {realm} answers {status}",
+            hint="wrong or missing credentials: docker login, IMAGE_PULL_AUTH, or auth",
+            status=status,
+            retryable=status == 429 or status >= 500,
+        )
+
+    def _post(
+        self, realm: Url, query: dict[str, str], auth: str, clock: Clock
+    ) -> tuple[int, bytes]:
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        user, _, secret = b64decode(auth).decode().partition(":")
+        if user == IDENTITY_USER:
+            query = {**query, "grant_type": "refresh_token", "refresh_token": secret}
+        elif auth:
+            headers["Authorization"] = f"Basic {auth}"
+            query = {**query, "grant_type": "password", "username": user, "password": secret}
+        return self._ask(Request("POST", realm, headers, urlencode(query).encode()), clock)
+
+    def _get(self, realm: Url, query: dict[str, str], auth: str, clock: Clock) -> tuple[int, bytes]:
+        mark = "&" if "?" in realm.target else "?"
+        url = Url(realm.scheme, realm.host, realm.port, f"{realm.target}{mark}{urlencode(query)}")
+        identity = b64decode(auth).startswith(f"{IDENTITY_USER}:".encode())
+        headers = {"Authorization": f"Basic {auth}"} if auth and not identity else {}
+        return self._ask(Request("GET", url, headers), clock)
+
+    def _ask(self, request: Request, clock: Clock) -> tuple[int, bytes]:
+        response = self._pool.exchange(request, clock)
+        try:
+            return response.status, response.read(_TOKEN_LIMIT)
+        finally:
+            response.close()
+
+
+def _token(body: bytes, realm: Url) -> tuple[str, float]:
+    try:
+        answer = json.loads(body)
+        token = answer.get("token") or answer.get("access_token")
+        ttl_s = float(answer.get("expires_in") or _DEFAULT_TTL_S)
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
+        token, ttl_s = None, 0.0
+    if (
+        not isinstance(token, str)
+        or not 0 < len(token) < _MAX_TOKEN
+        or not (token.isascii() and token.isprintable())
+    ):
+        raise BackendError(f"token server {realm} answers no token", hint="is it a token server?")
+    return token, ttl_s
+
+
+def basic(user: str, password: str) -> str:
+    """``auth`` as configurations and this module write it."""
+    return b64encode(f"{user}:{password}".encode()).decode()

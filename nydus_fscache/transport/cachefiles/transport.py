@@ -1,0 +1,486 @@
+"""cachefiles on-demand (Linux 5.19 to 7.1).
+
+The kernel owns the cache files and names what it opens: the volume is
+``erofs,<domain>`` (or ``erofs,<fsid>`` for a mount without domain_id), the
+cookie is the fsid for the bootstrap and the device tag, which RAFS sets to the
+blob id, for a blob.  It never asks for what its file has, so presence is read
+off the file (SEEK_DATA), and nothing needs to be recorded.
+
+A successor goes on with the objects that are open, by their descriptors (kept.py).  What was
+asked and not answered the kernel sends again, told to by ``restore``; before Linux 6.8, without
+the fixes of 2024, it has no such command, and the successor answers what the journal holds.
+Source: reference kernel-transports 1, fscache-vm 3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nydus_fscache.cache.presence import PAGE, PageMap
+from nydus_fscache.core.core import Broken, Closed, Core, Event, Lost, Missed, Opened
+from nydus_fscache.errors import KernelRefused
+from nydus_fscache.fetch.cache_object import CacheObject, Source
+from nydus_fscache.fetch.objects import Objects
+from nydus_fscache.files import data_ranges
+from nydus_fscache.handover.link import Handover
+from nydus_fscache.image.image import Image
+from nydus_fscache.transport.base import Bound
+from nydus_fscache.transport.cachefiles.device import (
+    DEVICE,
+    has_file,
+    open_and_bind,
+    wait_for_backing_file,
+)
+from nydus_fscache.transport.cachefiles.fsid_mount import mount_apart
+from nydus_fscache.transport.cachefiles.kernel_cache import (
+    KernelCache,
+    checked_name,
+    is_held,
+    open_cookies,
+)
+from nydus_fscache.transport.cachefiles.parked import Held, Kept, domain_of
+
+log = logging.getLogger("cachefiles")
+
+_RESEND_PAUSE_S = 0.2  # in which READs that were lost are gathered
+_FILL_STEP = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class BoundNames:
+    """Nothing is open until the kernel asks; ``objects`` are those that it has opened."""
+
+    objects: list[CacheObject]
+
+
+@dataclass(slots=True)
+class _Bootstrap:
+    """The bootstrap's object in the C core; its page map must outlive it."""
+
+    image: Image
+    pages: PageMap
+    filling: bool = False
+
+
+@dataclass(slots=True)
+class _Domain:
+    images: dict[str, Image] = field(default_factory=dict)  # by fsid
+    bound: dict[str, BoundNames] = field(default_factory=dict)
+
+
+class CachefilesTransport:
+    name = "cachefiles"
+
+    def __init__(
+        self, core: Core, objects: Objects, handover: Handover, cache: KernelCache
+    ) -> None:
+        self._core = core
+        self._objects = objects
+        self._lock = threading.RLock()
+        self._cache = cache
+        self._domains: dict[str, _Domain] = {}
+        self._bootstraps: dict[int, _Bootstrap] = {}  # by number, as in the C core
+        self._held: dict[int, Held] = {}  # by number
+        self._kernel_objects: dict[int, int] = {}  # the kernel's numbers by ours
+        self._awaited: set[str] = set()  # domains of which images are bound soon
+        self._unanswered: list[Opened] = []  # OPENs of these
+        self._resending = False
+        inherited = handover.take("cachefiles")
+        self._took_over = inherited is not None
+        if inherited is None:
+            self._cache.drop_unsynced()
+            self._device = open_and_bind(cache.directory)
+            handover.keep("cachefiles", self._device)
+        else:
+            self._device = inherited
+        cache.device, cache.written = self._device, self._written
+        objects.copies.kernel_file = cache.reading
+        core.attach_cachefiles(self._device)
+        self._kept = Kept(core, handover)
+
+    def resume(self) -> None:
+        """OPENs are answered with the descriptors that were kept; READs are sent again, or else
+        taken from the journal."""
+        if not self._took_over:
+            return
+        for event in self._kept.take_all():
+            self._hold_left(event)
+        for event in self._kept.asked:
+            self._open(event, again=True)
+        # an OPEN that waits for its image would come again, and fail: it has its descriptor
+        if not self._unanswered and self._restore():
+            self._core.resent()
+            return
+        for event in self._kept.lost:
+            log.error("open of %s was lost with its descriptor: EIO", event.cookie)
+            with contextlib.suppress(OSError):
+                self._core.copen(event.msg_id, -errno.EIO)
+
+    def _restore(self) -> bool:
+        """False: this kernel does not know how to send again."""
+        try:
+            os.write(self._device, b"restore")
+        except OSError as e:
+            log.warning("this kernel sends nothing again (restore: %s)", e.strerror)
+            return False
+        return True
+
+    def hold(self, domains: set[str]) -> None:
+        with self._lock:
+            self._awaited = domains
+
+    def deny(self) -> None:
+        with self._lock:
+            self._awaited = set()
+            opens, self._unanswered = self._unanswered, []
+            for oid, held in self._held.items():
+                held.misses.clear()
+                self._core.fail(oid, 0, held.size, errno.EIO)
+        for event in opens:
+            self._open(event)
+
+    def close(self) -> None:
+        """After the last unmount: what is cached outlives a reboot."""
+        self._cache.mark_synced()
+
+    def bind(self, image: Image, fsid: str, domain: str) -> BoundNames:
+        checked_name(fsid, "fsid")
+        key = checked_name(domain, "domain") if domain else fsid
+        with self._lock:
+            entry = self._domains.get(key) or _Domain()
+            _check_shared(entry, image, fsid, key)
+            blobs = {b.info.blob_id: b.identity for b in image.blobs}
+            self._cache.prepare(key, fsid, image.path, blobs)
+            names = BoundNames([])
+            for obj in [o for bound in entry.bound.values() for o in bound.objects]:
+                if obj.source.blob_id in blobs:
+                    self._objects.add_source(obj, Source(image.backend, obj.source.blob_id))
+            self._domains[key] = entry
+            entry.images[fsid] = image
+            entry.bound[fsid] = names
+            for event in self._kept.take(key, {fsid, *blobs}):
+                if (oid := self._adopt(event)) is None:
+                    self._hold_left(event)
+                else:
+                    self._begin(oid)
+            for oid in [o for o, held in self._held.items() if domain_of(held.event) == key]:
+                self._take_held(oid)
+            opens = [e for e in self._unanswered if domain_of(e) == key]
+            self._unanswered = [e for e in self._unanswered if e not in opens]
+        for event in opens:
+            self._open(event)
+        return names
+
+    def _written(self) -> dict[str, int]:
+        """Bytes that are in the open blobs' files, by DOMAIN/COOKIE."""
+        with self._lock:
+            return {
+                f"{domain}/{obj.source.blob_id}": obj.pages.bytes_present()
+                for domain, entry in self._domains.items()
+                for bound in entry.bound.values()
+                for obj in bound.objects
+            }
+
+    def mount(
+        self, image: Image, bound: Bound, target: Path, fsid: str, domain: str
+    ) -> None:
+        mount_apart(target, fsid, domain)
+
+    def in_use(self, image: Image, fsid: str, domain: str) -> bool:
+        with self._lock:
+            entry = self._domains.get(domain or fsid) or _Domain()
+            others = {
+                blob.info.blob_id
+                for other, its in entry.images.items()
+                if other != fsid
+                for blob in its.blobs
+            }
+        blobs = {blob.info.blob_id for blob in image.blobs} - others
+        return is_held(domain or fsid, fsid, blobs)
+
+    def unbind(self, image: Image, bound: Bound, fsid: str, domain: str) -> None:
+        with self._lock:
+            entry = self._domains[domain or fsid]
+            del entry.images[fsid], entry.bound[fsid]
+            if not entry.images:
+                del self._domains[domain or fsid]
+            else:  # blobs that others have mounted too are theirs now
+                next(iter(entry.bound.values())).objects.extend(bound.objects)
+            self._cache.let_go(domain or fsid, fsid)
+
+    # -- events ------------------------------------------------------------------------------
+
+    def handle(self, event: Event) -> None:
+        if isinstance(event, Opened):
+            self._open(event)
+        elif isinstance(event, Closed):
+            self._close(event.object)
+        elif isinstance(event, Missed):
+            self._missed(event)
+        elif isinstance(event, Lost):
+            self._send_again()
+        elif isinstance(event, Broken):
+            log.error("read of %s: %s", DEVICE, os.strerror(event.errno))
+
+    def _open(self, event: Opened, *, again: bool = False) -> None:
+        """Answer the OPEN; what was made for it goes when the answer is no, or is not taken.
+
+        ``again``: a predecessor may have answered it; then the object has its file."""
+        domain, name = domain_of(event), event.cookie
+        oid, size = 0, -errno.EIO
+        try:
+            self._kept.keep(event)
+            oid, size = self._register(event, domain, name)
+        except Exception as e:  # unanswered, the kernel would wait where nothing can kill it
+            log.exception("open of %s in domain %s", name, domain)
+            size = -((isinstance(e, OSError) and e.errno) or errno.EIO)
+        if size == -errno.ENOENT:
+            with self._lock:
+                if domain in self._awaited:
+                    self._unanswered.append(event)
+                    return
+            log.error("the kernel opens %s in domain %s, which nobody bound", name, domain)
+        try:
+            self._core.copen(event.msg_id, size)
+        except OSError as e:
+            if not (again and has_file(event.fd)):
+                log.warning("open of %s in domain %s is not wanted any more: %s", name, domain, e)
+                size = -errno.EBADF
+        if size >= 0:
+            self._begin(oid)
+        elif oid:
+            self._close(oid)
+        else:
+            self._kept.let_go(event.kernel_object)
+            os.close(event.fd)
+
+    def _register(self, event: Opened, domain: str, name: str) -> tuple[int, int]:
+        """(number of the object, its size); (0, -ENOENT) when it is nobody's."""
+        with self._lock:
+            oid = self._adopt(event)
+            if oid is not None:
+                return oid, self._size(oid)
+            if open_cookies(domain).get(name):
+                return self._hold(event)
+        return 0, -errno.ENOENT
+
+    def _size(self, oid: int) -> int:
+        bootstrap, obj = self._bootstraps.get(oid), self._objects.get(oid)
+        if bootstrap is not None:
+            return bootstrap.image.size
+        return obj.chunks.flat_size if obj is not None else 0
+
+    def _adopt(self, event: Opened, held: tuple[int, PageMap] | None = None) -> int | None:
+        """The number of the object when an image is bound that has it.  With the lock.
+
+        ``held``: its number and page map, when the C core knows it already."""
+        domain = domain_of(event)
+        entry = self._domains.get(domain)
+        if entry is None:
+            return None
+        image = entry.images.get(event.cookie)
+        if image is not None:
+            oid = self._open_bootstrap(event, image, held)
+        else:
+            obj = self._open_blob(event, domain, entry, held)
+            if obj is None:
+                return None
+            oid = obj.oid
+        self._kernel_objects[oid] = event.kernel_object
+        return oid
+
+    def _open_bootstrap(
+        self, event: Opened, image: Image, held: tuple[int, PageMap] | None
+    ) -> int:
+        oid, pages = held or self._number(event, image.size)
+        self._bootstraps[oid] = _Bootstrap(image, pages)
+        return oid
+
+    def _number(self, event: Opened, size: int) -> tuple[int, PageMap]:
+        return self._objects.number_kernel(event.kernel_object, event.fd, size)
+
+    def _open_blob(
+        self, event: Opened, domain: str, entry: _Domain, held: tuple[int, PageMap] | None
+    ) -> CacheObject | None:
+        obj = None
+        for fsid, image in entry.images.items():
+            for blob in image.blobs:
+                if blob.info.blob_id != event.cookie:
+                    continue
+                if obj is None:
+                    name = f"{domain}/{event.cookie}#{event.kernel_object}"
+                    obj = self._objects.add_kernel(
+                        name, blob, image.backend, event.kernel_object, event.fd, held
+                    )
+                    entry.bound[fsid].objects.append(obj)
+                else:  # all images of the domain have it from their own backends
+                    self._objects.add_source(obj, Source(image.backend, event.cookie))
+        return obj
+
+    def _hold(self, event: Opened) -> tuple[int, int]:
+        """(number, size) of an object that nobody has bound, and that a living mount reads.
+
+        Refused, the kernel would open it again for the same reader, without end.  Its
+        readers wait if it is bound soon, or else get EIO.
+        """
+        domain = domain_of(event)
+        if domain not in self._awaited:
+            log.error("%s in domain %s cannot be served: EIO", event.cookie, domain)
+        size = max(os.lseek(event.fd, 0, os.SEEK_END), PAGE)
+        oid, pages = self._number(event, size)
+        self._held[oid] = Held(event, size, pages)
+        self._kernel_objects[oid] = event.kernel_object
+        return oid, size
+
+    def _hold_left(self, event: Opened) -> None:
+        try:
+            with self._lock:
+                self._hold(event)
+        except OSError as e:  # the kernel has no file of it: nobody can read it
+            log.warning("%s is let go: %s", event.cookie, e.strerror)
+            self._kept.let_go(event.kernel_object)
+            os.close(event.fd)
+
+    def _take_held(self, oid: int) -> None:
+        """An image is bound that may have the object.  With the lock."""
+        held = self._held[oid]
+        entry = self._domains[domain_of(held.event)]
+        sizes = {fsid: image.size for fsid, image in entry.images.items()}
+        for image in entry.images.values():
+            sizes |= {blob.info.blob_id: blob.chunks.flat_size for blob in image.blobs}
+        # a page map of another size would be written beyond its end
+        if -(-sizes.get(held.event.cookie, 0) // PAGE) != -(-held.size // PAGE):
+            return
+        if self._adopt(held.event, (oid, held.pages)) is not None:
+            del self._held[oid]
+            self._begin(oid)
+            if obj := self._objects.get(oid):
+                for off, length in held.misses:
+                    obj.demand(off, length)
+
+    def _begin(self, oid: int) -> None:
+        with self._lock:
+            bootstrap, obj = self._bootstraps.get(oid), self._objects.get(oid)
+            if bootstrap is not None:
+                self._fill_soon(oid, bootstrap)
+        if obj is not None:
+            self._in_background(self._find_present, obj)
+
+    def _close(self, oid: int) -> None:
+        with self._lock:
+            if (kernel_object := self._kernel_objects.pop(oid, None)) is not None:
+                self._kept.let_go(kernel_object)
+            if self._bootstraps.pop(oid, None) or self._held.pop(oid, None):
+                self._core.remove_object(oid)
+                return
+            obj = self._objects.get(oid)
+            if obj is None:
+                return
+            for entry in self._domains.values():
+                for bound in entry.bound.values():
+                    if obj in bound.objects:
+                        bound.objects.remove(obj)
+        self._in_background(self._objects.release, obj)
+
+    def _missed(self, event: Missed) -> None:
+        """Of what is no blob of an image, or was none a moment ago.
+
+        Nobody waits for long for a bootstrap that is being written; what could not be is tried
+        again.
+        """
+        with self._lock:
+            bootstrap = self._bootstraps.get(event.object)
+            if bootstrap is not None:
+                self._fill_soon(event.object, bootstrap)
+                return
+            held = self._held.get(event.object)
+            if held is not None and domain_of(held.event) in self._awaited:
+                held.misses.append((event.off, event.len))
+                return
+            obj = self._objects.get(event.object)
+        if obj is not None:
+            obj.demand(event.off, event.len)
+            return
+        self._core.fail(event.object, event.off, event.len, errno.EIO)
+
+    def _send_again(self) -> None:
+        """A READ came for an object that had just been closed here: once the kernel knows that,
+        it opens the object again, and sends the READ when it is told to."""
+        with self._lock:
+            if self._resending:
+                return
+            self._resending = True
+
+        def restore() -> None:
+            time.sleep(_RESEND_PAUSE_S)
+            with self._lock:
+                self._resending = False
+            self._restore()
+
+        self._in_background(restore)
+
+    # -- in the background: the reader of events must never wait ---------------------------------
+
+    def _in_background(self, work: Callable[..., object], *args: Any) -> None:
+        threading.Thread(target=work, args=args, daemon=True).start()
+
+    def _fill_soon(self, oid: int, bootstrap: _Bootstrap) -> None:
+        """With the lock."""
+        if not bootstrap.filling:
+            bootstrap.filling = True
+            self._in_background(self._fill_bootstrap, oid, bootstrap)
+
+    def _fill_bootstrap(self, oid: int, bootstrap: _Bootstrap) -> None:
+        """Write it whole: the kernel reads metadata page by page, one request each."""
+        image, error = bootstrap.image, 0
+        try:
+            with image.path.open("rb") as f:
+                for off in range(0, image.size, _FILL_STEP):
+                    self._core.fill_flat(oid, off, f.read(_FILL_STEP))
+        except OSError as e:
+            log.error("bootstrap of %s: %s", image.digest, e)
+            error = errno.EIO
+        with self._lock:
+            bootstrap.filling = False
+        if error:  # after that: who comes later starts another try
+            self._core.fail(oid, 0, image.size, error)
+
+    def _find_present(self, obj: CacheObject) -> None:
+        size = obj.chunks.flat_size
+        extents: list[tuple[int, int]] = []
+        try:
+            wait_for_backing_file(obj.fill_fd)
+            for off, end in data_ranges(obj.fill_fd, size):
+                extents.append((off, size if end >= size - size % PAGE else end))
+        except OSError as e:
+            log.warning("blob %s: what is cached cannot be told: %s", obj.name, e)
+        obj.found_on_disk(extents)
+        self._objects.on_found()
+
+
+def _check_shared(entry: _Domain, image: Image, fsid: str, domain: str) -> None:
+    """The kernel knows what is in a domain by one name alone, and has one file for it."""
+    known = {b.info.blob_id: b.identity for i in entry.images.values() for b in i.blobs}
+    if fsid in entry.images:
+        raise KernelRefused(f"{fsid} is bound already", hint="unbind it, or take another fsid")
+    if fsid in known or {fsid, *entry.images} & {b.info.blob_id for b in image.blobs}:
+        raise KernelRefused(
+            f"in domain {domain} a blob would have the name of a bootstrap",
+            hint="bind it in a domain of its own",
+        )
+    for blob in image.blobs:
+        if known.get(blob.info.blob_id, blob.identity) != blob.identity:
+            raise KernelRefused(
+                f"another image of domain {domain} describes blob {blob.info.blob_id} "
+                "differently",
+                hint="bind it in a domain of its own",
+            )

@@ -1,0 +1,81 @@
+"""``nydus-image compact``: leave out chunks that no file uses, put small blobs together."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rafs_v6.cli.output import add_common, examples, report
+from rafs_v6.cli.source import add_blobs, add_bootstrap, bootstrap_path, need_blobs
+from rafs_v6.tools.compact import CompactOptions, compact
+from rafs_v6.tools.rewrite import Rewrite
+from rafs_v6.writer.errors import BuildError
+from rafs_v6.writer.load import load_blobs, open_bootstrap
+
+EXAMPLES = """\
+  nydus-image compact --bootstrap image.boot --blob-dir blobs/ --min-used-ratio 50
+  nydus-image compact --bootstrap image.boot --blob-dir new/ --layers-to-compact 1 \\
+      --backend-type registry --backend-config registry.json
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    defaults = CompactOptions()
+    parser = commands.add_parser(
+        "compact", help="drop unused chunks, merge small blobs",
+        description="New blobs go to --blob-dir, which also has the old ones unless a backend is"
+        " given. Old blobs are left where they are.",
+        **examples(EXAMPLES),
+    )  # fmt: skip
+    add_bootstrap(parser)
+    add_blobs(parser)
+    parser.add_argument(
+        "--min-used-ratio", type=int, default=defaults.min_used_ratio, metavar="PERCENT",
+        help="a blob of which less is used is written anew (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compact-blob-size", type=_size, default=defaults.blob_size, metavar="BYTES",
+        help="smaller ones may be merged (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-compact-size", type=_size, default=defaults.max_size, metavar="BYTES",
+        help="of a merged blob (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--layers-to-compact", type=int, default=defaults.layers, metavar="N",
+        help="merge when more blobs than this are used (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--chunk-dict", metavar="[bootstrap=]FILE", help="its blobs stay")
+    parser.add_argument(
+        "-O", "--output-bootstrap", type=Path, metavar="FILE", help="default: BOOTSTRAP.compact"
+    )
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def _size(text: str) -> int:
+    return int(text, 0)
+
+
+def run(args: argparse.Namespace) -> None:
+    path = bootstrap_path(args)
+    if args.blob_dir is None or not args.blob_dir.is_dir():
+        raise BuildError("where do new blobs go? give --blob-dir, a directory")
+    keep = set()
+    if args.chunk_dict is not None:
+        dictionary = Path(args.chunk_dict.removeprefix("bootstrap="))
+        keep = {b.name for b in load_blobs(open_bootstrap(dictionary), dictionary)}
+    options = CompactOptions(
+        args.min_used_ratio, args.compact_blob_size, args.max_compact_size, args.layers_to_compact
+    )
+    target = args.output_bootstrap or path.with_name(path.name + ".compact")
+    with need_blobs(args) as blobs:
+        rewrite = Rewrite.open(path, blobs)
+        done = compact(rewrite, options, target, args.blob_dir, keep)
+    for blob in done.replaced:
+        print(f"no longer used: {blob}")
+    report(
+        args.output_json, bootstrap=target, blobs=done.blobs,
+        compressor=rewrite.defaults.compressor.name.lower(),
+        extra={"new_blobs": done.written, "unused_blobs": done.replaced},
+    )  # fmt: skip

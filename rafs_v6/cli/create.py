@@ -1,0 +1,140 @@
+"""``nydus-image create``: an image out of a directory, a tar or a tar.gz."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from rafs_v6.cli.output import (
+    add_builder,
+    progress_line,
+    read_prefetch,
+    report,
+)
+from rafs_v6.format.erofs import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, Compressor, Digester
+from rafs_v6.writer.blob_file import ended_on_error
+from rafs_v6.writer.chunks import ChunkOptions
+from rafs_v6.writer.cipher import XtsKey
+from rafs_v6.writer.create import create_from_directory, create_from_tar
+from rafs_v6.writer.errors import BuildError
+from rafs_v6.writer.options import CreateOptions, Into
+from rafs_v6.writer.overlay import WhiteoutSpec
+
+_COMPRESSORS = {c.name.lower(): c for c in (Compressor.NONE, Compressor.LZ4_BLOCK, Compressor.ZSTD)}
+_DIGESTERS = {d.name.lower(): d for d in Digester}
+_TAR_TYPES = {
+    "tar-rafs": Into.RAFS,
+    "targz-rafs": Into.RAFS,
+    "estargz-rafs": Into.RAFS,
+    "targz-ref": Into.REF,
+    "estargz-ref": Into.REF,
+    "tar-tarfs": Into.TARFS,
+}
+_EXAMPLES = """\
+examples:
+  nydus-image create --bootstrap image.boot --blob-dir blobs/ tree/
+  nydus-image create --type targz-ref --bootstrap image.boot --blob-dir blobs/ layer.tar.gz
+  nydus-image create --type tar-tarfs --bootstrap image.boot layer.tar
+  nydus-image create --type tar-rafs --chunk-dict other.boot -B image.boot -D blobs/ layer.tar
+  nydus-image create --batch-size 0x100000 --bootstrap image.boot --blob-dir blobs/ tree/
+  find /etc /usr/bin/app | nydus-image create --prefetch-policy fs -B image.boot -D blobs/ tree/
+  curl -s URL | nydus-image create --type targz-ref --blob-inline-meta --blob meta.blob -
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "create", help="build an image from a directory or a tar", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="- for standard input (tars)")
+    parser.add_argument(
+        "-t", "--type", "--source-type", default="dir-rafs",
+        choices=("dir-rafs", "directory", *_TAR_TYPES),
+        help="-rafs: data are stored in chunks; -ref: they stay in the tar or tar.gz, which the"
+        " image refers to; tar-tarfs: the plain tar itself is mounted (default: dir-rafs)",
+    )  # fmt: skip
+    parser.add_argument("-B", "--bootstrap", type=Path, metavar="FILE")
+    parser.add_argument("-D", "--blob-dir", type=Path, metavar="DIR")
+    parser.add_argument("-b", "--blob", type=Path, metavar="FILE")
+    parser.add_argument("--blob-inline-meta", "--inline-bootstrap", action="store_true")
+    parser.add_argument("--blob-id")
+    parser.add_argument("--chunk-size", type=_chunk_size, default=0x100000, metavar="BYTES")
+    parser.add_argument(
+        "--batch-size", type=_batch_size, default=0, metavar="BYTES",
+        help="compress small files together, in units of so much at most; 0, the default: never",
+    )  # fmt: skip
+    parser.add_argument(
+        "-E", "--encrypt", action="store_true",
+        help="encrypt the data by a new key, which lies in the bootstrap: keep that secret",
+    )  # fmt: skip
+    parser.add_argument("--compressor", choices=sorted(_COMPRESSORS), default="zstd")
+    parser.add_argument("--compression-level", type=int, default=3, help="for zstd, 1 to 19")
+    parser.add_argument(
+        "--digester", choices=sorted(_DIGESTERS),
+        help="default: blake3; sha256 for the types that refer to a tar",
+    )  # fmt: skip
+    parser.add_argument("-v", "--fs-version", choices=("6",), default="6")
+    parser.add_argument("--features", choices=("blob-toc",))
+    parser.add_argument("--repeatable", action="store_true")
+    parser.add_argument(
+        "--whiteout-spec", choices=tuple(WhiteoutSpec), type=WhiteoutSpec, default=WhiteoutSpec.OCI,
+        help="what hides lower entries: applied to the parent, taken out of a directory without"
+        " one. A tar without a parent is a layer: its whiteouts stay in it, for merge",
+    )  # fmt: skip
+    for option in ("--aligned-chunk", "--disable-check"):
+        parser.add_argument(option, action="store_true", help="accepted; always so in version 6")
+    # The original's, of conversions that it has given up.
+    parser.add_argument("--blob-offset", type=int, choices=(0,), help=argparse.SUPPRESS)
+    parser.add_argument("--blob-data-size", help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    add_builder(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    if not args.blob_inline_meta and args.bootstrap is None:
+        raise BuildError("give --bootstrap FILE, or --blob-inline-meta to keep it in the blob")
+    if str(args.source) == "-" and args.prefetch_policy != "none":
+        raise BuildError("standard input is either the source or the list of --prefetch-policy")
+    if not 1 <= args.compression_level <= 19:
+        raise BuildError("--compression-level goes from 1 to 19")
+    into = _TAR_TYPES.get(args.type)
+    digester = args.digester or ("blake3" if into in (None, Into.RAFS) else "sha256")
+    if args.batch_size > args.chunk_size:
+        raise BuildError("--batch-size is at most --chunk-size")
+    options = CreateOptions(
+        ChunkOptions(
+            _COMPRESSORS[args.compressor], _DIGESTERS[digester], args.chunk_size,
+            args.compression_level, max(1, args.threads), args.batch_size,
+            XtsKey.random() if args.encrypt else None,
+        ),
+        args.bootstrap, args.blob, args.blob_dir, args.blob_inline_meta,
+        args.features == "blob-toc", args.blob_id, args.repeatable,
+        read_prefetch(args), args.prefetch_policy == "fs",
+        args.parent_bootstrap, args.chunk_dict, args.whiteout_spec,
+    )  # fmt: skip
+    source = Path("/dev/stdin") if str(args.source) == "-" else args.source
+    with ended_on_error(args.blob), progress_line("built") as progress:
+        options = replace(options, progress=progress)
+        if into is not None:
+            blobs = create_from_tar(source, options, into, estargz=args.type.startswith("estargz"))
+        else:
+            blobs = create_from_directory(source, options)
+    report(
+        args.output_json, bootstrap=args.bootstrap, blobs=blobs, compressor=args.compressor,
+        data=args.blob,
+    )  # fmt: skip
+
+
+def _batch_size(text: str) -> int:
+    return 0 if text == "0" else _chunk_size(text)
+
+
+def _chunk_size(text: str) -> int:
+    size = int(text, 0)
+    if not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE or size & (size - 1):
+        raise argparse.ArgumentTypeError("a power of two from 0x1000 to 0x1000000")
+    return size

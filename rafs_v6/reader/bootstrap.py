@@ -1,0 +1,410 @@
+"""A bootstrap: the tree of an image, as the kernel's EROFS driver will see it.
+
+``Bootstrap`` does no I/O after it was opened, and never reads outside its
+bytes.  Cost: opening, one pass over the tables; ``validate``, one pass over the
+tree, whatever the input (what could make it more, a directory that is reached
+twice or data shared by inodes, is refused).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from rafs_v6.errors import ImageError
+from rafs_v6.faults import STRICT, Checks
+from rafs_v6.format.erofs import (
+    CHUNK_INDEX,
+    CHUNK_INDEX_SIZE,
+    CHUNK_RECORD_SIZE,
+    DIRENT,
+    EROFS_CHUNK_FORMAT_BLKBITS_MASK,
+    EROFS_CHUNK_FORMAT_INDEXES,
+    EROFS_DIRENT_SIZE,
+    EROFS_INODE_CHUNK_BASED,
+    EROFS_INODE_FLAT_INLINE,
+    EROFS_INODE_FLAT_PLAIN,
+    EROFS_NAME_LEN,
+    EROFS_SLOTSIZE,
+    EROFS_XATTR_IBODY_SIZE,
+    SYMLINK_MAX,
+    XATTR_ENTRY,
+    XATTR_PREFIXES,
+    ChunkRecord,
+    InodeCompact,
+    InodeExtended,
+    round_up,
+)
+from rafs_v6.format.tables import BlobInfo, Tables, read_tables
+
+_LAYOUTS = (EROFS_INODE_FLAT_PLAIN, EROFS_INODE_FLAT_INLINE, EROFS_INODE_CHUNK_BASED)
+_XATTR_NAME_MAX = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Inode:
+    """``offset``: bytes in the bootstrap; ``i_u``: what the layout makes of it (sheet 1.6)."""
+
+    nid: int
+    offset: int
+    layout: int
+    mode: int
+    size: int
+    uid: int
+    gid: int
+    mtime: int
+    mtime_nsec: int
+    nlink: int
+    i_u: int
+    body_size: int
+    xattr_size: int
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_reg(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_symlink(self) -> bool:
+        return stat.S_ISLNK(self.mode)
+
+    @property
+    def rdev(self) -> int:
+        """Device number of a special file, as ``os.makedev`` makes it; 0 for others."""
+        if not (stat.S_ISCHR(self.mode) or stat.S_ISBLK(self.mode)):
+            return 0
+        return os.makedev((self.i_u >> 8) & 0xFFF, (self.i_u & 0xFF) | ((self.i_u >> 12) & 0xFFF00))
+
+    @property
+    def tail(self) -> int:
+        """Where inline data or chunk indexes may begin."""
+        return self.offset + self.body_size + self.xattr_size
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRef:
+    """``size`` bytes of a file, at ``flat_off`` of blob ``blob_index``."""
+
+    blob_index: int
+    chunk_index: int
+    flat_off: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dirent:
+    name: bytes
+    nid: int
+    file_type: int
+
+
+class Bootstrap:
+    """``Bootstrap.from_file`` or ``from_bytes``; superblocks and tables are checked then,
+    the tree as it is walked, all of it by ``validate``."""
+
+    def __init__(self, data: memoryview, check: Checks = STRICT) -> None:
+        self.data = data
+        self.tables: Tables = read_tables(data, check)
+        self.block_size: int = self.tables.block_size
+        self.chunk_size: int = self.tables.ext.chunk_size
+        self.blobs: tuple[BlobInfo, ...] = self.tables.blobs
+        self.prefetch_nids = self.tables.prefetch_nids
+        self.chunk_table = self.tables.chunk_table
+        self._meta = self.tables.super_block.meta_blkaddr * self.block_size
+        self.root = self.inode(self.tables.super_block.root_nid)
+        if not self.root.is_dir:
+            raise ImageError(f"root nid {self.root.nid} is not a directory")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, check: Checks = STRICT) -> Self:
+        return cls(memoryview(data), check)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], check: Checks = STRICT) -> Self:
+        """The file is mapped: it must not change while this lives."""
+        with Path(path).open("rb") as f:
+            if not os.fstat(f.fileno()).st_size:
+                raise ImageError("the bootstrap is empty")
+            return cls(memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)), check)
+
+    def chunk_records(self) -> Iterator[tuple[int, ChunkRecord]]:
+        """(byte of the bootstrap, record), in the order of the chunk table (sheet 1.17)."""
+        base = self.tables.ext.chunk_table_offset
+        for at in range(0, len(self.chunk_table), CHUNK_RECORD_SIZE):
+            yield base + at, ChunkRecord.unpack(self.chunk_table, at)
+
+    # -- inodes ------------------------------------------------------------------------------
+
+    def _bytes(self, offset: int, size: int, what: str) -> memoryview:
+        if offset < 0 or size < 0 or offset + size > len(self.data):
+            raise ImageError(f"{what}: {size} bytes at {offset:#x} lie outside the bootstrap")
+        return self.data[offset : offset + size]
+
+    def inode(self, nid: int) -> Inode:
+        offset = self._meta + nid * EROFS_SLOTSIZE
+        what = f"inode {nid}"
+        (i_format,) = struct.unpack("<H", self._bytes(offset, 2, what))
+        layout = i_format >> 1
+        if layout not in _LAYOUTS:
+            raise ImageError(f"{what}: format {i_format:#x} is not RAFS v6")
+        if i_format & 1:
+            e = InodeExtended.unpack(self._bytes(offset, InodeExtended.SIZE, what))
+            body, mtime, nsec = InodeExtended.SIZE, e.i_mtime, e.i_mtime_nsec
+            mode, size, uid, gid, nlink, i_u = (
+                e.i_mode,
+                e.i_size,
+                e.i_uid,
+                e.i_gid,
+                e.i_nlink,
+                e.i_u,
+            )
+            icount = e.i_xattr_icount
+        else:
+            c = InodeCompact.unpack(self._bytes(offset, InodeCompact.SIZE, what))
+            body, mtime, nsec = InodeCompact.SIZE, 0, 0
+            mode, size, uid, gid, nlink, i_u = (
+                c.i_mode,
+                c.i_size,
+                c.i_uid,
+                c.i_gid,
+                c.i_nlink,
+                c.i_u,
+            )
+            icount = c.i_xattr_icount
+        xattr_size = EROFS_XATTR_IBODY_SIZE + 4 * (icount - 1) if icount else 0
+        self._bytes(offset, body + xattr_size, what)
+        inode = Inode(
+            nid, offset, layout, mode, size, uid, gid, mtime, nsec, nlink, i_u, body, xattr_size
+        )
+        self._check_inode(inode)
+        return inode
+
+    def _check_inode(self, inode: Inode) -> None:
+        what = f"inode {inode.nid}"
+        kind = stat.S_IFMT(inode.mode)
+        if inode.nlink == 0:
+            raise ImageError(f"{what}: no links")
+        if kind == stat.S_IFREG:
+            if inode.layout != EROFS_INODE_CHUNK_BASED:
+                raise ImageError(f"{what}: a regular file that is not chunk based")
+        elif inode.layout == EROFS_INODE_CHUNK_BASED:
+            raise ImageError(f"{what}: only regular files are chunk based")
+        elif kind in (stat.S_IFDIR, stat.S_IFLNK):
+            if kind == stat.S_IFLNK and not 0 < inode.size <= SYMLINK_MAX:
+                raise ImageError(f"{what}: a symbolic link of {inode.size} bytes")
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK):
+            if inode.size:
+                raise ImageError(f"{what}: a special file of {inode.size} bytes")
+        else:
+            raise ImageError(f"{what}: mode {inode.mode:#o} has no type")
+        if inode.mtime_nsec >= 10**9:
+            raise ImageError(f"{what}: {inode.mtime_nsec} nanoseconds")
+
+    def _flat_data(self, inode: Inode) -> tuple[memoryview, memoryview]:
+        """Whole blocks and inline tail of a directory or symbolic link."""
+        what = f"data of inode {inode.nid}"
+        bs = self.block_size
+        full = inode.size
+        tail = self.data[:0]
+        if inode.layout == EROFS_INODE_FLAT_INLINE:
+            full -= inode.size % bs
+            tail = self._bytes(inode.tail, inode.size % bs, what)
+            if len(tail) and inode.tail // bs != (inode.tail + len(tail) - 1) // bs:
+                raise ImageError(f"{what}: the inline tail crosses a block")
+        return self._bytes(inode.i_u * bs if full else 0, full, what), tail
+
+    # -- directories, links, xattrs ------------------------------------------------------------
+
+    def read_dir(self, inode: Inode) -> list[Dirent]:
+        """All entries, "." and ".." too, in the order of the image, which is checked."""
+        if not inode.is_dir:
+            raise NotADirectoryError(f"inode {inode.nid}")
+        whole, tail = self._flat_data(inode)
+        entries: list[Dirent] = []
+        for part in (whole, tail):
+            for at in range(0, len(part), self.block_size):
+                self._dirent_block(inode.nid, part[at : at + self.block_size], entries)
+        return entries
+
+    def _dirent_block(self, nid: int, block: memoryview, entries: list[Dirent]) -> None:
+        what = f"directory {nid}"
+        if len(block) < EROFS_DIRENT_SIZE:
+            raise ImageError(f"{what}: a block of {len(block)} bytes")
+        first = DIRENT.unpack_from(block)[1]
+        if first % EROFS_DIRENT_SIZE or not EROFS_DIRENT_SIZE <= first <= len(block):
+            raise ImageError(f"{what}: first name at {first}")
+        heads = list(DIRENT.iter_unpack(block[:first]))
+        previous = entries[-1].name if entries else b""
+        for i, (child, start, file_type, _) in enumerate(heads):
+            last = i + 1 == len(heads)
+            end = len(block) if last else heads[i + 1][1]
+            if not first <= start <= end <= len(block):
+                raise ImageError(f"{what}: name {i} lies outside its block")
+            name = bytes(block[start:end])
+            if last:
+                name = name.split(b"\0", 1)[0]
+            if not name or len(name) > EROFS_NAME_LEN or b"/" in name or b"\0" in name:
+                raise ImageError(f"{what}: {name[:40]!r} is no file name")
+            if name <= previous:
+                raise ImageError(f"{what}: {name!r} is out of order behind {previous!r}")
+            previous = name
+            entries.append(Dirent(name, child, file_type))
+
+    def read_link(self, inode: Inode) -> bytes:
+        if not inode.is_symlink:
+            raise OSError(f"inode {inode.nid} is no symbolic link")
+        whole, tail = self._flat_data(inode)
+        target = bytes(whole) + bytes(tail)
+        if b"\0" in target:
+            raise ImageError(f"inode {inode.nid}: the target has a NUL inside")
+        return target
+
+    def xattrs(self, inode: Inode) -> dict[bytes, bytes]:
+        """Full names to values."""
+        found: dict[bytes, bytes] = {}
+        if not inode.xattr_size:
+            return found
+        what = f"xattrs of inode {inode.nid}"
+        start = inode.offset + inode.body_size
+        area = self._bytes(start, inode.xattr_size, what)
+        if area[4]:
+            raise ImageError(f"{what}: shared ones, which RAFS does not have")
+        at = EROFS_XATTR_IBODY_SIZE
+        while at < len(area):
+            if at + XATTR_ENTRY.size > len(area):
+                raise ImageError(f"{what}: cut short")
+            name_len, index, value_len = XATTR_ENTRY.unpack_from(area, at)
+            at += XATTR_ENTRY.size
+            if index not in XATTR_PREFIXES or at + name_len + value_len > len(area):
+                raise ImageError(f"{what}: an entry of type {index} that does not fit")
+            name = XATTR_PREFIXES[index] + bytes(area[at : at + name_len])
+            if len(name) > _XATTR_NAME_MAX or b"\0" in name or name in found:
+                raise ImageError(f"{what}: {name[:60]!r} twice, or no name")
+            found[name] = bytes(area[at + name_len : at + name_len + value_len])
+            at = round_up(at + name_len + value_len, 4)
+        return found
+
+    # -- data ------------------------------------------------------------------------------------
+
+    def chunk_count(self, inode: Inode) -> int:
+        return -(-inode.size // self.chunk_size)
+
+    def chunks(self, inode: Inode, check: Checks = STRICT) -> Iterator[ChunkRef]:
+        """The chunks of a regular file, in file order; one a ``chunk_size`` bytes.
+
+        With a collecting ``check`` the faulty ones are left out.
+        """
+        if not inode.is_reg:
+            raise IsADirectoryError(f"inode {inode.nid} is no regular file")
+        what = f"chunk indexes of inode {inode.nid}"
+        count = self.chunk_count(inode)
+        start = round_up(inode.tail, CHUNK_INDEX_SIZE)
+        table = self._bytes(start, count * CHUNK_INDEX_SIZE, what)
+        left = inode.size
+        for i, (low, blob, high, block) in enumerate(CHUNK_INDEX.iter_unpack(table)):
+            size = min(left, self.chunk_size)
+            left -= size
+            index, flat_off = high << 16 | low, block * self.block_size
+            fault = self._index_fault(blob, index, flat_off, size)
+            if fault is None:
+                yield ChunkRef(blob - 1, index, flat_off, size)
+            else:
+                name, text = fault
+                check.fail(name, start + i * CHUNK_INDEX_SIZE, f"{what}: {text}")
+
+    def _index_fault(
+        self, blob: int, index: int, flat_off: int, size: int
+    ) -> tuple[str, str] | None:
+        if not 1 <= blob <= len(self.blobs):
+            return "chunk-index.device", f"blob {blob - 1} of {len(self.blobs)}"
+        info = self.blobs[blob - 1]
+        if index >= info.chunk_count:
+            return "chunk-index.index", f"chunk {index} of {info.chunk_count}"
+        if flat_off + size > info.uncompressed_size:
+            return "chunk-index.address", f"data at {flat_off:#x} lie outside blob {blob - 1}"
+        return None
+
+    def check_chunk_format(self, inode: Inode, refs: list[ChunkRef]) -> None:
+        """Would the kernel, which obeys the format word, read what the indexes say (sheet 1.7)?"""
+        what = f"inode {inode.nid}"
+        word = inode.i_u
+        if word & ~(EROFS_CHUNK_FORMAT_BLKBITS_MASK | EROFS_CHUNK_FORMAT_INDEXES) or not (
+            word & EROFS_CHUNK_FORMAT_INDEXES
+        ):
+            raise ImageError(f"{what}: chunk format {word:#x}")
+        bits = self.tables.super_block.blkszbits + (word & EROFS_CHUNK_FORMAT_BLKBITS_MASK)
+        if 1 << bits == self.chunk_size or len(refs) == 0:
+            return
+        first = refs[0]
+        contiguous = all(
+            r.blob_index == first.blob_index and r.flat_off == first.flat_off + i * self.chunk_size
+            for i, r in enumerate(refs)
+        )
+        if 1 << bits < self.chunk_size or 1 << bits < inode.size or not contiguous:
+            raise ImageError(f"{what}: chunk format of 2^{bits} bytes does not fit its chunks")
+
+    # -- the tree --------------------------------------------------------------------------------
+
+    def walk(self) -> Iterator[tuple[bytes, Inode]]:
+        """(path, inode) of everything from b"/" on, parents before children."""
+        seen = {self.root.nid}
+        stack: list[tuple[bytes, Inode]] = [(b"/", self.root)]
+        while stack:
+            path, inode = stack.pop()
+            yield path, inode
+            if not inode.is_dir:
+                continue
+            base = path if path == b"/" else path + b"/"
+            children = []
+            for entry in self.read_dir(inode):
+                if entry.name in (b".", b".."):
+                    continue
+                child = self.inode(entry.nid)
+                if child.is_dir:
+                    if child.nid in seen:
+                        raise ImageError(f"directory {child.nid} is reached twice")
+                    seen.add(child.nid)
+                children.append((base + entry.name, child))
+            stack.extend(reversed(children))
+
+    def lookup(self, path: bytes | str) -> Inode:
+        """Links are not followed. ``FileNotFoundError``, ``NotADirectoryError``."""
+        raw = os.fsencode(path)
+        inode = self.root
+        for name in raw.split(b"/"):
+            if not name:
+                continue
+            if not inode.is_dir:
+                raise NotADirectoryError(os.fsdecode(raw))
+            nid = next((e.nid for e in self.read_dir(inode) if e.name == name), None)
+            if nid is None:
+                raise FileNotFoundError(os.fsdecode(raw))
+            inode = self.inode(nid)
+        return inode
+
+    def validate(self) -> None:
+        """Check the whole tree; raises ``ImageError`` naming the first fault."""
+        from rafs_v6.validate import is_sound, validate_tree  # noqa: PLC0415 - it needs this module
+
+        if not is_sound(self):
+            validate_tree(self)
+
+    def kernel_refusal(self, transport: str) -> str | None:
+        """Why the kernel would not mount this valid image over ``transport``, or None."""
+        if transport == "cachefiles" and self.block_size != mmap.PAGESIZE:
+            return (
+                f"blocks of {self.block_size} bytes (tarfs); "
+                "over cachefiles they must be as large as a page"
+            )
+        if self.block_size > mmap.PAGESIZE:
+            return f"blocks of {self.block_size} bytes are larger than a page"
+        return None

@@ -1,0 +1,87 @@
+"""What an image is built upon: a parent below it, a dictionary of chunks beside it (sheet 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rafs_v6._writer import ffi, lib
+from rafs_v6.format.erofs import ChunkRecord, Digester
+from rafs_v6.writer.bootstrap import BlobEntry, Defaults
+from rafs_v6.writer.errors import BuildError
+from rafs_v6.writer.load import add_blob, check_alike, load, load_blobs, open_bootstrap
+from rafs_v6.writer.tree import Places, Tree
+
+
+class Known:
+    """Chunks by digest and plain size.  ``places``: those that are referred to instead of
+    being stored, by their numbers; numbers behind these are the caller's."""
+
+    def __init__(self) -> None:
+        self.places = Places()
+        self._keys: Any = ffi.gc(lib.rafs_keys_new(), lib.rafs_keys_free)
+        if self._keys == ffi.NULL:
+            raise MemoryError("chunks by digest")
+
+    def number(self, digest: Any, size: int) -> int:
+        """That of the chunk; of a new one, how many there were before."""
+        number = int(lib.rafs_keys_number(self._keys, digest, size))
+        if number < 0:
+            raise MemoryError("chunks by digest")
+        return number
+
+    def forget(self) -> None:
+        """Nothing is looked up any more: a bootstrap needs the room."""
+        ffi.release(self._keys)
+        self.places = Places()
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """``blobs`` by name, those of ``first`` (the parent's) lead the blob table."""
+
+    tree: Tree | None
+    blobs: Mapping[str, BlobEntry]
+    first: Sequence[str]
+    chunks: Known
+
+
+def load_base(parent: Path | None, chunk_dict: Path | None, defaults: Defaults) -> Base:
+    """``BuildError`` when either cannot share a bootstrap with an image of ``defaults``."""
+    blobs: dict[str, BlobEntry] = {}
+    if chunk_dict is not None:
+        boot = open_bootstrap(chunk_dict)
+        if boot.chunk_size != defaults.chunk_size:
+            raise BuildError(
+                f"{chunk_dict}: a dictionary of chunks of {boot.chunk_size:#x} bytes;"
+                f" this image has {defaults.chunk_size:#x}: use the same --chunk-size"
+            )
+        for blob in load_blobs(boot, chunk_dict):
+            add_blob(blobs, blob, chunk_dict)
+    tree, first = None, list[str]()
+    if parent is not None:
+        below = load(parent)
+        check_alike(parent, below.defaults, defaults)
+        tree, first = below.tree, list(below.blobs)
+        for blob in below.blobs.values():
+            add_blob(blobs, blob, parent)
+    known = Known()
+    for blob, c in digested_chunks(blobs.values(), defaults.digester):
+        if known.number(c.digest, c.uncompressed_size) == len(known.places):
+            known.places.add(blob.name, c.index, c.uncompressed_offset)
+    return Base(tree, blobs, first, known)
+
+
+def digested_chunks(
+    blobs: Iterable[BlobEntry], digester: Digester
+) -> Iterator[tuple[BlobEntry, ChunkRecord]]:
+    """The chunks of ``blobs`` that were digested by ``digester``.
+
+    Compressors may differ: each blob is read by its own.
+    """
+    for blob in blobs:
+        if blob.record.digest_algo == digester:
+            # Zeros are how "no digest" is written.
+            yield from ((blob, c) for c in blob.chunks if any(c.digest))

@@ -1,0 +1,170 @@
+"""Images that refer to a tar or a tar.gz: chunks are found in it, nothing is stored (sheet 2.1).
+
+For a tar.gz every chunk lies in a zran context: so much of the deflate stream,
+from a point where inflating can start, as its bytes need (sheet 2.7).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from rafs_v6.format.erofs import (
+    MAX_CHUNK_SIZE,
+    MAX_CHUNKS,
+    TARFS_BLOCK,
+    BlobFeatures,
+    ChunkFlags,
+    ChunkRecord,
+    ChunkV2Flags,
+    Compressor,
+)
+from rafs_v6.writer.cct import pack_v2
+from rafs_v6.writer.chunks import ChunkOptions, Original, StoredChunks
+from rafs_v6.writer.errors import BuildError, SourceError
+from rafs_v6.writer.pieces import Batch, Pieces, Progress
+from rafs_v6.writer.sources import Source
+from rafs_v6.writer.stored import GzipIndex, GzipPoint, StoredTar
+from rafs_v6.writer.tree import Tree
+
+# Plain bytes after which a context takes no further chunk: what a cold read inflates at most.
+_REACH = 2 << 20
+_MAX_INPUT = 2 * MAX_CHUNK_SIZE  # what a reader takes for one context (csrc/codec/chunkmap.c)
+_MAX_V2_SIZE = (1 << 24) - 1
+
+
+@dataclass(slots=True)
+class _Context:
+    start: GzipPoint
+    in_len: int = 0
+    out_len: int = 0
+
+
+class _Contexts:
+    """Contexts of a tar.gz, opened as chunks come in the order of the tar."""
+
+    def __init__(self, index: GzipIndex) -> None:
+        self._index = index
+        self._all: list[_Context] = []
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def place(self, off: int, size: int) -> tuple[int, int, int]:
+        """(zran word of the chunk record, stored offset, stored size) of plain bytes at ``off``."""
+        start, end = self._index.before(off), self._index.behind(off + size)
+        if not self._all or off + size - self._all[-1].start.out_off > _REACH:
+            self._all.append(_Context(start))
+        context = self._all[-1]
+        context.out_len = off + size - context.start.out_off
+        context.in_len = end.end_off - context.start.in_off
+        if context.out_len > MAX_CHUNK_SIZE or context.in_len > _MAX_INPUT:
+            raise SourceError(
+                f"the gzip stream has no place to start from near byte {off} of the tar:"
+                " choose a smaller --chunk-size, or --type targz-rafs"
+            )
+        word = len(self._all) - 1 << 32 | off - context.start.out_off
+        return word, start.in_off, min(end.end_off - start.in_off, _MAX_V2_SIZE)
+
+    def pack(self, plain: int) -> bytes:
+        """Records, then the windows, which are read back from the tar ``plain`` (a descriptor)."""
+        out = bytearray()
+        dict_off = 0
+        for c in self._all:
+            p = c.start
+            out += struct.pack(
+                "<3Q3I2BH", p.in_off, p.out_off, dict_off, c.in_len, c.out_len, p.window,
+                p.byte, p.bits, 0,
+            )  # fmt: skip
+            dict_off += p.window
+        for c in self._all:
+            out += os.pread(plain, c.start.window, c.start.out_off - c.start.window)
+        return bytes(out)
+
+
+class _Refer:
+    def __init__(
+        self, tree: Tree, source: Source, options: ChunkOptions, out: StoredChunks,
+        index: GzipIndex | None,
+    ) -> None:  # fmt: skip
+        self._tree, self._out = tree, out
+        self.contexts = _Contexts(index) if index is not None else None
+        self.pieces = Pieces(
+            tree, source, options.digester, options.threads, self._process
+        )  # fmt: skip
+
+    def _process(self, batch: Batch) -> None:
+        for i, (row, at) in enumerate(batch.users):
+            place = self._out.place(batch.array[i], self._tree, row)
+            if place is not None:
+                self._record(batch.array[i], at, place)
+
+    def _record(self, piece: Any, at: int, place: int) -> None:
+        out = self._out
+        if self.contexts is not None:
+            word, off, size = self.contexts.place(piece.off, piece.len)
+            flags = ChunkV2Flags.ZRAN | ChunkV2Flags.COMPRESSED
+        else:
+            word, off, size = piece.crc32c, piece.off, piece.len
+            flags = ChunkV2Flags.CRC if word else ChunkV2Flags(0)
+        record = ChunkRecord(
+            bytes(piece.digest), 0,
+            ChunkFlags.HAS_CRC32C | (ChunkFlags.COMPRESSED if self.contexts is not None else 0),
+            size, piece.len, off, out.places.flat[place], at,
+            out.places.index[place], piece.crc32c,
+        )  # fmt: skip
+        out.records.append(record)
+        out.cct += pack_v2(record, flags, word)
+
+
+def refer_chunks(
+    tree: Tree, source: Source, out: StoredChunks, options: ChunkOptions, tar: StoredTar,
+    progress: Progress | None = None,
+) -> None:  # fmt: skip
+    """The chunks of all files of ``tree`` that are not stored yet; their data lie in ``tar``."""
+    refer = _Refer(tree, source, options, out, tar.index)
+    try:
+        refer.pieces.add_all(in_tar_order(tree), progress)
+    finally:
+        refer.pieces.close()
+    out.features = BlobFeatures.CHUNK_INFO_V2 | BlobFeatures.SEPARATE
+    compressor = Compressor.NONE
+    if refer.contexts is not None:
+        out.features |= BlobFeatures.ZRAN
+        out.contexts += refer.contexts.pack(tar.file.fileno())
+        out.context_count = len(refer.contexts)
+        compressor = Compressor.GZIP
+    out.original = Original(tar.sha256, tar.size, compressor)
+
+
+def tarfs_chunks(tree: Tree, blob: str, tar: StoredTar) -> StoredChunks:
+    """Chunks whose flat offset is that in the tar, of 512-byte blocks; nothing is read.
+
+    ``records`` has the last one only: without digests, all have the same key in
+    the chunk table (sheet 1.17).
+    """
+    if tar.index is not None:
+        raise SourceError("a tar.gz cannot be mounted as it is: choose --type targz-ref")
+    if tar.size % TARFS_BLOCK:
+        raise SourceError(f"the tar is no whole number of blocks: {tar.size} bytes")
+    out = StoredChunks(blob, tree.places, features=BlobFeatures.TARFS, flat_size=tar.size)
+    count = 0
+    for row in in_tar_order(tree):
+        tree.at[row] = len(tree.refs)
+        for at in range(0, tree.size[row], tree.chunk_size):
+            off, size = tree.extent[row] + at, min(tree.chunk_size, tree.size[row] - at)
+            tree.refs.append(tree.places.add(blob, count, off))
+            last = ChunkRecord(bytes(32), 0, ChunkFlags(0), size, size, off, off, at, count, 0)
+            count += 1
+    if count:
+        out.records.append(last)
+    if count >= MAX_CHUNKS:
+        raise BuildError("an image holds at most 2^24-1 chunks; choose a larger --chunk-size")
+    return out
+
+
+def in_tar_order(tree: Tree) -> list[int]:
+    """The rows of files that have data, as their data follow each other in the tar."""
+    return sorted(tree.unread(range(len(tree))), key=tree.extent.__getitem__)

@@ -1,0 +1,333 @@
+"""The tree between a source and an image, by columns: plain values, no I/O.
+
+A tree of Python objects takes 1 KB a file, columns take 70 bytes.  A row is a
+name; rows are in the order in which the format numbers inodes (sheet 1.15): the
+entries of a directory side by side, sorted, then what is below each of them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from rafs_v6._writer import lib
+from rafs_v6.format.erofs import (
+    EROFS_NAME_LEN,
+    EROFS_XATTR_IBODY_SIZE,
+    SYMLINK_MAX,
+    XATTR_ENTRY,
+    XATTR_PREFIXES,
+)
+from rafs_v6.writer.errors import SourceError
+
+_XATTR_KEY_MAX = 255
+_XATTR_VALUE_MAX = 65535
+_XATTR_BYTES_MAX = 65536 * 4  # i_xattr_icount has 16 bits and counts words
+NONE: int = lib.RAFS_TREE_NONE
+ROOT = 0
+
+_Key = TypeVar("_Key")
+
+
+@dataclass(slots=True)
+class Node:
+    """What is added to a tree; times in seconds and nanoseconds, ``rdev`` as ``os.makedev``."""
+
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+    mtime_nsec: int = 0
+    size: int = 0
+    rdev: int = 0
+    target: bytes = b""
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+
+
+class Places:
+    """Where chunks lie, by number: the blob (an index of ``names``), the chunk's index there and
+    its offset in the flat blob, in bytes."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.blob, self.index, self.flat = array("H"), array("I"), array("Q")
+        self._numbers: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def add(self, blob: str, index: int, flat: int) -> int:
+        """The number of a new place."""
+        number = self._numbers.get(blob)
+        if number is None:
+            number = self._numbers[blob] = len(self.names)
+            self.names.append(blob)
+        self.blob.append(number)
+        self.index.append(index)
+        self.flat.append(flat)
+        return len(self.index) - 1
+
+    def key(self, place: int) -> tuple[str, int]:
+        """(blob, chunk index)"""
+        return self.names[self.blob[place]], self.index[place]
+
+
+class Tree:
+    """Columns with a value for each row; row 0 is the root.
+
+    ``size``: bytes, or of a directory its entries.  ``at``: by type, the first
+    entry's row, the start of a link's target in ``targets``, a device number as it
+    is on disk, or the first of a file's ``refs`` (``NONE``: its data are not stored
+    yet); ``refs`` are numbers of ``places``, one for each ``chunk_size`` bytes.
+    ``link``: the row of the first name of the same inode, mostly the row itself.
+    ``extent``: where a file's data are in the source, as that knows it.
+    """
+
+    def __init__(self, chunk_size: int = 0) -> None:
+        self.mode = array("H")
+        self.uid, self.gid, self.mtime_nsec = array("I"), array("I"), array("I")
+        self.mtime, self.size = array("q"), array("Q")
+        self.at, self.parent, self.link, self.xattr = array("I"), array("I"), array("I"), array("I")
+        self.extent = array("Q")
+        self.name_off, self.names = array("I", [0]), bytearray()
+        self.targets = bytearray()
+        self.xattr_sets: list[Mapping[bytes, bytes]] = [{}]
+        self.packed_xattrs = {b"": 0}  # to the number of the set, in order
+        self.refs = array("I")
+        self.places = Places()
+        self.chunk_size = chunk_size
+
+    def __len__(self) -> int:
+        return len(self.mode)
+
+    def add(self, parent: int, name: bytes, node: Node) -> int:
+        """A new row at the end; its number.  The root comes first, with itself as parent."""
+        at, kind = NONE, stat.S_IFMT(node.mode)
+        if kind == stat.S_IFLNK:
+            at = len(self.targets)
+            self.targets += node.target
+        elif kind != stat.S_IFREG:
+            major, minor = os.major(node.rdev), os.minor(node.rdev)
+            at = (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
+        row = self._append(
+            parent, name, node.mode, node.uid, node.gid, node.mtime, node.mtime_nsec,
+            0 if kind == stat.S_IFDIR else node.size, at,
+        )  # fmt: skip
+        if node.xattrs:
+            self.set_xattrs(row, node.xattrs)
+        return row
+
+    def add_link(self, parent: int, name: bytes, first: int) -> int:
+        """Another name of the file in row ``first``."""
+        row = self.copy(self, first, parent, name)
+        self.link[row] = first
+        return row
+
+    def copy(self, source: Tree, row: int, parent: int, name: bytes) -> int:
+        """A new row like ``row`` of ``source``, with its chunks, but not its entries."""
+        kind, at, size = stat.S_IFMT(source.mode[row]), source.at[row], source.size[row]
+        if source is not self:
+            if kind == stat.S_IFLNK:
+                target = source.target(row)
+                at = len(self.targets)
+                self.targets += target
+            elif kind == stat.S_IFREG and at != NONE:
+                at = self._copy_refs(source, row)
+        if kind == stat.S_IFDIR:
+            at = size = 0
+        new = self._append(
+            parent, name, source.mode[row], source.uid[row], source.gid[row], source.mtime[row],
+            source.mtime_nsec[row], size, at,
+        )  # fmt: skip
+        if source.xattr[row]:
+            self.set_xattrs(new, source.xattr_sets[source.xattr[row]])
+        self.extent[new] = source.extent[row]
+        return new
+
+    def _append(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, mtime: int, nsec: int,
+        size: int, at: int,
+    ) -> int:  # fmt: skip
+        row = len(self.mode)
+        self.mode.append(mode)
+        self.uid.append(uid)
+        self.gid.append(gid)
+        self.mtime.append(mtime)
+        self.mtime_nsec.append(nsec)
+        self.size.append(size)
+        self.at.append(at)
+        self.parent.append(parent)
+        self.link.append(row)
+        self.xattr.append(0)
+        self.extent.append(0)
+        self.names += name
+        self.name_off.append(len(self.names))
+        if row:
+            if not self.size[parent]:
+                self.at[parent] = row
+            self.size[parent] += 1
+        return row
+
+    def _copy_refs(self, source: Tree, row: int) -> int:
+        at, places = len(self.refs), source.places
+        for place in source.chunks(row):
+            self.refs.append(self.places.add(*places.key(place), places.flat[place]))
+        return at
+
+    def set_xattrs(self, row: int, xattrs: Mapping[bytes, bytes]) -> None:
+        number = self.packed_xattrs.setdefault(_pack_xattrs(xattrs), len(self.xattr_sets))
+        if number == len(self.xattr_sets):
+            self.xattr_sets.append(xattrs)
+        self.xattr[row] = number
+
+    # -- what a row is -------------------------------------------------------------------------
+
+    def is_dir(self, row: int) -> bool:
+        return stat.S_ISDIR(self.mode[row])
+
+    def is_file(self, row: int) -> bool:
+        """A regular file's first name."""
+        return stat.S_ISREG(self.mode[row]) and self.link[row] == row
+
+    def name(self, row: int) -> bytes:
+        return bytes(self.names[self.name_off[row] : self.name_off[row + 1]])
+
+    def target(self, row: int) -> bytes:
+        return bytes(self.targets[self.at[row] : self.at[row] + self.size[row]])
+
+    def children(self, row: int) -> range:
+        return range(self.at[row], self.at[row] + self.size[row]) if self.is_dir(row) else range(0)
+
+    def chunks(self, row: int) -> array[int]:
+        """The places of a file's chunks, as they follow each other in it."""
+        at = self.at[row]
+        count = -(-self.size[row] // self.chunk_size) if at != NONE else 0
+        return self.refs[at : at + count]
+
+    def path(self, row: int) -> bytes:
+        parts = []
+        while row != ROOT:
+            parts.append(self.name(row))
+            row = self.parent[row]
+        return b"/" + b"/".join(reversed(parts))
+
+    def find(self, path: bytes) -> int | None:
+        row = ROOT
+        for part in path.split(b"/"):
+            if part:
+                below = self.children(row)
+                at = bisect_left(below, part, key=self.name)
+                if at == len(below) or self.name(below[at]) != part:
+                    return None
+                row = below[at]
+        return row
+
+    def below(self, row: int) -> Iterator[int]:
+        """``row`` and all that is below it, in order."""
+        yield row
+        pending = [row]
+        while pending:
+            children = self.children(pending.pop())
+            yield from children
+            pending += [r for r in reversed(children) if self.is_dir(r)]
+
+    def unread(self, rows: Iterable[int]) -> array[int]:
+        """The files of ``rows`` that have data in a source, each once though it has many names."""
+        seen, files = bytearray(len(self)), array("I")
+        for row in rows:
+            first = self.link[row]
+            is_file = stat.S_ISREG(self.mode[row]) and self.size[row] and self.at[first] == NONE
+            if is_file and not seen[first]:
+                seen[first] = 1
+                files.append(first)
+        return files
+
+
+def arranged(
+    top: _Key, origin: Callable[[_Key], tuple[Tree, int]],
+    below: Callable[[_Key], list[tuple[bytes, _Key]]], chunk_size: int,
+) -> Tree:  # fmt: skip
+    """A tree of rows of others, put in order.
+
+    ``origin``: the tree and row that something is copied from; ``below``: the entries
+    of a directory, by name.
+    """
+    tree = Tree(chunk_size)
+    copies: dict[int, array[int]] = {}  # by identity of the source, the new row of each
+    tree.copy(*origin(top), ROOT, b"")
+    pending = [(ROOT, top)]
+    while pending:
+        parent, key = pending.pop()
+        directories = []
+        for name, child in sorted(below(key)):
+            source, row = origin(child)
+            if source.is_dir(row):
+                directories.append((tree.copy(source, row, parent, name), child))
+                continue
+            row = source.link[row]
+            known = copies.setdefault(id(source), array("I"))
+            if not known:
+                known.frombytes(b"\xff" * (known.itemsize * len(source)))
+            if known[row] == NONE:
+                known[row] = tree.copy(source, row, parent, name)
+            else:
+                tree.add_link(parent, name, known[row])
+        pending += reversed(directories)
+    return tree
+
+
+def check_name(name: bytes, where: bytes) -> None:
+    if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
+        raise SourceError(f"{where!r}: {name!r} is no file name")
+    if len(name) > EROFS_NAME_LEN:
+        raise SourceError(f"{where!r}: a name of {len(name)} bytes; {EROFS_NAME_LEN} is the limit")
+
+
+def check_node(node: Node, where: bytes) -> None:
+    """What the format cannot hold is refused here, before anything is written."""
+    if stat.S_ISLNK(node.mode):
+        if not 0 < len(node.target) < SYMLINK_MAX or b"\0" in node.target:
+            raise SourceError(f"{where!r}: a symbolic link of {len(node.target)} bytes")
+        node.size = len(node.target)
+    total = 0
+    for key, value in node.xattrs.items():
+        if xattr_index(key) is None:
+            raise SourceError(f"{where!r}: the format has no xattr {key!r}")
+        if len(key) > _XATTR_KEY_MAX or len(value) > _XATTR_VALUE_MAX:
+            raise SourceError(f"{where!r}: xattr {key[:40]!r} is too long")
+        total += len(key) + len(value) + 8
+    if total > _XATTR_BYTES_MAX - 64:
+        raise SourceError(f"{where!r}: {total} bytes of xattrs")
+    for number, what in ((node.uid, "uid"), (node.gid, "gid")):
+        if not 0 <= number < 1 << 32:
+            raise SourceError(f"{where!r}: {what} {number} does not fit")
+    if not -(1 << 63) <= node.mtime < 1 << 63:
+        raise SourceError(f"{where!r}: modification time {node.mtime} does not fit")
+
+
+def xattr_index(key: bytes) -> tuple[int, bytes] | None:
+    """(name index, rest of the name), or None when the format has no such prefix (1.12)."""
+    for index, prefix in XATTR_PREFIXES.items():
+        whole = not prefix.endswith(b".")
+        if (key == prefix) if whole else key.startswith(prefix):
+            return index, key[len(prefix) :]
+    return None
+
+
+def _pack_xattrs(xattrs: Mapping[bytes, bytes]) -> bytes:
+    """Sorted by name: upstream's order is random, and the same input must give the same bytes."""
+    if not xattrs:
+        return b""
+    out = bytearray(EROFS_XATTR_IBODY_SIZE)
+    for key, value in sorted(xattrs.items()):
+        found = xattr_index(key)
+        assert found is not None
+        index, rest = found
+        out += XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
+        out += bytes(-len(out) % 4)
+    return bytes(out)

@@ -1,5 +1,0 @@
-"""Fixtures of the tests that run the daemon."""
-
-from rig import rig
-
-__all__ = ["rig"]

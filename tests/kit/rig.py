@@ -1,0 +1,160 @@
+"""Runs the real daemon as a user does, by its command line, and cleans up whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CLI = [sys.executable, "-m", "nydus_fscache"]
+COMMAND_S = 60
+
+
+def mounts_below(directory: Path) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = [line.split()[4].encode().decode("unicode_escape") for line in lines]
+    return [p for p in points if p == str(directory) or p.startswith(f"{directory}/")]
+
+
+def read_errno(path: Path) -> int:
+    """What reading the whole file ends with; 0 when it can be read."""
+    try:
+        path.read_bytes()
+    except OSError as e:
+        return e.errno or -1
+    return 0
+
+
+def regular_files(root: Path) -> list[Path]:
+    return sorted(p for p in root.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+@dataclass
+class Rig:
+    """A root of its own below ``base``; every command runs against it."""
+
+    base: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    prefix: list[str] = field(default_factory=list)  # words before our command line
+
+    def __post_init__(self) -> None:
+        self.root = self.base / "root"
+
+    def run(self, *args: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        words = [str(a) for a in args]
+        done = subprocess.run(
+            [*self.prefix, *CLI, words[0], "--root", str(self.root), *words[1:]],
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            env={**os.environ, **self.environment},
+            check=False,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{words}: {done.returncode}\n{done.stderr}\n{self.log()}")
+        return done
+
+    def start(self, *args: str | Path) -> subprocess.Popen[bytes]:
+        """The same, without waiting for its end."""
+        words = [str(a) for a in args]
+        return subprocess.Popen(
+            [*self.prefix, *CLI, words[0], "--root", str(self.root), *words[1:]],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **self.environment},
+        )
+
+    def wait_until_ready(self) -> None:
+        """After ``start("serve")``."""
+        deadline = time.monotonic() + COMMAND_S
+        while self.run("status", check=False).returncode != 0:
+            assert time.monotonic() < deadline, self.log()
+
+    def mountpoint(self, name: str = "m") -> Path:
+        path = self.base / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    def mount(self, bootstrap: Path, blob_dir: Path, name: str = "m", *extra: str) -> Path:
+        path = self.mountpoint(name)
+        self.run("mount", bootstrap, path, "--blob-dir", blob_dir, *extra)
+        return path
+
+    def status(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.run("status", "--json").stdout)
+        return document
+
+    def fetched(self) -> int:
+        return sum(blob["fetched"] for blob in self.status()["blobs"])
+
+    def requests(self) -> int:
+        return sum(blob["requests"] for blob in self.status()["blobs"])
+
+    def leftovers(self) -> list[str]:
+        """What should not be there once the daemon has ended."""
+        kept = {"lock", "state.json", "daemon.log", "cache", "cachefiles", "images"}
+        found = [p.name for p in self.root.iterdir() if p.name not in kept]
+        found += [str(p) for p in self.root.rglob(".*")]
+        return found + mounts_below(self.base) + [f"pid {pid}" for pid in self.processes()]
+
+    def wait_for_end(self) -> None:
+        deadline = time.monotonic() + COMMAND_S
+        while self.processes():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the daemon does not end\n{self.log()}")
+            time.sleep(0.02)
+
+    def log(self) -> str:
+        path = self.root / "daemon.log"
+        return path.read_text()[-8000:] if path.exists() else ""
+
+    def processes(self) -> list[int]:
+        """Keepers and services of this root."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit():
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                    if b"nydus_fscache.daemon.main" in words and str(self.root).encode() in words:
+                        found.append(int(entry.name))
+        return found
+
+    def clean(self) -> None:
+        """For the end of a test that may have failed."""
+        self.kill()
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End everything, by force."""
+        with contextlib.suppress(Exception):
+            self.run("stop", check=False)
+        for point in reversed(mounts_below(self.base)):
+            subprocess.run(["umount", "-l", point], check=False, capture_output=True)
+        deadline = time.monotonic() + 10
+        while pids := self.processes():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{pids} cannot be killed")
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    try:
+        yield rig
+    finally:
+        rig.clean()

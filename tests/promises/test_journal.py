@@ -1,0 +1,99 @@
+"""The journal of a predecessor: believed only as far as it fits, and never answered with holes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import socket
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nydus_fscache.cache.presence import PageMap
+from nydus_fscache.core.core import Core
+from nydus_fscache.handover import fail_pending as denial
+
+SLOTS = 8
+FAN_ALLOW, FAN_DENY_EIO = 1, 2 | errno.EIO << 24
+EVENT = struct.Struct("=IBBHQii BBHIQQ")
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(
+    head=st.tuples(*[st.sampled_from([0, 1, 40, 48, 64, 4096, 2**31, 2**32 - 1])] * 2),
+    offsets=st.tuples(*[st.sampled_from([0, 39, 64, 448, 4095, 2**63, 2**64 - 1])] * 4),
+    used=st.tuples(*[st.sampled_from([0, 1, 3, 2**31, 2**32 - 1])] * 2),
+    body=st.binary(max_size=600),
+)
+def test_a_damaged_one_is_not_believed(
+    head: tuple[int, int], offsets: tuple[int, ...], used: tuple[int, int], body: bytes
+) -> None:
+    with mmap.mmap(-1, 4096) as memory:
+        memory[: len(body)] = body
+        for version in (head[0], denial.JOURNAL_VERSION):
+            words = (denial.JOURNAL_MAGIC, version, head[1], *offsets, *used)
+            denial.JOURNAL.pack_into(memory, 0, *words)
+            for at, meta in denial.journal_slots(memory):
+                assert 0 <= at <= len(memory) - denial.EVENT_SIZE
+                assert 0 <= meta <= len(memory) - denial.META.size
+            assert all(isinstance(number, int) for number in denial.owed(memory))
+            for at in denial.message_slots(memory):
+                assert 0 <= at <= len(memory) - denial.MESSAGE_SIZE
+        with contextlib.suppress(OSError):  # refused, and nothing worse
+            Core(memory)
+
+
+def test_one_that_was_only_begun_holds_nothing() -> None:
+    journal = os.memfd_create("journal")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        for device in ("fanotify", "cachefiles"):
+            assert denial.deny_all({device: ours.fileno(), "journal": journal}) == 0
+    os.close(journal)
+
+
+@pytest.fixture
+def journal() -> mmap.mmap:
+    memory = mmap.mmap(-1, Core.journal_size(SLOTS))
+    Core.format_journal(memory, SLOTS)
+    return memory
+
+
+def record(memory: mmap.mmap, slot: int, number: int, off: int, oid: int, kind: int = 6) -> None:
+    """An event that a predecessor had read and not answered; ``oid`` 0: not looked up yet."""
+    at, meta = denial.journal_slots(memory)[slot]
+    EVENT.pack_into(memory, at, 48, 3, 0, 24, 0x100000, number, 1, kind, 0, 24, 0, off, 4096)
+    denial.META.pack_into(memory, meta, 0, oid, 0)
+
+
+@pytest.mark.parametrize("all_served", [True, False])
+def test_what_cannot_be_told_is_an_error(journal: mmap.mmap, all_served: bool) -> None:
+    """An event whose file nobody had looked up may be of an image that is not served again."""
+    spare = os.dup(0)  # a free number: where the event's descriptor would be
+    os.close(spare)
+    record(journal, 0, spare, 0, 0)
+    record(journal, 1, spare + 1, 0, 7)  # of an object that is gone
+    record(journal, 2, spare + 2, 1 << 30, 0)  # behind the end of all that is served
+    record(journal, 3, spare + 3, 0, 0, kind=9)  # without a range
+    record(journal, 4, spare + 4, 0, 5)
+    core = Core(journal)
+    group, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pages = PageMap(8192)
+    pages.set(0, 2)
+    with group, ours:
+        ours.setblocking(False)
+        core.add_object(5, 1, 1, ours.fileno(), 8192, pages.memory)
+        core.attach_fanotify(ours.fileno())
+        assert core.settle(all_served=all_served) == 5
+        group.settimeout(20)
+        answers = dict(struct.unpack("=iI", group.recv(8)) for _ in range(5))
+    unknown = FAN_ALLOW if all_served else FAN_DENY_EIO  # all that it can be of is there
+    wanted = [unknown, FAN_DENY_EIO, FAN_DENY_EIO, FAN_DENY_EIO, FAN_ALLOW]
+    assert answers == {spare + i: answer for i, answer in enumerate(wanted)}
+    core.remove_object(5)
+    pages.close()

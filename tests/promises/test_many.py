@@ -1,0 +1,92 @@
+"""Many readers and many mounts at once; their memory is printed (pytest -rP)."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rig import Rig, regular_files
+from trees import assert_tree
+
+from nydus_fscache.api.client import Client
+
+READERS, MOUNTS = 8, 64
+
+
+def _memory(pid: int) -> dict[str, int]:
+    """KiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {name: int(value) for name, value, _ in (line.split() for line in lines)}
+
+
+def _report(rig: Rig, what: str) -> None:
+    status = rig.status()
+    for name in ("pid", "keeper_pid"):
+        memory = _memory(status[name])
+        print(f"{what}: {name} RSS {memory['Rss:']} KiB, PSS {memory['Pss:']} KiB")
+
+
+def test_parallel_readers(rig: Rig, golden: Path) -> None:
+    image = golden / "images" / "layers-zstd"
+    mount = rig.mount(image / "image.boot", image / "blobs")
+    _report(rig, "1 mount, nothing read")
+    files = regular_files(mount)
+
+    def read(reader: int) -> int:
+        start = len(files) * reader // READERS
+        return sum(len(p.read_bytes()) for p in files[start:] + files[:start])
+
+    with ThreadPoolExecutor(READERS) as pool:
+        sizes = set(pool.map(read, range(READERS)))
+    assert sizes == {sum(p.stat().st_size for p in files)}
+    assert_tree(mount, image / "expected.jsonl")
+    status = rig.status()
+    assert status["requests"]["waiting"] == 0
+    assert all(b["errors"] == 0 for b in status["blobs"])
+    stored = sum(p.stat().st_size for p in (image / "blobs").iterdir())
+    assert rig.fetched() <= stored, "nothing is fetched twice"
+    _report(rig, f"{READERS} readers of the whole tree")
+
+
+def test_many_mounts_of_one_image(rig: Rig, golden: Path) -> None:
+    image = golden / "images" / "layers-zstd"
+    first = rig.mount(image / "image.boot", image / "blobs", "m0")
+    files = regular_files(first)
+    small = min((p for p in files if p.stat().st_size), key=lambda p: p.stat().st_size)
+    content, client = small.read_bytes(), Client(rig.root)
+    fetched = rig.fetched()
+    mounts = [first]
+    for n in range(1, MOUNTS):
+        mounts.append(rig.mountpoint(f"m{n}"))
+        request = {
+            "bootstrap": str(image / "image.boot"),
+            "backend": {"type": "localfs", "localfs": {"dir": str(image / "blobs")}},
+            "mountpoint": str(mounts[-1]),
+        }
+        client.call("POST", "/v1/mounts", request)
+    assert len(rig.status()["mounts"]) == MOUNTS
+    for mount in mounts:
+        assert (mount / small.relative_to(first)).read_bytes() == content
+    assert rig.fetched() == fetched
+    _report(rig, f"{MOUNTS} mounts")
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(lambda m: [p.read_bytes() for p in regular_files(m)[:200]], mounts[:READERS]))
+    assert_tree(mounts[-1], image / "expected.jsonl")
+    _report(rig, f"{MOUNTS} mounts, a whole tree read")
+    rig.run("umount", mounts[5])
+    assert (mounts[6] / small.relative_to(first)).read_bytes() == content
+    rig.run("stop")
+    assert rig.leftovers() == []
+
+
+def test_a_blob_outlives_the_backend_that_came_last(rig: Rig, golden: Path) -> None:
+    """Two images share a blob, each from its own backend; the newer one goes, and its backend."""
+    image = golden / "images" / "one-lz4"
+    mount = rig.mount(image / "image.boot", image / "blobs", "m", "--prefetch", "none")
+    shutil.copytree(image / "blobs", rig.base / "copy")
+    newer = rig.mount(image / "image.boot", rig.base / "copy", "newer", "--prefetch", "none")
+    assert len(rig.status()["blobs"]) == 1
+    rig.run("umount", newer)
+    shutil.rmtree(rig.base / "copy")
+    assert_tree(mount, image / "expected.jsonl")
