@@ -16,7 +16,7 @@ from nydus_fscache.cache.store import Store
 from nydus_fscache.config.nydusd import tuning_of
 from nydus_fscache.errors import BadImage, MountpointError, UsageError
 from nydus_fscache.fetch.prefetch import POLICIES
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.mountinfo import find_mount
 
 MAX_BOOTSTRAP = 1 << 30
 
@@ -67,7 +67,7 @@ def mountpoint_of(request: dict[str, Any], store: Store) -> Path:
     if not path.is_dir():
         missing = "does not exist" if not path.exists() else "is not a directory"
         raise MountpointError(f"mountpoint {path} {missing}", hint=f"mkdir -p {path}")
-    if kernel.find_mount(path) is not None:
+    if find_mount(path) is not None:
         raise MountpointError(f"mountpoint {path} is busy", hint=f"nydus-fscache umount {path}")
     real, root = Path(os.path.realpath(path)), Path(os.path.realpath(store.root))
     if root.is_relative_to(real) or any(

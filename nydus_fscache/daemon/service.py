@@ -300,7 +300,6 @@ class Service:
         """What the first mount would wait for, while nobody does."""
         preload()
         import_module("rafs_v6.validate")
-        kernel.find_mount(self.store.root)  # imports a codec
         self._transports.prepare()
 
     def wait_until_stopped(self) -> None:

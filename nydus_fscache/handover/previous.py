@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nydus_fscache.errors import MountpointError
 from nydus_fscache.handover.state import Binding
+from nydus_fscache.kernel import mountinfo
 from nydus_fscache.kernel import syscalls as kernel
 from nydus_fscache.transport.cachefiles.kernel_cache import is_held
 
@@ -14,7 +15,7 @@ log = logging.getLogger("service")
 
 
 def is_mounted(binding: Binding) -> bool:
-    return any(m.mountpoint == binding.mountpoint for m in kernel.mounts("erofs"))
+    return any(m.mountpoint == binding.mountpoint for m in mountinfo.mounts("erofs"))
 
 
 def is_still_there(binding: Binding, images: Path) -> bool:

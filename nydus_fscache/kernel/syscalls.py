@@ -17,7 +17,6 @@ import fcntl
 import os
 import resource
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -325,35 +324,6 @@ def umount(target: Path, *, lazy: bool = False) -> None:
         elif code == errno.EINVAL:
             reason = "nothing is mounted there"
         raise MountpointError(f"cannot unmount {target}: {reason}", hint=hint)
-
-
-@dataclass(frozen=True, slots=True)
-class MountInfo:
-    """A line of /proc/self/mountinfo."""
-
-    mountpoint: str
-    fstype: str
-    device: str  # "major:minor"
-
-
-def mounts(fstype: str | None = None) -> list[MountInfo]:
-    """All mounts of this namespace, or those of one file system type; lower ones first."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        before, _, after = line.partition(b" - ")
-        fields = before.split(b" ")
-        # the kernel escapes blanks and backslashes as \ooo
-        point = os.fsdecode(fields[4].decode("unicode_escape").encode("latin-1"))
-        info = MountInfo(point, after.split(b" ")[0].decode(), fields[2].decode())
-        if fstype is None or info.fstype == fstype:
-            found.append(info)
-    return found
-
-
-def find_mount(target: Path) -> MountInfo | None:
-    """What is mounted exactly at ``target`` (absolute, resolved); the topmost."""
-    found = [m for m in mounts() if m.mountpoint == str(target)]
-    return found[-1] if found else None
 
 
 # -- the rest --------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nydus_fscache.errors import KernelRefused, MountpointError
+from nydus_fscache.kernel import mountinfo
 from nydus_fscache.kernel import syscalls as kernel
 
 pytestmark = pytest.mark.skipif(
@@ -23,7 +24,7 @@ CONTENT = b"content " * 2000
 
 
 def unmount_below(directory: Path) -> None:
-    for info in reversed(kernel.mounts()):
+    for info in reversed(mountinfo.mounts()):
         if info.mountpoint.startswith(f"{directory}/"):
             kernel.umount(Path(info.mountpoint), lazy=True)
 
@@ -62,14 +63,14 @@ def test_mount_read_umount(place: Path) -> None:
     target = place / "m"
     mount(make_image(place), target)
     assert (target / "file").read_bytes() == CONTENT
-    found = kernel.find_mount(target)
+    found = mountinfo.find_mount(target)
     assert found is not None
     assert found.fstype == "erofs"
     assert kernel.fs_name(target) == "erofs"
     with pytest.raises(OSError, match="Read-only"):
         (target / "file").write_bytes(b"")
     kernel.umount(target)
-    assert kernel.find_mount(target) is None
+    assert mountinfo.find_mount(target) is None
 
 
 def test_devices_are_named_by_descriptor(place: Path) -> None:
@@ -85,7 +86,7 @@ def test_wrong_number_of_devices_is_refused_with_the_kernels_words(place: Path) 
     with pytest.raises(KernelRefused, match=r"extra devices.*Invalid argument") as caught:
         mount(image, place / "m", image)
     assert caught.value.hint
-    assert kernel.find_mount(place / "m") is None
+    assert mountinfo.find_mount(place / "m") is None
 
 
 def test_no_image(place: Path) -> None:
@@ -107,7 +108,7 @@ def test_mountpoint_with_odd_name_is_found(place: Path) -> None:
     target = place / "a b\\c\n\u00e4"
     target.mkdir()
     mount(make_image(place), target)
-    assert kernel.find_mount(target) is not None
+    assert mountinfo.find_mount(target) is not None
     kernel.umount(target)
 
 
@@ -129,7 +130,7 @@ def test_lease_tells_whether_the_kernel_still_reads_the_file(place: Path) -> Non
     assert not kernel.try_write_lease(image)
     with (target / "file").open("rb"):
         kernel.umount(target, lazy=True)
-        assert kernel.find_mount(target) is None
+        assert mountinfo.find_mount(target) is None
         assert not kernel.try_write_lease(image)
     assert kernel.try_write_lease(image)
     assert kernel.try_write_lease(place / "missing")

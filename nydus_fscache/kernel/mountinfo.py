@@ -1,0 +1,161 @@
+"""The mount table as the kernel has it: what is mounted where, which mount is which, what changed.
+
+Guarantees: a mount is known by an id that names no other mount as long as the machine runs
+(statx ``STATX_MNT_ID_UNIQUE`` and statmount(2), Linux 6.8); before that by the id of mountinfo and
+the device of its file system, one of which differs for whatever takes its place.  Nothing here
+changes a mount.
+
+Source: proc_pid_mountinfo(5), linux/stat.h, linux/mount.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+_AT_EMPTY_PATH = 0x1000
+_STATX_MNT_ID = 0x1000
+_STATX_MNT_ID_UNIQUE = 0x4000
+_STATX_SIZE = 256
+_STX_MASK_OFF, _STX_DEV_OFF, _STX_MNT_ID_OFF = 0, 0x88, 0x90
+_SYS_STATMOUNT = 457  # the same on every architecture
+_STATMOUNT_MNT_BASIC = 0x2
+_STATMOUNT_SIZE = 512
+_SM_MNT_ID_OLD_OFF = 56
+_MNT_ID_REQ = struct.Struct("=IIQQ")  # size, spare, mnt_id, param
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of /proc/self/mountinfo.  ``mountpoint``: in bytes that are not UTF-8 as surrogates;
+    ``id``: free for another mount when this one is gone."""
+
+    mountpoint: str
+    fstype: str
+    device: str  # "major:minor"
+    id: int
+    parent: int
+    source: str
+    options: str  # of the file system
+
+
+@dataclass(frozen=True, slots=True)
+class MountId:
+    """Names one mount.  ``unique``: 0 before Linux 6.8."""
+
+    unique: int
+    id: int
+    device: str
+
+
+def _unescaped(field: bytes) -> str:
+    """The kernel escapes blanks, newlines and backslashes as \\ooo."""
+    if b"\\" not in field:
+        return os.fsdecode(field)
+    first, *others = field.split(b"\\")
+    return os.fsdecode(first + b"".join(bytes([int(o[:3], 8)]) + o[3:] for o in others))
+
+
+def _parse(table: bytes, fstype: str | None) -> list[Mount]:
+    found = []
+    for line in table.splitlines():
+        before, _, after = line.partition(b" - ")
+        number, parent, device, _, point, *_ = before.split(b" ")
+        kind, source, options = after.split(b" ", 2)
+        if fstype is None or kind.decode() == fstype:
+            place, named = _unescaped(point), _unescaped(source)
+            mount = Mount(
+                place, kind.decode(), device.decode(), int(number), int(parent), named,
+                _unescaped(options),
+            )  # fmt: skip
+            found.append(mount)
+    return found
+
+
+def mounts(fstype: str | None = None, pid: int | str = "self") -> list[Mount]:
+    """All mounts of a process's namespace, or those of one file system type; lower ones first."""
+    return _parse(Path(f"/proc/{pid}/mountinfo").read_bytes(), fstype)
+
+
+def find_mount(target: Path) -> Mount | None:
+    """What is mounted exactly at ``target`` (absolute, resolved); the topmost."""
+    found = [m for m in mounts() if m.mountpoint == str(target)]
+    return found[-1] if found else None
+
+
+def mount_id(fd: int) -> MountId:
+    """The mount that an open file (``O_PATH`` suffices) is on; ``OSError``."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+
+    def ask(mask: int) -> tuple[int, str]:
+        if _libc.statx(fd, b"", _AT_EMPTY_PATH, mask, buffer) < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        has = struct.unpack_from("=I", buffer, _STX_MASK_OFF)[0] & mask
+        major, minor = struct.unpack_from("=II", buffer, _STX_DEV_OFF)
+        found = struct.unpack_from("=Q", buffer, _STX_MNT_ID_OFF)[0]
+        return (int(found) if has else 0), f"{major}:{minor}"
+
+    old, device = ask(_STATX_MNT_ID)
+    unique, _ = ask(_STATX_MNT_ID_UNIQUE)
+    return MountId(unique, old, device)
+
+
+def mount_id_at(path: Path) -> MountId:
+    """The mount that a path leads to, through whatever is mounted on it; ``OSError``."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return mount_id(fd)
+    finally:
+        os.close(fd)
+
+
+def _id_now(unique: int) -> int:
+    """The id in mountinfo of a mount of this namespace; 0: it is in it no more.
+
+    Raises ``OSError`` where the call does not exist, or is forbidden by a filter."""
+    request = _MNT_ID_REQ.pack(_MNT_ID_REQ.size, 0, unique, _STATMOUNT_MNT_BASIC)
+    buffer = ctypes.create_string_buffer(_STATMOUNT_SIZE)
+    size = ctypes.c_long(_STATMOUNT_SIZE)
+    if _libc.syscall(ctypes.c_long(_SYS_STATMOUNT), request, buffer, size, ctypes.c_long(0)) < 0:
+        code = ctypes.get_errno()
+        if code == 2:  # ENOENT
+            return 0
+        raise OSError(code, os.strerror(code))
+    return int(struct.unpack_from("=I", buffer, _SM_MNT_ID_OLD_OFF)[0])
+
+
+def look_up(names: Iterable[MountId]) -> dict[MountId, Mount]:
+    """Those of these mounts that are still in this namespace, as they are now."""
+    numbers: dict[MountId, int] = {}
+    for name in names:
+        numbers[name] = name.id
+        with contextlib.suppress(OSError):  # then the id of mountinfo has to do
+            numbers[name] = _id_now(name.unique) if name.unique else name.id
+    by_id = {m.id: m for m in mounts()}
+    found = {name: by_id[number] for name, number in numbers.items() if number in by_id}
+    return {name: mount for name, mount in found.items() if mount.device == name.device}
+
+
+class Watch:
+    """Tells when this namespace's mount table has changed since the last look."""
+
+    def __init__(self) -> None:
+        self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLPRI)
+
+    def wait(self, timeout_s: float) -> bool:
+        return bool(self._poll.poll(int(timeout_s * 1000)))
+
+    def close(self) -> None:
+        os.close(self._fd)

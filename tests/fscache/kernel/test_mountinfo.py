@@ -1,0 +1,112 @@
+"""Which mount is which: real mounts that are covered, moved, replaced and unmounted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nydus_fscache.kernel import mountinfo, syscalls
+from nydus_fscache.kernel.mountinfo import MountId, look_up, mount_id_at
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not syscalls.is_admin(), reason="NOT ROOT: mounts cannot be tested"
+)
+
+
+def run(*words: str | Path) -> None:
+    subprocess.run([str(w) for w in words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """Not shared, so that mounts below it can be moved."""
+    run("mount", "-t", "tmpfs", "place", tmp_path)
+    run("mount", "--make-private", tmp_path)
+    (tmp_path / "m").mkdir()
+    try:
+        yield tmp_path
+    finally:
+        run("umount", "-R", tmp_path)
+
+
+def tmpfs(at: Path, name: str) -> MountId:
+    run("mount", "-t", "tmpfs", name, at)
+    return mount_id_at(at)
+
+
+@pytest.fixture(params=["unique", "old"])
+def old(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Also as before Linux 6.8, which knows no unique ids."""
+    if request.param == "old":
+        monkeypatch.setattr(mountinfo, "_STATX_MNT_ID_UNIQUE", 1 << 30)
+    return bool(request.param == "old")
+
+
+def test_a_mount_is_found_under_another(place: Path, old: bool) -> None:
+    ours = tmpfs(place / "m", "ours")
+    assert (ours.unique == 0) == old
+    other = tmpfs(place / "m", "other")
+    found = look_up([ours, other])
+    assert found[ours].source == "ours"
+    assert found[other].source == "other"
+    assert found[ours].mountpoint == found[other].mountpoint == str(place / "m")
+    assert mount_id_at(place / "m") == other
+    run("umount", place / "m")
+    assert mount_id_at(place / "m") == ours
+    assert list(look_up([ours, other])) == [ours]
+
+
+def test_a_mount_that_was_moved_is_found(place: Path, old: bool) -> None:
+    ours = tmpfs(place / "m", "ours")
+    (place / "to").mkdir()
+    run("mount", "--move", place / "m", place / "to")
+    assert look_up([ours])[ours].mountpoint == str(place / "to")
+
+
+def test_what_takes_the_place_of_a_mount_is_another(place: Path, old: bool) -> None:
+    ours = tmpfs(place / "m", "ours")
+    run("umount", place / "m")
+    tmpfs(place / "m", "other")
+    # before 6.8 the number may come again, as may the device, but not both for another file system
+    if not old:
+        assert look_up([ours]) == {}
+
+
+def test_a_lazily_unmounted_one_is_gone(place: Path, old: bool) -> None:
+    ours = tmpfs(place / "m", "ours")
+    with (place / "m" / "file").open("wb"):
+        run("umount", "-l", place / "m")
+        assert look_up([ours]) == {}
+
+
+@pytest.mark.parametrize("name", ["a b", "a\nb", "a\\040b", "tab\there", "ü"])
+def test_names_come_as_they_are(place: Path, name: str) -> None:
+    (place / name).mkdir()
+    tmpfs(place / name, name)
+    found = mountinfo.find_mount(place / name)
+    assert found is not None
+    assert found.source == name
+
+
+def test_names_that_are_not_utf8(place: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(place) + b"/\xff\xfe"))
+    path.mkdir()
+    ours = tmpfs(path, "ours")
+    assert look_up([ours])[ours].mountpoint == str(path)
+
+
+def test_changes_are_told(place: Path) -> None:
+    watch = mountinfo.Watch()
+    try:
+        while watch.wait(0):
+            pass
+        tmpfs(place / "m", "ours")
+        assert watch.wait(5)
+        run("umount", place / "m")
+        assert watch.wait(5)
+    finally:
+        watch.close()
