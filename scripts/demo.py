@@ -199,7 +199,7 @@ def end_daemon(root: Path) -> None:
 
 def serve_blobs(blobs: Path, args: argparse.Namespace, signals: Signals, cleanup: ExitStack) -> str:
     """HOST:PORT of an HTTP server of ranges, as a registry's blob store is one."""
-    words = [sys.executable, CHECKOUT / "tests" / "rangeserver.py", blobs]
+    words = [sys.executable, CHECKOUT / "tests" / "kit" / "rangeserver.py", blobs]
     words += ["--latency-ms", args.latency_ms, "--mbps", args.mbps]
     server = cleanup.enter_context(process(words, stdout=subprocess.PIPE))
     return f"127.0.0.1:{int(signals.first_line(server))}"
