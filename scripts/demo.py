@@ -29,7 +29,8 @@ from demo_image import CHECKOUT, GOLDEN, Image, built_image, golden_image
 from nydus_fscache.cli.fscache.common import require_root
 from nydus_fscache.cli.output import size
 from nydus_fscache.errors import CacheDirError, DaemonError, FscacheError, KernelRefused
-from nydus_fscache.kernel.probe import cache_dir, examine
+from nydus_fscache.kernel.probe import cache_dir
+from nydus_fscache.transport.registry import examine
 
 CLI = [sys.executable, "-m", "nydus_fscache"]
 PREFIX = "nydus-fscache-run-"

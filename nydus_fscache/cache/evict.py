@@ -1,6 +1,7 @@
 """Keeps the cache in bounds: blobs that no image uses go, least recently used first.
 
-Blobs lie on shelves: our own files, here, and the kernel's (transport/kernel_cache.py).
+Blobs come from eviction sources: our own files, here, and what transports have
+(transport/cachefiles/kernel_cache.py).
 Never touches what is bound: the kernel may read it at any time.  So a limit
 below what is mounted cannot be kept; it is then kept again after the unmounts.
 When a blob of ours was used last is the time stamp of its identity file, which is
@@ -31,7 +32,7 @@ _COMPANIONS = ("blob.data.chunk_map", "blob.meta", "identity")
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """A blob on disk.  ``name``: the shelf's; no two shelves have the same.  ``bytes``: what
+    """A blob on disk.  ``name``: the source's; no two sources have the same.  ``bytes``: what
     deleting it gives back."""
 
     name: str
@@ -40,7 +41,9 @@ class Cached:
     in_use: bool
 
 
-class Shelf(Protocol):
+class EvictionSource(Protocol):
+    """A place where blobs lie."""
+
     def blobs(self) -> list[Cached]:
         """All that lies there."""
         ...
@@ -49,12 +52,16 @@ class Shelf(Protocol):
         """Delete blobs, but none that is in use; the names of those that are gone."""
         ...
 
+    def room_wanted(self) -> int:
+        """Bytes that are to be free on the disk now, for there are too few; 0: it is well."""
+        ...
 
-_Found = list[tuple[Cached, Shelf]]
+
+_Found = list[tuple[Cached, EvictionSource]]
 
 
 class OwnFiles:
-    """The shelf of our cache files; ``Cached.name`` is the file name stem.
+    """Our cache files; ``Cached.name`` is the file name stem.
 
     ``in_use``: names that are open.  ``evict``: deletes a blob unless it is in use (then false);
     takes the lock that opening takes.
@@ -93,6 +100,9 @@ class OwnFiles:
     def drop(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if self._evict(name)]
 
+    def room_wanted(self) -> int:
+        return 0  # a write that finds no space says so by itself
+
 
 def touch(directory: Path, stem: str) -> None:
     """The blob of ours is used now."""
@@ -103,8 +113,8 @@ def touch(directory: Path, stem: str) -> None:
 class Evictor:
     """``directory``: on the disk that must not be full."""
 
-    def __init__(self, shelves: Sequence[Shelf], directory: Path, limit: int = 0) -> None:
-        self._shelves = shelves
+    def __init__(self, sources: Sequence[EvictionSource], directory: Path, limit: int = 0) -> None:
+        self._sources = sources
         self._directory = directory
         self.limit = limit  # bytes; 0: none
 
@@ -133,17 +143,17 @@ class Evictor:
     def _shrink(self, found: _Found, target: int, *, dry_run: bool = False) -> dict[str, Any]:
         total = _total(found)
         chosen, excess = [], total - target
-        for blob, shelf in sorted(found, key=lambda one: one[0].last_used):
+        for blob, source in sorted(found, key=lambda one: one[0].last_used):
             if excess > 0 and not blob.in_use:
-                chosen.append((blob, shelf))
+                chosen.append((blob, source))
                 excess -= blob.bytes
         if not dry_run:
             gone = {
                 name
-                for shelf in self._shelves
-                for name in shelf.drop([blob.name for blob, its in chosen if its is shelf])
+                for source in self._sources
+                for name in source.drop([blob.name for blob, its in chosen if its is source])
             }
-            chosen = [(blob, shelf) for blob, shelf in chosen if blob.name in gone]
+            chosen = [(blob, source) for blob, source in chosen if blob.name in gone]
         evicted = [blob for blob, _ in chosen]
         freed = sum(blob.bytes for blob in evicted)
         if evicted and not dry_run:
@@ -157,7 +167,7 @@ class Evictor:
         }
 
     def _found(self) -> _Found:
-        return [(blob, shelf) for shelf in self._shelves for blob in shelf.blobs()]
+        return [(blob, source) for source in self._sources for blob in source.blobs()]
 
 
 def _total(found: _Found) -> int:

@@ -8,16 +8,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from nydus_fscache.cache.evict import Evictor, OwnFiles
+from nydus_fscache.cache.evict import EvictionSource, Evictor, OwnFiles
 from nydus_fscache.cache.store import Store
 from nydus_fscache.fetch.objects import Objects
-from nydus_fscache.handover.state import Binding
 from nydus_fscache.image import kept_files as images
+from nydus_fscache.image.binding import Binding
 from nydus_fscache.image.image import image_key
-from nydus_fscache.transport.cachefiles.kernel_cache import KernelCache
 
 log = logging.getLogger("bounds")
 
@@ -27,21 +26,22 @@ LONGEST_PAUSE_S = 10.0
 
 
 class Bounds:
-    """``disk_full``: set by a write that found no space, cleared here."""
+    """``others``: besides our cache files.  ``disk_full``: set by a write that found no space,
+    cleared here."""
 
     def __init__(
         self,
         store: Store,
         objects: Objects,
-        kernel_cache: KernelCache,
+        others: Sequence[EvictionSource],
         disk_full: threading.Event,
         limit: int,
     ) -> None:
         self._images = store.images
         self._disk_full = disk_full
-        self._kernel_cache = kernel_cache
         ours = OwnFiles(store.blobs.directory, objects.names, objects.evict)
-        self._evictor = Evictor([ours, kernel_cache], store.root, limit)
+        self._sources: list[EvictionSource] = [ours, *others]
+        self._evictor = Evictor(self._sources, store.root, limit)
 
     @property
     def limit(self) -> int:
@@ -64,7 +64,7 @@ class Bounds:
             pause = min(max(LOOK_S, (time.thread_time() - started) * PAUSE), LONGEST_PAUSE_S)
 
     def _look(self) -> None:
-        wanted = self._kernel_cache.room_wanted()
+        wanted = max(source.room_wanted() for source in self._sources)
         if wanted or self._disk_full.is_set():
             self._disk_full.clear()
             self._evictor.make_room(wanted)

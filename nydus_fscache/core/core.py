@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any
 
 from nydus_fscache._core import ffi, lib
-from nydus_fscache.handover.link import Handover
+from nydus_fscache.core.park import Park
 from rafs_v6._codec import ffi as codec_ffi
 from rafs_v6._codec import lib as codec
 
@@ -140,16 +140,16 @@ def _checked(result: int) -> int:
     return result
 
 
-def journal_memory(handover: Handover) -> mmap.mmap:
+def journal_memory(park: Park) -> mmap.mmap:
     """The event journal that a predecessor left, or a new one, which the keeper has then."""
-    fd = handover.take("journal")
+    fd = park.take("journal")
     if fd is not None:
         return mmap.mmap(fd, 0)
     fd = os.memfd_create("nydus-fscache-journal", os.MFD_CLOEXEC)
     os.ftruncate(fd, Core.journal_size(JOURNAL_SLOTS))
     memory = mmap.mmap(fd, 0)
     Core.format_journal(memory, JOURNAL_SLOTS)
-    handover.keep("journal", fd)
+    park.keep("journal", fd)
     return memory
 
 

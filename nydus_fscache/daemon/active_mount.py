@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nydus_fscache.handover.state import Binding
+from nydus_fscache.image.binding import Binding
 from nydus_fscache.image.image import Image
 from nydus_fscache.transport.base import Bound
 

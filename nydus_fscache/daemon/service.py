@@ -32,7 +32,7 @@ from nydus_fscache.backend.make import preload
 from nydus_fscache.cache.quota import Bounds
 from nydus_fscache.cache.store import Store
 from nydus_fscache.config.nydusd import tuning_of
-from nydus_fscache.core.core import Core, Missed, Passed, journal_memory
+from nydus_fscache.core.core import Core, Event, Missed, Passed, journal_memory
 from nydus_fscache.daemon.active_mount import Served
 from nydus_fscache.errors import (
     CacheDirError,
@@ -48,12 +48,12 @@ from nydus_fscache.fetch.trace import Tracer
 from nydus_fscache.handover import keeper, state, upgrade
 from nydus_fscache.handover import previous as predecessor
 from nydus_fscache.handover.link import Handover
+from nydus_fscache.handover.orphans import Orphans
 from nydus_fscache.handover.retry_queue import Waiting, WaitingRoom
-from nydus_fscache.handover.state import Binding
+from nydus_fscache.image.binding import Address, Binding
 from nydus_fscache.image.image import renew_auth
 from nydus_fscache.image.open_images import LoadedImages
 from nydus_fscache.kernel import syscalls as kernel
-from nydus_fscache.kernel.probe import TRANSPORTS
 from nydus_fscache.registry.auth import check_auth
 from nydus_fscache.transport.registry import Transports
 
@@ -63,7 +63,6 @@ REQUEST_DEADLINE_S = 90.0
 HOUSEKEEPING_S = 1.0
 UNBIND_PATIENCE_S = 60.0
 RELEASE_PATIENCE_S = 1.0  # for the kernel to let go of what was unmounted just now
-DEFAULT_DOMAIN = "nydus-fscache"
 
 
 class Service:
@@ -79,13 +78,16 @@ class Service:
         self._state_path = root / "state.json"
         self._state = state.load(self._state_path)
         self._fetcher = Fetcher(self.core)
-        self.objects = Objects(self.store, self.core, self._fetcher, handover, self._state.numbers)
+        self.orphans = Orphans(self.core, handover)
+        self.objects = Objects(
+            self.store, self.core, self._fetcher, handover, self.orphans, self._state.numbers
+        )
         self._transports = Transports(self.core, self.objects, handover, self.store)
         limit = os.environ.get("NYDUS_FSCACHE_CACHE_LIMIT")  # serve --cache-limit
         self._bounds = Bounds(
             self.store,
             self.objects,
-            self._transports.kernel_cache,
+            self._transports.sources(),
             self._fetcher.disk_full,
             int(limit) if limit else self._state.cache_limit,
         )
@@ -114,27 +116,22 @@ class Service:
 
     def _take_over(self) -> None:
         """Bind again what the state names and the kernel still has; settle what is open."""
-        group_was_lost = "fanotify" not in self._handover.inherited
-        for binding in self._state.bindings:
-            if not predecessor.is_still_there(binding, self.store.images):
+        useless = [self._transports.is_useless(b) for b in self._state.bindings]
+        for binding, is_useless in zip(self._state.bindings, useless, strict=True):
+            if not predecessor.is_still_there(binding, self._transports):
                 log.info("%s is not mounted any more", binding.mountpoint)
                 continue
-            saw_zeros = group_was_lost and binding.transport == "fanotify"
-            remount = saw_zeros and predecessor.is_mounted(binding)
+            remount = is_useless and predecessor.is_mounted(binding)
             if remount:
                 predecessor.unmount_useless(Path(binding.mountpoint))
             try:
                 self._served.append(self._serve_again(binding, remount, may_ask=False))
             except (FscacheError, OSError) as e:
                 self._waiting.add(Waiting(binding, remount, str(e)))
-        for name in TRANSPORTS:
-            # no image is left, but a reader or a mount may be: it waits, unkillable, for a "no"
-            if name in self._handover.inherited:
-                self._transports.get(name)
-        transports = self._transports.in_use().values()
-        for transport in transports:
-            if domains := self._waiting.domains(transport.name):
-                transport.hold(domains)
+        self._transports.take_up()
+        for name, transport in self._transports.in_use().items():
+            if awaited := self._waiting.addresses(name):
+                transport.hold(awaited)
             transport.resume()
         # without a state nothing is held, and what cannot be told apart may be of any mount
         settled = self.core.settle(all_served=self._state_path.exists())
@@ -149,10 +146,8 @@ class Service:
         served = self._bind(binding, may_ask=may_ask)
         if remount:
             try:
-                self._transports.get(binding.transport).mount(
-                    served.image, served.bound, Path(binding.mountpoint),
-                    binding.fsid, binding.domain,
-                )  # fmt: skip
+                transport = self._transports.get(binding.transport)
+                transport.mount(served.bound, Path(binding.mountpoint))
             except BaseException:
                 self._unbind([served])
                 raise
@@ -170,13 +165,13 @@ class Service:
 
     def _deny_waiting(self) -> None:
         for transport in self._transports.in_use().values():
-            transport.deny()
+            transport.fail_pending()
 
     def _try_again(self, waiting: Waiting) -> None:
         binding = waiting.binding
         served = None
         try:
-            if waiting.remount or predecessor.is_still_there(binding, self.store.images):
+            if waiting.remount or predecessor.is_still_there(binding, self._transports):
                 served = self._serve_again(binding, waiting.remount, may_ask=True)
         except (FscacheError, OSError) as e:
             waiting.failed(e)
@@ -196,12 +191,12 @@ class Service:
             log.info("%s is served again", binding.source)
             self._prefetcher.resume([served])
 
-    def _forget_waiting(self, fsid: str, domain: str) -> bool:
+    def _forget_waiting(self, address: Address) -> bool:
         """Of what the user mounts: it is unbound, or bound anew."""
         with self._lock:
             for waiting in self._waiting.all():
                 b = waiting.binding
-                if not b.mountpoint and (b.fsid, b.domain) == (fsid, domain):
+                if not b.mountpoint and b.address == address:
                     self._waiting.remove(waiting)
                     self._save()
                     return True
@@ -241,7 +236,7 @@ class Service:
         ) and time.monotonic() < until:
             time.sleep(0.02)
             self._release_unused()
-        if self.objects.left.sweep():
+        if self.orphans.sweep():
             held.append("an image that is not served any more")
         if held:
             raise MountpointError(
@@ -312,28 +307,31 @@ class Service:
         while not self._stopped.is_set():
             for event in self.core.next(timeout_ms=1000):
                 try:
-                    obj = (
-                        self.objects.get(event.object)
-                        if isinstance(event, Missed | Passed)
-                        else None
-                    )
-                    if isinstance(event, Missed) and obj is None:
-                        if self.objects.left.missed(event.object, event.off, event.len):
-                            continue
-                        obj = self.objects.get(event.object)  # it was taken just now
-                    if isinstance(event, Missed) and obj is not None:
-                        obj.demand(event.off, event.len)
-                    elif isinstance(event, Passed):
-                        if obj is not None:
-                            obj.read_ahead(event.off)
-                    elif cachefiles := self._transports.in_use().get("cachefiles"):
-                        cachefiles.handle(event)
-                    else:
-                        log.error("event that nobody expects: %s", event)
+                    self._handle(event)
                 except Exception:  # one bad event must not end the service of the others
                     log.exception("event %s", event)
                     if isinstance(event, Missed):
                         self.core.fail(event.object, event.off, event.len, errno.EIO)
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, Passed):
+            if obj := self.objects.get(event.object):
+                obj.read_ahead(event.off)
+            return
+        if isinstance(event, Missed) and self._demand(event):
+            return
+        if any(transport.handle(event) for transport in self._transports.in_use().values()):
+            return
+        if not isinstance(event, Missed):
+            log.error("event that nobody expects: %s", event)
+        elif not self._demand(event):  # an orphan may have been taken just now
+            self.core.fail(event.object, event.off, event.len, errno.EIO)
+
+    def _demand(self, event: Missed) -> bool:
+        obj = self.objects.get(event.object)
+        if obj is not None:
+            obj.demand(event.off, event.len)
+        return obj is not None
 
     def _keep_house(self) -> None:
         while not self._stopped.wait(HOUSEKEEPING_S):
@@ -354,7 +352,7 @@ class Service:
         self._tracer.collect()
         if gone := self._take_unused():
             threading.Thread(target=self._unbind, args=(gone,), daemon=True).start()
-        self.objects.left.sweep()
+        self.orphans.sweep()
         if self._unsaved:
             self._save()
 
@@ -365,7 +363,7 @@ class Service:
         try:
             self._fetcher.tune(image.backend, tuning_of(binding.tuning, "tuning"))
             transport = self._transports.get(binding.transport)
-            bound = transport.bind(image, binding.fsid, binding.domain)
+            bound = transport.bind(image, binding.address)
         except BaseException:
             self._images.give_up(image)
             raise
@@ -385,9 +383,7 @@ class Service:
                         self._tracer.unwatch(binding.digest)
                         self._prefetcher.forget(served)
                 self._images.give_up(served.image)
-                self._transports.get(binding.transport).unbind(
-                    served.image, served.bound, binding.fsid, binding.domain
-                )
+                self._transports.get(binding.transport).unbind(served.bound)
         finally:
             with self._lock:
                 self._unbinding -= 1
@@ -409,14 +405,9 @@ class Service:
 
     def _in_use(self, served: Served) -> bool:
         """Does the kernel have the superblock still?"""
-        binding = served.binding
-        # over fanotify all mounts of an image use one file, so the transport speaks of any
-        if binding.transport == "fanotify" and any(
-            s.mounted and s.image.path == served.image.path for s in self._served
-        ):
-            return False
-        transport = self._transports.get(binding.transport)
-        return transport.in_use(served.image, binding.fsid, binding.domain)
+        name = served.binding.transport
+        mounted = [s.bound for s in self._served if s.mounted and s.binding.transport == name]
+        return self._transports.get(name).in_use(served.bound, mounted)
 
     def _save(self) -> None:
         """After what cannot be undone: when the disk is full it is tried again later.
@@ -470,27 +461,27 @@ class Service:
     def bind(self, request: dict[str, Any]) -> dict[str, Any]:
         """Serve an image that the user mounts: ``bootstrap``, ``backend``, ``fsid``, ``domain``."""
         binding = self._binding(request, mountpoint="")
-        if not binding.fsid:
-            raise UsageError("no fsid", hint="name the image with --fsid")
+        binding.address = self._transports.get(binding.transport).user_address(request)
         self._enter(self._bind(binding))
-        self._forget_waiting(binding.fsid, binding.domain)
-        return {"fsid": binding.fsid, "domain": binding.domain}
+        self._forget_waiting(binding.address)
+        return dict(binding.address)
 
     def unbind(self, fsid: str, domain: str) -> dict[str, Any]:
+        address = {"fsid": fsid, "domain": domain}
         with self._lock:
             for served in self._served:
                 b = served.binding
-                if not b.mountpoint and (b.fsid, b.domain) == (fsid, domain):
-                    if self._transports.get(b.transport).in_use(served.image, fsid, domain):
+                if not b.mountpoint and b.address == address:
+                    if self._in_use(served):
                         raise MountpointError(f"{fsid} is mounted", hint="unmount it first")
                     self._served.remove(served)
                     break
             else:
-                if self._forget_waiting(fsid, domain):
-                    return {"fsid": fsid, "domain": domain}
+                if self._forget_waiting(address):
+                    return {**address}
                 raise UsageError(f"{fsid} is not bound", hint="see nydus-fscache status")
         self._unbind([served])
-        return {"fsid": fsid, "domain": domain}
+        return {**address}
 
     def mount(self, request: dict[str, Any]) -> dict[str, Any]:
         """``bootstrap`` (path), ``backend`` (config object), ``mountpoint``, ``transport``,
@@ -502,8 +493,8 @@ class Service:
         binding = self._binding(request, mountpoint=str(mountpoint))
         if policy == "auto":
             policy = binding.tuning.get("prefetch") or policy
-        if binding.transport == "cachefiles":
-            binding.fsid, binding.domain = self._free_fsid(binding.digest), DEFAULT_DOMAIN
+        transport = self._transports.get(binding.transport)
+        binding.address = transport.new_address(binding.digest, self._addresses(binding.transport))
         served = self._bind(binding)
         served.mounting = True
         # over cachefiles there is nothing to fill until the kernel has opened it
@@ -518,9 +509,7 @@ class Service:
         try:
             if not self.core.started:
                 raise DaemonError("the event core does not run", hint="see the log")
-            self._transports.get(binding.transport).mount(
-                served.image, served.bound, mountpoint, binding.fsid, binding.domain
-            )
+            transport.mount(served.bound, mountpoint)
             if not is_open:
                 self._prefetcher.begin_when_open(served, policy)
                 self._save()
@@ -582,20 +571,14 @@ class Service:
             digest=digest,
             backend=wanted.backend,
             transport=transport,
-            fsid=str(request.get("fsid", "")),
-            domain=str(request.get("domain", "")),
+            address={},
             mountpoint=mountpoint,
             source=wanted.source,
             tuning=wanted.tuning,
         )
 
-    def _free_fsid(self, digest: str) -> str:
-        """Named after the image, so that its cached bootstrap serves the next mount too."""
-        with self._lock:
-            taken = {s.binding.fsid for s in self._served}
-            taken |= {w.binding.fsid for w in self._waiting.all()}
-        base = digest[:32]
-        return next(f for n in range(1 << 20) if (f := f"{base}-{n}" if n else base) not in taken)
+    def _addresses(self, transport: str) -> list[Address]:
+        return [b.address for b in self._bindings() if b.transport == transport]
 
     def umount(self, mountpoint: str) -> dict[str, Any]:
         with self._lock:

@@ -17,12 +17,12 @@ from nydus_fscache.cache.presence import PageMap, shared_map
 from nydus_fscache.cache.reuse import Copies
 from nydus_fscache.cache.store import Store
 from nydus_fscache.core.core import Core
+from nydus_fscache.core.park import Park
 from nydus_fscache.errors import CacheDirError, DaemonError
 from nydus_fscache.fetch.cache_object import CacheObject, Source
+from nydus_fscache.fetch.orphans import OrphanFiles
 from nydus_fscache.fetch.queue import Fetcher
 from nydus_fscache.files import data_extents
-from nydus_fscache.handover.link import Handover
-from nydus_fscache.handover.orphans import Left
 from nydus_fscache.image.image import ImageBlob
 from nydus_fscache.kernel import syscalls as kernel
 
@@ -54,14 +54,15 @@ class Objects:
         store: Store,
         core: Core,
         fetcher: Fetcher,
-        handover: Handover,
+        park: Park,
+        orphans: OrphanFiles,
         numbers: Mapping[str, int],
     ) -> None:
-        """``numbers``: object numbers by name that a predecessor gave; they stay the same."""
+        """``numbers``: object numbers by name that an earlier service gave; they stay the same."""
         self._store = store
         self._core = core
         self._fetcher = fetcher
-        self._handover = handover
+        self._park = park
         self._lock = threading.RLock()
         self._gone = threading.Condition(self._lock)
         self._leaving: set[str] = set()  # names that are being closed
@@ -69,10 +70,10 @@ class Objects:
         self._uses: dict[str, _Use] = {}
         self._by_oid: dict[int, CacheObject] = {}
         self._numbers = dict(numbers)
-        self.left = Left(core, handover)
+        self.orphans = orphans
         self.copies = Copies(store.blobs, self.lend)
         self.on_found: Callable[[], object] = list  # what an object has is known; the service's
-        self._next_oid = 1 + max(self.left.highest(), max(numbers.values(), default=0))
+        self._next_oid = 1 + max(self.orphans.highest(), max(numbers.values(), default=0))
 
     def get(self, oid: int) -> CacheObject | None:
         return self._by_oid.get(oid)
@@ -83,7 +84,7 @@ class Objects:
     def numbers(self) -> dict[str, int]:
         """What a successor must know."""
         with self._lock:
-            left = {name: oid for name, oid in self._numbers.items() if oid in self.left}
+            left = {name: oid for name, oid in self._numbers.items() if oid in self.orphans}
             return left | {name: use.object.oid for name, use in self._uses.items()}
 
     def next_number(self) -> int:
@@ -110,7 +111,7 @@ class Objects:
             try:
                 obj = use.object = self._open(use, oid, name, blob, source)
             except BaseException:
-                if oid in self.left:
+                if oid in self.orphans:
                     self._numbers[name] = oid
                 else:
                     self._give_up(oid, use)
@@ -120,26 +121,26 @@ class Objects:
             obj.copies = self.copies
             self.copies.add(obj, identity)
             self._by_oid[oid] = obj
-        for off, length in self.left.taken(oid):
+        for off, length in self.orphans.taken(oid):
             obj.demand(off, length)
         return obj
 
     def _number_left(self, name: str, identity: str) -> int:
         """Of a file that is left without its number being known; else a new one."""
-        found = self.left.find(lambda fd: self._store.blobs.is_named(name, identity, fd))
+        found = self.orphans.find(lambda fd: self._store.blobs.is_named(name, identity, fd))
         return found or self.next_number()
 
     def _open(self, use: _Use, oid: int, name: str, blob: ImageBlob, source: Source) -> CacheObject:
         """``use`` gets the descriptors, as soon as there are any."""
         files, size = self._store.blobs, blob.chunks.flat_size
-        left = self.left.look_at(oid)
+        left = self.orphans.look_at(oid)
         if left is not None:
             use.fill_fd, use.pages_fd = left.fill_fd, left.pages_fd
         is_new = min(use.fill_fd, use.pages_fd) < 0
         may_record = True
         if use.fill_fd < 0:
             use.fill_fd = files.open_data(name, blob.identity, size)
-            self._handover.keep(f"fill.{oid}", use.fill_fd)
+            self._park.keep(f"fill.{oid}", use.fill_fd)
         elif os.fstat(use.fill_fd).st_size != size:
             log.error("cache file of %s was cut while it was in use: fetched anew", name)
             os.ftruncate(use.fill_fd, 0)
@@ -149,11 +150,11 @@ class Objects:
             log.error("files of %s were changed while it was in use: nothing is recorded", name)
             may_record = False
         if is_new:
-            self.left.stop_holding(oid)
+            self.orphans.stop_holding(oid)
             if use.pages_fd >= 0:
                 os.close(use.pages_fd)
             use.pages_fd = shared_map(size)
-            self._handover.keep(f"pages.{oid}", use.pages_fd)
+            self._park.keep(f"pages.{oid}", use.pages_fd)
             if left is not None:
                 left.pages_fd = use.pages_fd
         record = files.open_chunk_map(name, blob.chunks.nchunks) if may_record else None
@@ -178,14 +179,14 @@ class Objects:
     def _give_up(self, oid: int, use: _Use) -> None:
         for kind, fd in (("fill", use.fill_fd), ("pages", use.pages_fd)):
             if fd >= 0:
-                self._handover.drop(f"{kind}.{oid}")
+                self._park.drop(f"{kind}.{oid}")
                 os.close(fd)
 
     def _put_back(self, obj: CacheObject, use: _Use) -> None:
         """A mount reads the file, though it could not be bound: it must not see holes."""
         with self._lock:
             self._numbers[obj.name] = obj.oid
-            self.left.put_back(obj.oid, use.fill_fd, use.pages_fd)
+            self.orphans.put_back(obj.oid, use.fill_fd, use.pages_fd)
 
     def _claim(self, blob_id: str, identity: str) -> str:
         """With the lock.  A name whose last user is still leaving comes free soon."""
@@ -262,7 +263,7 @@ class Objects:
     def names(self) -> list[str]:
         """Of cache files that are open."""
         with self._lock:
-            return [*self._uses, *(n for n, oid in self._numbers.items() if oid in self.left)]
+            return [*self._uses, *(n for n, oid in self._numbers.items() if oid in self.orphans)]
 
     def evict(self, name: str) -> bool:
         """Delete what is cached under a name, unless it is in use."""
@@ -295,10 +296,10 @@ class Objects:
         return name in self._leaving or name in self._loans or name in self.names()
 
     def _is_left(self, name: str) -> bool:
-        """Is the file left by a predecessor, without its number being known?  It is marked."""
+        """Is the file left by an earlier service, without its number being known?  It is marked."""
         status = self._store.blobs.status(name)
         return status is not None and bool(
-            self.left.find(lambda fd: os.path.samestat(os.fstat(fd), status))
+            self.orphans.find(lambda fd: os.path.samestat(os.fstat(fd), status))
         )
 
     def identity(self, name: str) -> str | None:

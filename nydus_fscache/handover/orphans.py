@@ -1,8 +1,8 @@
-"""Cache files that a predecessor served and that no binding has taken up yet.
+"""Cache files that an earlier service served and that no binding has taken up yet.
 
 A mount may read them, so their descriptors are not let go before the kernel has
 closed the file: a descriptor opened after the mark could not fill it, and without
-the mark a reader would see holes.  While ``held``, who reads them waits, because a
+the mark a reader would see holes.  While ``held``, their readers wait, because a
 binding that failed is to be tried again; otherwise they get EIO at once.
 """
 
@@ -12,41 +12,31 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from nydus_fscache.cache.presence import PageMap
 from nydus_fscache.core.core import Core
-from nydus_fscache.handover.link import Handover
+from nydus_fscache.core.park import Park
+from nydus_fscache.fetch.orphans import OrphanFile
 from nydus_fscache.kernel import syscalls as kernel
 
-log = logging.getLogger("left")
+log = logging.getLogger("orphans")
 
 
-@dataclass(slots=True)
-class LeftFile:
-    """``pages``: the map that the C core knows while the file is held, else None."""
+class Orphans:
+    """By object number: ``fetch.orphans.OrphanFiles``.  Thread-safe."""
 
-    fill_fd: int
-    pages_fd: int
-    pages: PageMap | None = None
-    misses: list[tuple[int, int]] = field(default_factory=list)  # offset, length
-
-
-class Left:
-    """By object number.  Thread-safe."""
-
-    def __init__(self, core: Core, handover: Handover) -> None:
+    def __init__(self, core: Core, park: Park) -> None:
         self._core = core
-        self._handover = handover
+        self._park = park
         self._lock = threading.Lock()
-        self._files: dict[int, LeftFile] = {}
+        self._files: dict[int, OrphanFile] = {}
         self.unmark: Callable[[int], object] = os.fstat  # the transport's, once there is one
-        for name in [n for n in handover.inherited if n.startswith(("fill.", "pages."))]:
+        for name in [n for n in park.inherited if n.startswith(("fill.", "pages."))]:
             kind, _, number = name.partition(".")
-            fd = handover.take(name)
+            fd = park.take(name)
             if fd is None or not number.isdigit():
                 continue
-            file = self._files.setdefault(int(number), LeftFile(-1, -1))
+            file = self._files.setdefault(int(number), OrphanFile(-1, -1))
             if kind == "fill":
                 file.fill_fd = fd
             else:
@@ -65,7 +55,7 @@ class Left:
         with self._lock:
             return next((o for o, f in self._files.items() if is_it(f.fill_fd)), 0)
 
-    def look_at(self, oid: int) -> LeftFile | None:
+    def look_at(self, oid: int) -> OrphanFile | None:
         return self._files.get(oid)
 
     def taken(self, oid: int) -> list[tuple[int, int]]:
@@ -77,7 +67,7 @@ class Left:
     def put_back(self, oid: int, fill_fd: int, pages_fd: int) -> None:
         """Nobody serves the file any more, but the kernel has it open."""
         with self._lock:
-            self._files[oid] = LeftFile(fill_fd, pages_fd)
+            self._files[oid] = OrphanFile(fill_fd, pages_fd)
 
     def missed(self, oid: int, off: int, length: int) -> bool:
         """To be asked for once the file is taken; False when it is not here."""
@@ -88,7 +78,7 @@ class Left:
             return file is not None
 
     def hold(self) -> None:
-        """From now on, who reads these files waits."""
+        """From now on, readers of these files wait."""
         with self._lock:
             for oid, file in self._files.items():
                 if file.pages is None and file.pages_fd >= 0:
@@ -99,8 +89,8 @@ class Left:
                         file.pages.memory,
                     )  # fmt: skip
 
-    def deny(self) -> None:
-        """From now on they get EIO, and those who wait too."""
+    def fail_pending(self) -> None:
+        """From now on they get EIO, and those that wait too."""
         with self._lock:
             for oid, file in self._files.items():
                 self._stop_holding(oid, file)
@@ -110,7 +100,7 @@ class Left:
             if file := self._files.get(oid):
                 self._stop_holding(oid, file)
 
-    def _stop_holding(self, oid: int, file: LeftFile) -> None:
+    def _stop_holding(self, oid: int, file: OrphanFile) -> None:
         if file.pages is not None:
             self._core.remove_object(oid)
             file.pages.close()
@@ -132,5 +122,5 @@ class Left:
         file = self._files.pop(oid)
         for kind, fd in (("fill", file.fill_fd), ("pages", file.pages_fd)):
             if fd >= 0:
-                self._handover.drop(f"{kind}.{oid}")
+                self._park.drop(f"{kind}.{oid}")
                 os.close(fd)

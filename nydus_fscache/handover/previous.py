@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 
 from nydus_fscache.errors import MountpointError
-from nydus_fscache.handover.state import Binding
+from nydus_fscache.image.binding import Binding
 from nydus_fscache.kernel import mountinfo
 from nydus_fscache.kernel import syscalls as kernel
-from nydus_fscache.transport.cachefiles.kernel_cache import is_held
+from nydus_fscache.transport.registry import Transports
 
 log = logging.getLogger("service")
 
@@ -18,27 +18,17 @@ def is_mounted(binding: Binding) -> bool:
     return any(m.mountpoint == binding.mountpoint for m in mountinfo.mounts("erofs"))
 
 
-def is_still_there(binding: Binding, images: Path) -> bool:
-    """Can anybody read it?  ``images``: where the bootstraps are.
+def is_still_there(binding: Binding, transports: Transports) -> bool:
+    """Can anybody read it, maybe without its mount (overlay, lazy umount)?
 
-    What the user mounts counts always: we are not told of its umount.
+    An image that the user mounts counts always: we are not told of its umount.
     """
-    return not binding.mountpoint or is_mounted(binding) or _outlived_umount(binding, images)
-
-
-def _outlived_umount(binding: Binding, images: Path) -> bool:
-    """Is the superblock still there without its mount (overlay, lazy umount)?"""
-    if binding.transport == "cachefiles":
-        return is_held(binding.domain or binding.fsid, binding.fsid, ())
-    return not kernel.try_write_lease(images / f"{binding.digest}.boot")
+    return not binding.mountpoint or is_mounted(binding) or transports.holds(binding)
 
 
 def unmount_useless(target: Path) -> None:
-    """Service and keeper died together: the kernel let readers see holes as zeros since.
-
-    Its cached pages may be wrong and its files raise no events any more, so that
-    mount is of no use; a new one takes its place.
-    """
+    """Service and keeper were lost together: see ``Dialect.is_useless``; a new mount takes the
+    place of this one."""
     log.error(
         "%s: keeper and service were lost together; reads since then may have shown zeros; "
         "mounting it again", target,

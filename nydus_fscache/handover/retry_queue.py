@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nydus_fscache.handover import keeper
-from nydus_fscache.handover.state import Binding
+from nydus_fscache.image.binding import Address, Binding
 
 log = logging.getLogger("service")
 
@@ -67,10 +67,9 @@ class WaitingRoom:
         with self._lock:
             return list(self._waiting)
 
-    def domains(self, transport: str) -> set[str]:
-        """Of those that are to be served over a transport; fanotify has none but ""."""
-        bindings = [w.binding for w in self.all() if w.binding.transport == transport]
-        return {b.domain or b.fsid for b in bindings}
+    def addresses(self, transport: str) -> list[Address]:
+        """Of those that are to be served over a transport."""
+        return [w.binding.address for w in self.all() if w.binding.transport == transport]
 
     def add(self, waiting: Waiting) -> None:
         with self._lock:

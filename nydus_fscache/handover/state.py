@@ -14,24 +14,9 @@ from typing import Any
 
 from nydus_fscache.errors import CacheDirError
 from nydus_fscache.files import replace_file
+from nydus_fscache.image.binding import Binding
 
-VERSION = 1
-
-
-@dataclass(slots=True)
-class Binding:
-    """An image that is served, and where it is mounted ("" when the user mounts it)."""
-
-    digest: str  # sha256 of the bootstrap
-    backend: dict[str, Any]
-    transport: str
-    fsid: str
-    domain: str
-    mountpoint: str
-    source: str  # what the user named: a path or an image reference
-    tuning: dict[str, Any] = field(default_factory=dict)  # see cache.plan.Tuning
-    # of the last prefetch, which a successor goes on with: its number, policy and paths
-    prefetch: dict[str, Any] = field(default_factory=dict)
+VERSION = 2  # 1: fsid and domain stood where the address of any transport stands
 
 
 @dataclass(slots=True)
@@ -63,14 +48,15 @@ def load(path: Path) -> State:
 def parse(document: Any, name: str, hint: str) -> State:
     """Raises ``CacheDirError``, which calls it ``name``."""
     try:
-        if document["version"] != VERSION:
+        if document["version"] not in (1, VERSION):
             raise CacheDirError(f"{name} is of version {document['version']}", hint=hint)
-        bindings = [Binding(**b) for b in document["bindings"]]
+        old = document["version"] == 1
+        bindings = [Binding(**(_of_version_1(b) if old else b)) for b in document["bindings"]]
         numbers = {str(name): int(oid) for name, oid in document["numbers"].items()}
         cache_limit = int(document.get("cache_limit", 0))
         for b in bindings:
-            strings = (b.digest, b.transport, b.fsid, b.domain, b.mountpoint, b.source)
-            tables = (b.backend, b.tuning, b.prefetch)
+            strings = (b.digest, b.transport, b.mountpoint, b.source, *b.address.values())
+            tables = (b.backend, b.address, b.tuning, b.prefetch)
             if not all(isinstance(s, str) for s in strings) or not all(
                 isinstance(t, dict) for t in tables
             ):
@@ -78,3 +64,9 @@ def parse(document: Any, name: str, hint: str) -> State:
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise CacheDirError(f"{name} cannot be read: {e}", hint=hint) from e
     return State(bindings, numbers, cache_limit)
+
+
+def _of_version_1(binding: dict[str, Any]) -> dict[str, Any]:
+    fields = dict(binding)
+    names = {name: fields.pop(name) for name in ("fsid", "domain")}
+    return {**fields, "address": names if names["fsid"] else {}}

@@ -10,7 +10,7 @@ from nydus_fscache.backend.base import Backend
 from nydus_fscache.backend.make import make_backend
 from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.fetch.queue import Fetcher
-from nydus_fscache.handover.state import Binding
+from nydus_fscache.image.binding import Binding
 from nydus_fscache.image.image import Image, auth_of, image_key, load_image
 
 

@@ -1,57 +1,131 @@
-"""The transports that are in use, each made when it is first asked for."""
+"""The transports: which there are, in the order in which ``auto`` takes them, and those in use."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
+from nydus_fscache.cache.evict import EvictionSource
 from nydus_fscache.cache.store import Store
 from nydus_fscache.core.core import Core
-from nydus_fscache.errors import FscacheError, UsageError
+from nydus_fscache.core.park import Park
+from nydus_fscache.errors import FscacheError, KernelRefused, NotPrivileged, UsageError
 from nydus_fscache.fetch.objects import Objects
-from nydus_fscache.handover.link import Handover
-from nydus_fscache.kernel.probe import TRANSPORTS, choose
-from nydus_fscache.transport.base import Transport
-from nydus_fscache.transport.cachefiles.kernel_cache import KernelCache
-from nydus_fscache.transport.cachefiles.transport import CachefilesTransport
-from nydus_fscache.transport.fanotify.transport import FanotifyTransport
+from nydus_fscache.image.binding import Binding
+from nydus_fscache.kernel import probe
+from nydus_fscache.kernel.probe import Finding, Report
+from nydus_fscache.transport.base import Dialect, Transport
+from nydus_fscache.transport.cachefiles.dialect import CachefilesDialect
+from nydus_fscache.transport.fanotify.dialect import FanotifyDialect
+
+DIALECTS: tuple[type[Dialect], ...] = (
+    CachefilesDialect,  # first: without a daemon it fails closed
+    FanotifyDialect,
+)
+TRANSPORTS = tuple(dialect.name for dialect in DIALECTS)
+
+
+def examine(root: Path) -> Report:
+    """Everything, for ``doctor``."""
+    return probe.examine(root, {dialect.name: dialect.probe for dialect in DIALECTS})
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """``reasons``: for each transport that was asked and does not work, why."""
+
+    transport: str
+    reasons: Mapping[str, str]
+
+
+def choose(root: Path, wanted: str = "auto") -> Choice:
+    """The transport for ``wanted`` ("auto" or a name); only as many are probed as it takes.
+
+    Raises ``NotPrivileged``, ``CacheDirError``, or ``KernelRefused`` with the reason
+    and the remedy for each transport.
+    """
+    rights = probe.privileges()
+    if not rights.ok:
+        raise NotPrivileged(rights.detail, hint=rights.remedy)
+    probe.require_cache_dir(root)
+    driver = probe.erofs_driver()
+    if not driver.ok:
+        raise KernelRefused(driver.detail, hint=driver.remedy)
+    failed: list[Finding] = []
+    for dialect in DIALECTS:
+        if wanted not in ("auto", dialect.name):
+            continue
+        finding = dialect.probe(root)
+        if finding.ok:
+            return Choice(dialect.name, {f.name: f.detail for f in failed})
+        failed.append(finding)
+    reasons = "; ".join(f"{f.name}: {f.detail}" for f in failed)
+    remedies = ", or ".join(f.remedy for f in failed)
+    kind = "no transport works" if wanted == "auto" else "this transport does not work"
+    raise KernelRefused(f"{kind}: {reasons}", hint=remedies)
+
+
+def eviction_sources(store: Store) -> list[EvictionSource]:
+    """Of all transports, while no daemon runs."""
+    return [source for dialect in DIALECTS for source in dialect(store).sources()]
 
 
 class Transports:
-    """Thread-safe."""
+    """Each is made when it is first asked for.  Thread-safe."""
 
-    def __init__(self, core: Core, objects: Objects, handover: Handover, store: Store) -> None:
+    def __init__(self, core: Core, objects: Objects, park: Park, store: Store) -> None:
         self._core = core
         self._objects = objects
-        self._handover = handover
+        self._park = park
         self._store = store
-        self.kernel_cache = KernelCache(store.cachefiles)
+        self._dialects = {dialect.name: dialect(store) for dialect in DIALECTS}
         self._lock = threading.Lock()
         self._by_name: dict[str, Transport] = {}
         self._probing = threading.Lock()
-        self._automatic = ""  # what "auto" was found to be; a probe takes longer than a mount
+        self._automatic = ""  # the transport of "auto"; a probe takes longer than a mount
 
     def get(self, name: str) -> Transport:
+        """Raises ``UsageError`` for a name that is not known, ``KernelRefused``."""
+        dialect = self._dialect(name)
         with self._lock:
             if name not in self._by_name:
-                if name == "fanotify":
-                    self._by_name[name] = FanotifyTransport(
-                        self._core, self._objects, self._handover
-                    )
-                else:
-                    self._by_name[name] = CachefilesTransport(
-                        self._core, self._objects, self._handover, self.kernel_cache
-                    )
+                self._by_name[name] = dialect.open(self._core, self._objects, self._park)
             return self._by_name[name]
+
+    def _dialect(self, name: str) -> Dialect:
+        if name not in self._dialects:
+            raise UsageError(f"no transport {name!r}", hint=f"one of {', '.join(TRANSPORTS)}")
+        return self._dialects[name]
 
     def in_use(self) -> dict[str, Transport]:
         with self._lock:
             return dict(self._by_name)
 
+    def take_up(self) -> None:
+        """Those that were left: no image is, but a reader or a mount may be, which waits,
+        unkillable, for a "no"."""
+        for name, dialect in self._dialects.items():
+            if dialect.was_left(self._park):
+                self.get(name)
+
+    def holds(self, binding: Binding) -> bool:
+        """See ``Dialect.holds``."""
+        return self._dialect(binding.transport).holds(binding, self._park)
+
+    def is_useless(self, binding: Binding) -> bool:
+        """See ``Dialect.is_useless``; to be asked before anything is bound."""
+        return self._dialect(binding.transport).is_useless(binding, self._park)
+
+    def sources(self) -> list[EvictionSource]:
+        return [source for dialect in self._dialects.values() for source in dialect.sources()]
+
     def choose(self, wanted: str) -> str:
-        """What is in use already is not probed again (a second open of the device is refused)."""
-        if wanted != "auto" and wanted not in TRANSPORTS:
-            raise UsageError(f"no transport {wanted!r}", hint=f"one of {', '.join(TRANSPORTS)}")
+        """One in use already is not probed again (a second open of the device is refused)."""
+        if wanted != "auto":
+            self._dialect(wanted)
         with self._probing:
             known = self.in_use()
             usable = [name for name in TRANSPORTS if name in known]
@@ -65,6 +139,7 @@ class Transports:
             return found
 
     def prepare(self) -> None:
-        """Find out what "auto" is before a mount asks; where nothing works, the mount says why."""
+        """Find out the transport of "auto" before a mount asks; where nothing works, the mount
+        says why."""
         with contextlib.suppress(FscacheError):
             self.choose("auto")

@@ -51,19 +51,40 @@ _BINDING = {
     "digest": "0" * 64,
     "backend": {"type": "localfs", "localfs": {"dir": "/"}},
     "transport": "fanotify",
-    "fsid": "",
-    "domain": "",
+    "address": {},
     "mountpoint": "/mnt",
     "source": "x",
 }
 
 
+_OLD_BINDING = {n: v for n, v in _BINDING.items() if n != "address"} | {"fsid": "", "domain": ""}
+
+
 @FEW
 @given(field=st.sampled_from([*_BINDING, "version", "numbers", "bindings"]), value=JSON)
 def test_state_of_a_predecessor(tmp_path: Path, field: str, value: Any) -> None:
-    document: dict[str, Any] = {"version": state.VERSION, "numbers": {"a": 1}}
-    document["bindings"] = [{**_BINDING, field: value} if field in _BINDING else _BINDING]
-    if field not in _BINDING:
+    _check_state(tmp_path, state.VERSION, _BINDING, field, value)
+
+
+@FEW
+@given(field=st.sampled_from([*_OLD_BINDING, "numbers", "bindings"]), value=JSON)
+def test_state_of_version_1(tmp_path: Path, field: str, value: Any) -> None:
+    _check_state(tmp_path, 1, _OLD_BINDING, field, value)
+
+
+def test_names_of_version_1_are_an_address(tmp_path: Path) -> None:
+    old = [_OLD_BINDING, {**_OLD_BINDING, "fsid": "f", "domain": "d"}]
+    document = {"version": 1, "numbers": {}, "bindings": old}
+    loaded = state.parse(document, "it", "hint")
+    assert [b.address for b in loaded.bindings] == [{}, {"fsid": "f", "domain": "d"}]
+
+
+def _check_state(
+    tmp_path: Path, version: int, binding: dict[str, Any], field: str, value: Any
+) -> None:
+    document: dict[str, Any] = {"version": version, "numbers": {"a": 1}}
+    document["bindings"] = [{**binding, field: value} if field in binding else binding]
+    if field not in binding:
         document[field] = value
     path = tmp_path / "state.json"
     path.write_text(json.dumps(document))

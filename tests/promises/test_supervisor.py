@@ -12,12 +12,13 @@ import pytest
 
 from nydus_fscache.errors import CacheDirError, DaemonError
 from nydus_fscache.handover import supervisor
-from nydus_fscache.handover.state import Binding, State
+from nydus_fscache.handover.state import State
+from nydus_fscache.image.binding import Binding
 
 STATE = State(
     bindings=[
         Binding("ab" * 32, {"type": "localfs", "localfs": {"dir": f"/{n}" * 99}}, "cachefiles",
-                f"f{n}", "d", "", "s")
+                {"fsid": f"f{n}", "domain": "d"}, "", "s")
         for n in range(400)
     ],
     numbers={"blob": 7},

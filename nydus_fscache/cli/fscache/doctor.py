@@ -32,7 +32,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    from nydus_fscache.kernel.probe import examine  # noqa: PLC0415 - start-up time of other commands
+    from nydus_fscache.transport.registry import examine  # noqa: PLC0415 - start-up time of other commands
 
     report = examine(args.root)
     if args.json:

@@ -70,7 +70,7 @@ def _collect(args: argparse.Namespace) -> dict[str, Any]:
     from nydus_fscache.cache.store import Store  # noqa: PLC0415
     from nydus_fscache.handover import state  # noqa: PLC0415
     from nydus_fscache.image import kept_files as images  # noqa: PLC0415
-    from nydus_fscache.transport.cachefiles.kernel_cache import KernelCache  # noqa: PLC0415
+    from nydus_fscache.transport.registry import eviction_sources  # noqa: PLC0415
 
     store = Store(args.root)
     try:
@@ -80,7 +80,7 @@ def _collect(args: argparse.Namespace) -> dict[str, Any]:
             return True
 
         ours = OwnFiles(store.blobs.directory, list, evict)
-        evictor = Evictor([ours, KernelCache(store.cachefiles)], args.root)
+        evictor = Evictor([ours, *eviction_sources(store)], args.root)
         answer = evictor.shrink(args.to, dry_run=args.dry_run)
         used = {binding.digest for binding in state.load(args.root / "state.json").bindings}
         keep = images.KEPT if args.to else 0

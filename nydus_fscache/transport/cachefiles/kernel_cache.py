@@ -9,7 +9,7 @@ description of the same name must go before an image is served under that name:
                                                 against: {blob id: identity}
     DIRECTORY/used-in                           the boot during which data were written
 
-As a shelf of the evictor (cache/evict.py) it calls a file DOMAIN/COOKIE.  When it was used last
+As an eviction source (cache/evict.py) it calls a file DOMAIN/COOKIE.  When it was used last
 is its time of modification, which is renewed when an image is bound and when it is unbound.
 While the device is bound only the kernel deletes (cull.py), because only it knows what it uses.
 
@@ -91,7 +91,7 @@ class KernelCache:
     """The directory that the kernel caches in.  Thread-safe.
 
     ``device``: /dev/cachefiles, once it is bound to the directory.
-    ``written``: bytes in what is open, by the shelf's names; a file that is new has no name in
+    ``written``: bytes in what is open, by the source's names; a file that is new has no name in
     the directory until the kernel closes it.
     """
 
@@ -196,7 +196,7 @@ class KernelCache:
                 f"cannot write {path}: {e.strerror}", hint="free some space in the root"
             ) from e
 
-    # -- as a shelf -----------------------------------------------------------------------------
+    # -- as an eviction source -------------------------------------------------------------------
 
     def _domains(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
@@ -241,7 +241,7 @@ class KernelCache:
                 os.close(fd)
 
     def room_wanted(self) -> int:
-        """Bytes that the kernel wants free on the disk: there are too few; 0: it wants nothing."""
+        """For the kernel, which says when there are too few."""
         if self.device < 0:
             return 0
         poll = select.poll()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from nydus_fscache.cache.presence import PageMap
 from nydus_fscache.core.core import Core, Left, Opened
-from nydus_fscache.handover.link import Handover
+from nydus_fscache.core.park import Park
 
 log = logging.getLogger("cachefiles")
 
@@ -37,15 +37,15 @@ class Held:
     misses: list[tuple[int, int]] = field(default_factory=list)
 
 
-class Kept:
-    """What a predecessor left, until somebody takes it.
+class ParkedObjects:
+    """The objects that an earlier service left, until somebody takes it.
 
     ``asked``: OPENs that it may not have answered; ``lost``: those whose descriptor died with it.
     """
 
-    def __init__(self, core: Core, handover: Handover) -> None:
+    def __init__(self, core: Core, park: Park) -> None:
         self._core = core
-        self._handover = handover
+        self._park = park
         self.asked: list[Opened] = []
         self.lost: list[Opened] = []
         self._objects: list[Opened] = []
@@ -53,7 +53,7 @@ class Kept:
         asked = {e.kernel_object: e for e in core.left(Left.ASKED)}
         for event in core.left(Left.OBJECTS):
             kernel_object = event.kernel_object
-            fd = handover.take(f"{_PREFIX}{kernel_object}")
+            fd = park.take(f"{_PREFIX}{kernel_object}")
             if fd is None:
                 core.forget_kernel(kernel_object)
             elif kernel_object in closed:
@@ -64,19 +64,19 @@ class Kept:
             else:
                 self._objects.append(replace(event, fd=fd))
         self.lost += asked.values()
-        for name in [n for n in handover.inherited if n.startswith(_PREFIX)]:
-            fd = handover.take(name)  # its key is not on record: the kernel has closed it
-            handover.drop(name)
+        for name in [n for n in park.inherited if n.startswith(_PREFIX)]:
+            fd = park.take(name)  # its key is not on record: the kernel has closed it
+            park.drop(name)
             if fd is not None:
                 os.close(fd)
-        core.keep_by(handover.direct())
+        core.keep_by(park.direct())
 
     def keep(self, event: Opened) -> None:
-        self._handover.keep(f"{_PREFIX}{event.kernel_object}", event.fd)
+        self._park.keep(f"{_PREFIX}{event.kernel_object}", event.fd)
 
     def let_go(self, kernel_object: int) -> None:
         """Before its descriptor is closed here."""
-        self._handover.drop(f"{_PREFIX}{kernel_object}")
+        self._park.drop(f"{_PREFIX}{kernel_object}")
         self._core.forget_kernel(kernel_object)
 
     def take(self, domain: str, cookies: Collection[str]) -> list[Opened]:

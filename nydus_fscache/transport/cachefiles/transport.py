@@ -6,7 +6,7 @@ cookie is the fsid for the bootstrap and the device tag, which RAFS sets to the
 blob id, for a blob.  It never asks for what its file has, so presence is read
 off the file (SEEK_DATA), and nothing needs to be recorded.
 
-A successor goes on with the objects that are open, by their descriptors (kept.py).  What was
+A successor goes on with the objects that are open, by their descriptors (parked.py).  What was
 asked and not answered the kernel sends again, told to by ``restore``; before Linux 6.8, without
 the fixes of 2024, it has no such command, and the successor answers what the journal holds.
 Source: reference kernel-transports 1, fscache-vm 3.
@@ -20,18 +20,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nydus_fscache.cache.presence import PAGE, PageMap
 from nydus_fscache.core.core import Broken, Closed, Core, Event, Lost, Missed, Opened
-from nydus_fscache.errors import KernelRefused
+from nydus_fscache.core.park import Park
+from nydus_fscache.errors import KernelRefused, UsageError
 from nydus_fscache.fetch.cache_object import CacheObject, Source
 from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.files import data_ranges
-from nydus_fscache.handover.link import Handover
+from nydus_fscache.image.binding import Address
 from nydus_fscache.image.image import Image
 from nydus_fscache.transport.base import Bound
 from nydus_fscache.transport.cachefiles.device import (
@@ -47,10 +48,13 @@ from nydus_fscache.transport.cachefiles.kernel_cache import (
     is_held,
     open_cookies,
 )
-from nydus_fscache.transport.cachefiles.parked import Held, Kept, domain_of
+from nydus_fscache.transport.cachefiles.parked import Held, ParkedObjects, domain_of
 
 log = logging.getLogger("cachefiles")
 
+NAME = "cachefiles"
+DESCRIPTOR = "cachefiles"  # the device's name at the keeper, which knows what to do with it
+DEFAULT_DOMAIN = "nydus-fscache"
 _RESEND_PAUSE_S = 0.2  # in which READs that were lost are gathered
 _FILL_STEP = 1 << 20
 
@@ -59,6 +63,8 @@ _FILL_STEP = 1 << 20
 class BoundNames:
     """Nothing is open until the kernel asks; ``objects`` are those that it has opened."""
 
+    image: Image
+    address: Address
     objects: list[CacheObject]
 
 
@@ -78,10 +84,10 @@ class _Domain:
 
 
 class CachefilesTransport:
-    name = "cachefiles"
+    name = NAME
 
     def __init__(
-        self, core: Core, objects: Objects, handover: Handover, cache: KernelCache
+        self, core: Core, objects: Objects, park: Park, cache: KernelCache
     ) -> None:
         self._core = core
         self._objects = objects
@@ -94,33 +100,33 @@ class CachefilesTransport:
         self._awaited: set[str] = set()  # domains of which images are bound soon
         self._unanswered: list[Opened] = []  # OPENs of these
         self._resending = False
-        inherited = handover.take("cachefiles")
+        inherited = park.take(DESCRIPTOR)
         self._took_over = inherited is not None
         if inherited is None:
             self._cache.drop_unsynced()
             self._device = open_and_bind(cache.directory)
-            handover.keep("cachefiles", self._device)
+            park.keep(DESCRIPTOR, self._device)
         else:
             self._device = inherited
         cache.device, cache.written = self._device, self._written
         objects.copies.kernel_file = cache.reading
         core.attach_cachefiles(self._device)
-        self._kept = Kept(core, handover)
+        self._parked = ParkedObjects(core, park)
 
     def resume(self) -> None:
         """OPENs are answered with the descriptors that were kept; READs are sent again, or else
         taken from the journal."""
         if not self._took_over:
             return
-        for event in self._kept.take_all():
+        for event in self._parked.take_all():
             self._hold_left(event)
-        for event in self._kept.asked:
+        for event in self._parked.asked:
             self._open(event, again=True)
         # an OPEN that waits for its image would come again, and fail: it has its descriptor
         if not self._unanswered and self._restore():
             self._core.resent()
             return
-        for event in self._kept.lost:
+        for event in self._parked.lost:
             log.error("open of %s was lost with its descriptor: EIO", event.cookie)
             with contextlib.suppress(OSError):
                 self._core.copen(event.msg_id, -errno.EIO)
@@ -134,11 +140,11 @@ class CachefilesTransport:
             return False
         return True
 
-    def hold(self, domains: set[str]) -> None:
+    def hold(self, awaited: Collection[Address]) -> None:
         with self._lock:
-            self._awaited = domains
+            self._awaited = {domain_key(address) for address in awaited}
 
-    def deny(self) -> None:
+    def fail_pending(self) -> None:
         with self._lock:
             self._awaited = set()
             opens, self._unanswered = self._unanswered, []
@@ -152,22 +158,34 @@ class CachefilesTransport:
         """After the last unmount: what is cached outlives a reboot."""
         self._cache.mark_synced()
 
-    def bind(self, image: Image, fsid: str, domain: str) -> BoundNames:
-        checked_name(fsid, "fsid")
-        key = checked_name(domain, "domain") if domain else fsid
+    def new_address(self, digest: str, taken: Collection[Address]) -> Address:
+        """Named after the image, so that its cached bootstrap serves the next mount too."""
+        names, base = {names_of(address)[0] for address in taken}, digest[:32]
+        fsid = next(f for n in range(1 << 20) if (f := f"{base}-{n}" if n else base) not in names)
+        return {"fsid": fsid, "domain": DEFAULT_DOMAIN}
+
+    def user_address(self, request: Mapping[str, Any]) -> Address:
+        fsid, domain = str(request.get("fsid", "")), str(request.get("domain", ""))
+        if not fsid:
+            raise UsageError("no fsid", hint="name the image with --fsid")
+        fsid, domain = names_of({"fsid": fsid, "domain": domain})
+        return {"fsid": fsid, "domain": domain}
+
+    def bind(self, image: Image, address: Address) -> BoundNames:
+        fsid, key = names_of(address)[0], domain_key(address)
         with self._lock:
             entry = self._domains.get(key) or _Domain()
             _check_shared(entry, image, fsid, key)
             blobs = {b.info.blob_id: b.identity for b in image.blobs}
             self._cache.prepare(key, fsid, image.path, blobs)
-            names = BoundNames([])
+            names = BoundNames(image, address, [])
             for obj in [o for bound in entry.bound.values() for o in bound.objects]:
                 if obj.source.blob_id in blobs:
                     self._objects.add_source(obj, Source(image.backend, obj.source.blob_id))
             self._domains[key] = entry
             entry.images[fsid] = image
             entry.bound[fsid] = names
-            for event in self._kept.take(key, {fsid, *blobs}):
+            for event in self._parked.take(key, {fsid, *blobs}):
                 if (oid := self._adopt(event)) is None:
                     self._hold_left(event)
                 else:
@@ -190,46 +208,47 @@ class CachefilesTransport:
                 for obj in bound.objects
             }
 
-    def mount(
-        self, image: Image, bound: Bound, target: Path, fsid: str, domain: str
-    ) -> None:
-        mount_apart(target, fsid, domain)
+    def mount(self, bound: Bound, target: Path) -> None:
+        mount_apart(target, *names_of(bound.address))
 
-    def in_use(self, image: Image, fsid: str, domain: str) -> bool:
+    def in_use(self, bound: Bound, mounted: Collection[Bound]) -> bool:
+        fsid, key = names_of(bound.address)[0], domain_key(bound.address)
         with self._lock:
-            entry = self._domains.get(domain or fsid) or _Domain()
+            entry = self._domains.get(key) or _Domain()
             others = {
                 blob.info.blob_id
                 for other, its in entry.images.items()
                 if other != fsid
                 for blob in its.blobs
             }
-        blobs = {blob.info.blob_id for blob in image.blobs} - others
-        return is_held(domain or fsid, fsid, blobs)
+        blobs = {blob.info.blob_id for blob in bound.image.blobs} - others
+        return is_held(key, fsid, blobs)
 
-    def unbind(self, image: Image, bound: Bound, fsid: str, domain: str) -> None:
+    def unbind(self, bound: Bound) -> None:
+        fsid, key = names_of(bound.address)[0], domain_key(bound.address)
         with self._lock:
-            entry = self._domains[domain or fsid]
+            entry = self._domains[key]
             del entry.images[fsid], entry.bound[fsid]
             if not entry.images:
-                del self._domains[domain or fsid]
+                del self._domains[key]
             else:  # blobs that others have mounted too are theirs now
                 next(iter(entry.bound.values())).objects.extend(bound.objects)
-            self._cache.let_go(domain or fsid, fsid)
+            self._cache.let_go(key, fsid)
 
     # -- events ------------------------------------------------------------------------------
 
-    def handle(self, event: Event) -> None:
+    def handle(self, event: Event) -> bool:
         if isinstance(event, Opened):
             self._open(event)
         elif isinstance(event, Closed):
             self._close(event.object)
         elif isinstance(event, Missed):
-            self._missed(event)
+            return self._missed(event)
         elif isinstance(event, Lost):
             self._send_again()
         elif isinstance(event, Broken):
             log.error("read of %s: %s", DEVICE, os.strerror(event.errno))
+        return True
 
     def _open(self, event: Opened, *, again: bool = False) -> None:
         """Answer the OPEN; what was made for it goes when the answer is no, or is not taken.
@@ -238,7 +257,7 @@ class CachefilesTransport:
         domain, name = domain_of(event), event.cookie
         oid, size = 0, -errno.EIO
         try:
-            self._kept.keep(event)
+            self._parked.keep(event)
             oid, size = self._register(event, domain, name)
         except Exception as e:  # unanswered, the kernel would wait where nothing can kill it
             log.exception("open of %s in domain %s", name, domain)
@@ -260,7 +279,7 @@ class CachefilesTransport:
         elif oid:
             self._close(oid)
         else:
-            self._kept.let_go(event.kernel_object)
+            self._parked.let_go(event.kernel_object)
             os.close(event.fd)
 
     def _register(self, event: Opened, domain: str, name: str) -> tuple[int, int]:
@@ -347,7 +366,7 @@ class CachefilesTransport:
                 self._hold(event)
         except OSError as e:  # the kernel has no file of it: nobody can read it
             log.warning("%s is let go: %s", event.cookie, e.strerror)
-            self._kept.let_go(event.kernel_object)
+            self._parked.let_go(event.kernel_object)
             os.close(event.fd)
 
     def _take_held(self, oid: int) -> None:
@@ -378,7 +397,7 @@ class CachefilesTransport:
     def _close(self, oid: int) -> None:
         with self._lock:
             if (kernel_object := self._kernel_objects.pop(oid, None)) is not None:
-                self._kept.let_go(kernel_object)
+                self._parked.let_go(kernel_object)
             if self._bootstraps.pop(oid, None) or self._held.pop(oid, None):
                 self._core.remove_object(oid)
                 return
@@ -391,8 +410,8 @@ class CachefilesTransport:
                         bound.objects.remove(obj)
         self._in_background(self._objects.release, obj)
 
-    def _missed(self, event: Missed) -> None:
-        """Of what is no blob of an image, or was none a moment ago.
+    def _missed(self, event: Missed) -> bool:
+        """Of a bootstrap, or of an object that no image is bound for.
 
         Nobody waits for long for a bootstrap that is being written; what could not be is tried
         again.
@@ -401,16 +420,12 @@ class CachefilesTransport:
             bootstrap = self._bootstraps.get(event.object)
             if bootstrap is not None:
                 self._fill_soon(event.object, bootstrap)
-                return
+                return True
             held = self._held.get(event.object)
             if held is not None and domain_of(held.event) in self._awaited:
                 held.misses.append((event.off, event.len))
-                return
-            obj = self._objects.get(event.object)
-        if obj is not None:
-            obj.demand(event.off, event.len)
-            return
-        self._core.fail(event.object, event.off, event.len, errno.EIO)
+                return True
+        return False
 
     def _send_again(self) -> None:
         """A READ came for an object that had just been closed here: once the kernel knows that,
@@ -465,6 +480,18 @@ class CachefilesTransport:
             log.warning("blob %s: what is cached cannot be told: %s", obj.name, e)
         obj.found_on_disk(extents)
         self._objects.on_found()
+
+
+def names_of(address: Address) -> tuple[str, str]:
+    """(fsid, domain), as mount(2) takes them; the domain may be empty.  Raises ``UsageError``."""
+    fsid, domain = address.get("fsid", ""), address.get("domain", "")
+    return checked_name(fsid, "fsid"), checked_name(domain, "domain") if domain else ""
+
+
+def domain_key(address: Address) -> str:
+    """The domain that the kernel puts an image in."""
+    fsid, domain = names_of(address)
+    return domain or fsid
 
 
 def _check_shared(entry: _Domain, image: Image, fsid: str, domain: str) -> None:

@@ -11,43 +11,59 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from nydus_fscache.core.core import Core, Event
-from nydus_fscache.errors import KernelRefused
+from nydus_fscache.core.core import Core, Event, Missed
+from nydus_fscache.core.park import Park
+from nydus_fscache.errors import KernelRefused, UsageError
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.fetch.objects import Objects
-from nydus_fscache.handover.link import Handover
+from nydus_fscache.image.binding import Address
 from nydus_fscache.image.image import Image
 from nydus_fscache.kernel import syscalls as kernel
 from nydus_fscache.transport.base import Bound
 
 log = logging.getLogger("fanotify")
 
+NAME = "fanotify"
+GROUP = "fanotify"  # the group's name at the keeper, which knows what to do with it
+
 
 @dataclass(frozen=True, slots=True)
 class BoundFiles:
-    """Cache files in the order of the device table."""
+    """``objects``: cache files in the order of the device table."""
 
+    image: Image
+    address: Address
     objects: list[CacheObject]
 
 
 class FanotifyTransport:
-    name = "fanotify"
+    name = NAME
 
-    def __init__(self, core: Core, objects: Objects, handover: Handover) -> None:
-        inherited = handover.take("fanotify")
+    def __init__(self, core: Core, objects: Objects, park: Park) -> None:
+        inherited = park.take(GROUP)
         if inherited is None:
             self._group = kernel.pre_content_group()
-            handover.keep("fanotify", self._group)
+            park.keep(GROUP, self._group)
         else:
             self._group = inherited
         self._objects = objects
-        objects.left.unmark = self._remove_mark
+        objects.orphans.unmark = self._remove_mark
         core.attach_fanotify(self._group)
 
-    def bind(self, image: Image, fsid: str, domain: str) -> BoundFiles:
+    def new_address(self, digest: str, taken: Collection[Address]) -> Address:
+        return {}  # the cache files are named by their blobs
+
+    def user_address(self, request: Mapping[str, Any]) -> Address:
+        raise UsageError(
+            "over fanotify only the daemon can mount an image", hint="use nydus-fscache mount"
+        )
+
+    def bind(self, image: Image, address: Address) -> BoundFiles:
         opened: list[CacheObject] = []
         try:
             for blob in image.blobs:
@@ -60,22 +76,24 @@ class FanotifyTransport:
             for obj in opened:
                 self._objects.release(obj, self._remove_mark)
             raise
-        return BoundFiles(opened)
+        return BoundFiles(image, address, opened)
 
-    def mount(
-        self, image: Image, bound: Bound, target: Path, fsid: str, domain: str
-    ) -> None:
-        source = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    def mount(self, bound: Bound, target: Path) -> None:
+        source = os.open(bound.image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             kernel.mount_erofs(source, [obj.fill_fd for obj in bound.objects], target)
         finally:
             os.close(source)
 
-    def in_use(self, image: Image, fsid: str, domain: str) -> bool:
-        """The superblock holds the bootstrap open for as long as it lives."""
-        return not kernel.try_write_lease(image.path)
+    def in_use(self, bound: Bound, mounted: Collection[Bound]) -> bool:
+        """The superblock holds the bootstrap open for as long as it lives, and all mounts of an
+        image have one file: while one is there, nothing can be told of the others."""
+        path = bound.image.path
+        if any(other.image.path == path for other in mounted):
+            return False
+        return not kernel.try_write_lease(path)
 
-    def unbind(self, image: Image, bound: Bound, fsid: str, domain: str) -> None:
+    def unbind(self, bound: Bound) -> None:
         for obj in bound.objects:
             self._objects.release(obj, self._remove_mark)
 
@@ -96,16 +114,18 @@ class FanotifyTransport:
             log.debug("mark was gone: %s", e)
 
     def resume(self) -> None:
-        """The journal has all that a predecessor left; the core settles it."""
+        """The journal has all that an earlier service left; the core settles it."""
 
-    def hold(self, domains: set[str]) -> None:
-        self._objects.left.hold()
+    def hold(self, awaited: Collection[Address]) -> None:
+        self._objects.orphans.hold()
 
-    def deny(self) -> None:
-        self._objects.left.deny()
+    def fail_pending(self) -> None:
+        self._objects.orphans.fail_pending()
 
-    def handle(self, event: Event) -> None:
-        raise AssertionError(f"no event of this dialect reaches Python: {event}")
+    def handle(self, event: Event) -> bool:
+        return isinstance(event, Missed) and self._objects.orphans.missed(
+            event.object, event.off, event.len
+        )
 
     def close(self) -> None:
         """The group ends with its last descriptor, which is the keeper's."""

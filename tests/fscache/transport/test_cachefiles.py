@@ -26,6 +26,8 @@ from nydus_fscache.errors import KernelRefused, UsageError
 from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.fetch.queue import Fetcher
 from nydus_fscache.handover.link import Handover
+from nydus_fscache.handover.orphans import Orphans
+from nydus_fscache.image.binding import Address
 from nydus_fscache.image.image import Image, load_image
 from nydus_fscache.transport.cachefiles import kernel_cache
 from nydus_fscache.transport.cachefiles.transport import CachefilesTransport
@@ -33,6 +35,10 @@ from nydus_fscache.transport.cachefiles.transport import CachefilesTransport
 OPEN, CLOSE, READ = 0, 1, 2
 PATIENCE_S = 20
 SLOTS = 64
+
+
+def names(fsid: str, domain: str = "dom") -> Address:
+    return {"fsid": fsid, "domain": domain}
 
 
 def message(number: int, kind: int, kernel_object: int, body: bytes = b"") -> bytes:
@@ -80,7 +86,8 @@ class Service:
         self.core = Core(self.journal)
         self.store = Store(base / "root")
         self.fetcher = Fetcher(self.core)
-        self.objects = Objects(self.store, self.core, self.fetcher, handover, {})
+        orphans = Orphans(self.core, handover)
+        self.objects = Objects(self.store, self.core, self.fetcher, handover, orphans, {})
         cache = kernel_cache.KernelCache(self.store.cachefiles)
         self.transport = CachefilesTransport(self.core, self.objects, handover, cache)
         self.core.start()
@@ -149,7 +156,7 @@ def descriptors_of(path: Path) -> int:
 
 def test_open_read_close(kernel: Kernel, service: Service, image: Image) -> None:
     blob = image.blobs[0]
-    service.transport.bind(image, "boot", "dom")
+    service.transport.bind(image, names("boot"))
     kernel.open(0, 1, "dom", "boot")
     assert kernel.answer() == f"copen 0,{image.size}"
     kernel.open(1, 2, "dom", blob.info.blob_id)
@@ -168,7 +175,7 @@ def test_read_of_what_is_not_open_is_asked_for_again(
     kernel: Kernel, service: Service, image: Image
 ) -> None:
     """It cannot be answered without the object's descriptor; sent again, it comes after an OPEN."""
-    service.transport.bind(image, "boot", "dom")
+    service.transport.bind(image, names("boot"))
     for number in range(3):
         kernel.read(number, 77, 0, 4096)
     assert kernel.answer() == "restore"
@@ -185,19 +192,19 @@ def test_an_answer_that_is_not_taken_leaves_nothing(
     kernel: Kernel, service: Service, image: Image, cookie: str
 ) -> None:
     """Who waited for the OPEN was killed: the kernel refuses copen, and the object is not open."""
-    service.transport.bind(image, "boot", "dom")
+    service.transport.bind(image, names("boot"))
     name = image.blobs[0].info.blob_id if cookie == "blob" else cookie
     kernel.open(0, 1, "dom", name)
     kernel.end.close()  # the answer finds nobody
     wait_for("the descriptor is closed", lambda: descriptors_of(kernel.files[1]) == 0)
     assert service.objects.all() == []
-    service.transport.unbind(image, service.transport.bind(image, "x", "other"), "x", "other")
+    service.transport.unbind(service.transport.bind(image, names("x", "other")))
 
 
 def test_a_bootstrap_that_cannot_be_written_is_tried_again(
     kernel: Kernel, service: Service, image: Image
 ) -> None:
-    service.transport.bind(image, "boot", "dom")
+    service.transport.bind(image, names("boot"))
     moved = image.path.with_suffix(".moved")
     image.path.rename(moved)
     kernel.open(0, 1, "dom", "boot")
@@ -255,12 +262,12 @@ def test_what_is_not_answered_is_on_record(tmp_path: Path, kernel: Kernel) -> No
 def test_names(service: Service, image: Image) -> None:
     for fsid, domain in (("a/b", ""), ("..", "../.."), ("", ""), ("a,b", ""), ("x" * 129, "")):
         with pytest.raises(UsageError):
-            service.transport.bind(image, fsid, domain)
-    service.transport.bind(image, "one", "dom")
+            service.transport.bind(image, names(fsid, domain))
+    service.transport.bind(image, names("one"))
     with pytest.raises(KernelRefused, match="name of a bootstrap"):
-        service.transport.bind(image, image.blobs[0].info.blob_id, "dom")
+        service.transport.bind(image, names(image.blobs[0].info.blob_id))
     with pytest.raises(KernelRefused, match="already"):
-        service.transport.bind(image, "one", "dom")
+        service.transport.bind(image, names("one"))
 
 
 def test_what_the_kernel_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

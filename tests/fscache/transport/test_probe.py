@@ -14,6 +14,8 @@ import pytest
 from nydus_fscache.errors import CacheDirError, KernelRefused
 from nydus_fscache.kernel import probe
 from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.transport import registry
+from nydus_fscache.transport.fanotify import probe as fanotify
 
 pytestmark = pytest.mark.skipif(
     not kernel.is_admin(), reason="NOT ROOT: transports cannot be probed"
@@ -50,24 +52,24 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_an_event_is_delivered_and_nothing_stays(root: Path) -> None:
-    if not probe.fanotify(root).ok:
-        pytest.skip(f"NO FANOTIFY TRANSPORT: {probe.fanotify(root).detail}")
+    if not fanotify.fanotify(root).ok:
+        pytest.skip(f"NO FANOTIFY TRANSPORT: {fanotify.fanotify(root).detail}")
     descriptors, start = len(os.listdir("/proc/self/fd")), time.monotonic()
     for _ in range(20):  # a wait that nobody ends is a matter of luck
-        probe.deliver_event(root)
+        fanotify.deliver_event(root)
     assert time.monotonic() - start < 5
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert list(root.iterdir()) == []
 
 
 def test_report_is_json_and_agrees_with_the_choice(root: Path) -> None:
-    report = probe.examine(root / "not" / "made" / "yet")
+    report = registry.examine(root / "not" / "made" / "yet")
     document = json.loads(json.dumps(report.document()))
-    assert set(document["transports"]) == set(probe.TRANSPORTS)
+    assert set(document["transports"]) == set(registry.TRANSPORTS)
     assert all(f["ok"] or f["remedy"] for f in document["transports"].values())
     if report.choice is None:
         pytest.skip("NO TRANSPORT HERE")
-    choice = probe.choose(root)
+    choice = registry.choose(root)
     assert choice.transport == document["auto"]
     assert choice.transport not in choice.reasons
     assert list(root.iterdir()) == []
@@ -77,32 +79,32 @@ def test_a_transport_that_is_not_there_is_refused_with_its_remedy(root: Path) ->
     if Path("/dev/cachefiles").exists():
         pytest.skip("THIS KERNEL HAS CACHEFILES")
     with pytest.raises(KernelRefused, match="/dev/cachefiles") as caught:
-        probe.choose(root, "cachefiles")
+        registry.choose(root, "cachefiles")
     assert "CONFIG_CACHEFILES_ONDEMAND" in str(caught.value.hint)
 
 
 def test_root_on_overlayfs(overlay: Path) -> None:
     with pytest.raises(CacheDirError, match="overlayfs") as caught:
-        probe.choose(overlay / "root")
+        registry.choose(overlay / "root")
     assert "ext4" in str(caught.value.hint)
-    assert probe.examine(overlay).choice is None
+    assert registry.examine(overlay).choice is None
 
 
 def test_root_on_tmpfs(tmpfs: Path) -> None:
     with pytest.raises(CacheDirError, match="tmpfs"):
-        probe.choose(tmpfs)
-    assert probe.examine(tmpfs).choice is None
+        registry.choose(tmpfs)
+    assert registry.examine(tmpfs).choice is None
 
 
 def test_root_below_a_file(root: Path) -> None:
     (root / "file").write_bytes(b"")
     with pytest.raises(CacheDirError, match="no directory"):
-        probe.choose(root / "file" / "root")
+        registry.choose(root / "file" / "root")
 
 
 def test_event_that_never_comes_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = probe.kernel.pre_content_group
+    group = kernel.pre_content_group
     monkeypatch.setattr(kernel, "mark_add", lambda _group, _fd: None)
     with pytest.raises(KernelRefused, match="no event came"):
-        probe.deliver_event(root)
+        fanotify.deliver_event(root)
     os.close(group())

@@ -1,0 +1,26 @@
+"""An image that is served: which one, over which transport, where, and how.
+
+The values that outlive the process (handover/state.py writes them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Address = dict[str, str]  # a transport's own: how it finds its image again; others look not into it
+
+
+@dataclass(slots=True)
+class Binding:
+    """``mountpoint``: "" when the user mounts it."""
+
+    digest: str  # sha256 of the bootstrap
+    backend: dict[str, Any]
+    transport: str
+    address: Address
+    mountpoint: str
+    source: str  # what the user named: a path or an image reference
+    tuning: dict[str, Any] = field(default_factory=dict)  # see Tuning
+    # of the last prefetch, which a successor goes on with: its number, policy and paths
+    prefetch: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,49 @@
+"""cachefiles on-demand as a kind of transport."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nydus_fscache.cache.evict import EvictionSource
+from nydus_fscache.cache.store import Store
+from nydus_fscache.core.core import Core
+from nydus_fscache.core.park import Park
+from nydus_fscache.fetch.objects import Objects
+from nydus_fscache.image.binding import Binding
+from nydus_fscache.kernel.probe import Finding
+from nydus_fscache.transport.cachefiles import probe
+from nydus_fscache.transport.cachefiles.kernel_cache import KernelCache, is_held
+from nydus_fscache.transport.cachefiles.transport import (
+    DESCRIPTOR,
+    NAME,
+    CachefilesTransport,
+    names_of,
+)
+
+
+class CachefilesDialect:
+    name = NAME
+
+    def __init__(self, store: Store) -> None:
+        self._cache = KernelCache(store.cachefiles)
+
+    @staticmethod
+    def probe(root: Path) -> Finding:
+        return probe.cachefiles(root)
+
+    def open(self, core: Core, objects: Objects, park: Park) -> CachefilesTransport:
+        return CachefilesTransport(core, objects, park, self._cache)
+
+    def sources(self) -> list[EvictionSource]:
+        return [self._cache]
+
+    def was_left(self, park: Park) -> bool:
+        return DESCRIPTOR in park.inherited
+
+    def holds(self, binding: Binding, park: Park) -> bool:
+        fsid, domain = names_of(binding.address)
+        return is_held(domain or fsid, fsid, ())
+
+    def is_useless(self, binding: Binding, park: Park) -> bool:
+        """Readers got errors since, and the next ones will, but never zeros."""
+        return False

@@ -1,0 +1,41 @@
+"""Has this kernel cachefiles on-demand, and is its device free?  Source: kernel-transports 5.2."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from nydus_fscache.errors import FscacheError
+from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.probe import NEED_ROOT, Finding
+
+_CACHEFILES = Path("/dev/cachefiles")
+
+
+def cachefiles(_root: Path) -> Finding:
+    """On-demand mode in both halves, cachefiles and EROFS, and a device that is free."""
+    name = "cachefiles"
+    remedy = (
+        "use Linux 5.19 to 7.0 with CONFIG_CACHEFILES_ONDEMAND and CONFIG_EROFS_FS_ONDEMAND "
+        "(modprobe cachefiles)"
+    )
+    if not _CACHEFILES.exists():
+        return Finding(name, False, f"there is no {_CACHEFILES}", remedy)
+    with contextlib.suppress(OSError):  # a kernel without symbols has to be tried
+        symbols = Path("/proc/kallsyms").read_text()
+        if symbols and "cachefiles_ondemand_copen" not in symbols:
+            return Finding(name, False, "cachefiles was built without on-demand mode", remedy)
+    try:
+        if not kernel.erofs_has_option("fsid"):
+            return Finding(name, False, "EROFS was built without on-demand mode", remedy)
+        os.close(os.open(_CACHEFILES, os.O_RDWR | os.O_CLOEXEC))
+    except FscacheError as e:
+        return Finding(name, False, str(e), e.hint or remedy)
+    except OSError as e:
+        if e.errno == errno.EBUSY:
+            busy = f"another daemon has {_CACHEFILES}, and the kernel allows one"
+            return Finding(name, False, busy, "stop it (nydusd, cachefilesd, another --root)")
+        return Finding(name, False, f"cannot open {_CACHEFILES}: {e.strerror}", NEED_ROOT)
+    return Finding(name, True, "on-demand mode works")

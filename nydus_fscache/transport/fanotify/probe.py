@@ -1,0 +1,127 @@
+"""Does this kernel deliver pre-content events, and mount EROFS from a file?
+
+Guarantees: every wait ends, whatever the kernel does; probe files have no name, so that even
+SIGKILL leaves none.  Source: reference kernel-transports 5.2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nydus_fscache.errors import FscacheError, KernelRefused
+from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.probe import Finding, existing_parent
+from rafs_v6.format import erofs
+
+_EVENT = struct.Struct("=IBBHQii")  # struct fanotify_event_metadata
+_ANSWER = struct.Struct("=iI")  # struct fanotify_response
+_FAN_ALLOW = 1
+_EVENT_MAX = 256
+_POLL_MS = 5
+_TEST_PATIENCE_S = 2.0
+
+
+def fanotify(root: Path) -> Finding:
+    """Pre-content events on the root's file system, and EROFS over a file of it."""
+    name, existing = "fanotify", existing_parent(root)
+    try:
+        deliver_event(existing)
+        _mount_from_file(existing)
+    except FscacheError as e:
+        return Finding(name, False, str(e), e.hint or "see dmesg")
+    except OSError as e:
+        return Finding(
+            name, False, f"probe in {existing}: {e.strerror}", "choose another --root"
+        )
+    return Finding(name, True, "pre-content events and file-backed EROFS work")
+
+
+@contextlib.contextmanager
+def _nameless_file(directory: Path, content: bytes) -> Iterator[int]:
+    fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, content)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _mount_from_file(directory: Path) -> None:
+    with _nameless_file(directory, _tiny_image()) as fd:
+        try:
+            os.close(kernel.create_erofs([("source", f"/proc/self/fd/{fd}")]))
+        except KernelRefused as e:
+            raise KernelRefused(
+                f"no file-backed EROFS: {e}",
+                hint="use Linux 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE",
+            ) from e
+
+
+def _tiny_image() -> bytes:
+    """The smallest EROFS image: an empty root directory at nid 128 (byte 4096)."""
+    image = bytearray(2 * erofs.EROFS_BLOCK)
+    super_block = struct.pack("<I8xBxH", erofs.EROFS_SUPER_MAGIC_V1, 12, 128)
+    image[erofs.EROFS_SUPER_OFFSET : erofs.EROFS_SUPER_OFFSET + len(super_block)] = super_block
+    struct.pack_into("<Q", image, erofs.EROFS_SUPER_OFFSET + 16, 1)
+    nid = erofs.EROFS_BLOCK // erofs.EROFS_SLOTSIZE
+    body = struct.pack("<4H4I2HI", 4, 0, 0o040755, 2, 27, 0, 0, 1, 0, 0, 0)
+    dirents = erofs.DIRENT.pack(nid, 24, 2, 0) + erofs.DIRENT.pack(nid, 25, 2, 0) + b"..."
+    image[erofs.EROFS_BLOCK : erofs.EROFS_BLOCK + len(body + dirents)] = body + dirents
+    return bytes(image)
+
+
+def deliver_event(directory: Path) -> None:
+    """A read of a marked file must wait for our answer; raises ``KernelRefused`` if it does not.
+
+    The reader is a thread, and ends in any case: closing the group, which nobody
+    else holds, lets it through.
+    """
+    group = kernel.pre_content_group()
+    done = threading.Event()
+    try:
+        with _nameless_file(directory, b"x") as fd:
+            kernel.mark_add(group, fd)
+            # A mark covers what is opened after it, so by name again.
+            reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            threading.Thread(target=_read_one, args=(reader, done), daemon=True).start()
+            answered = _answer_until(group, done)
+    finally:
+        os.close(group)
+    if not answered:
+        raise KernelRefused("a marked file was read and no event came", hint="see dmesg")
+    if not done.wait(_TEST_PATIENCE_S):
+        raise KernelRefused("the reader of a marked file was not let go on", hint="see dmesg")
+
+
+def _read_one(fd: int, done: threading.Event) -> None:
+    """One read(2) only: each, that at the end of the file too, is an event of its own."""
+    try:
+        os.read(fd, 1)
+    finally:
+        os.close(fd)
+        done.set()
+
+
+def _answer_until(group: int, done: threading.Event) -> int:
+    """Answer what comes, for as long as there is patience; how many events came."""
+    poll = select.poll()
+    poll.register(group, select.POLLIN)
+    deadline = time.monotonic() + _TEST_PATIENCE_S
+    answered = 0
+    while not done.is_set() and time.monotonic() < deadline:
+        if not poll.poll(_POLL_MS):
+            continue
+        fd = _EVENT.unpack_from(os.read(group, _EVENT_MAX))[5]
+        try:
+            os.write(group, _ANSWER.pack(fd, _FAN_ALLOW))
+        finally:
+            os.close(fd)  # behind the answer, which goes by the descriptor's number
+        answered += 1
+    return answered
