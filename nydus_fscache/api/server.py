@@ -1,24 +1,10 @@
-"""The control API: HTTP with JSON on a unix socket that only root can reach.
+"""The control API's socket: HTTP with JSON on a unix socket that only root can reach.
 
-    GET    /v1/status
-    POST   /v1/mounts                 {"bootstrap", "backend", "mountpoint", "transport", "source",
-                                       "prefetch", "cache_limit", "tuning"}
-    DELETE /v1/mounts?mountpoint=M
-    POST   /v1/bindings               {"bootstrap", "backend", "transport", "fsid", "domain",
-                                       "tuning"}
-    DELETE /v1/bindings?fsid=F&domain=D
-    POST   /v1/prefetches             {"mountpoint", "paths" or "prefetch"}
-    GET    /v1/prefetches
-    POST   /v1/credentials            {"host", "auth"}
-    POST   /v1/gc                     {"to": bytes, "dry_run"}
-    GET    /v1/traces?digest=sha256:D
-    POST   /v1/upgrade                {"python", "dry_run"}
-    POST   /v1/stop
-
-An error is ``{"error": {"kind", "message", "hint", "exit_code"}}`` with status
-400 (the request), 404 (no such path), 500, or 503 (more than ``MAX_CONNECTIONS``);
-what is no HTTP gets 4xx or 5xx and the same document.  A request has to be here whole
-``CALL_TIMEOUT_S`` after its connection was made or its predecessor answered.
+Knows no call: who serves hands in the routes.  An error is
+``{"error": {"kind", "message", "hint", "exit_code"}}`` with status 400 (the request), 404 (no
+such path), 500, or 503 (more than ``MAX_CONNECTIONS``); a request that is not HTTP gets 4xx or
+5xx and the same document.  A request must be received completely within ``CALL_TIMEOUT_S`` after
+its connection was made or its predecessor answered.
 """
 
 from __future__ import annotations
@@ -31,13 +17,12 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from nydus_fscache.daemon.service import Service
 from nydus_fscache.errors import DaemonError, FscacheError, UsageError
 from nydus_fscache.handover.link import Handover
 
@@ -53,27 +38,9 @@ _SOCKET_MODE = 0o600
 _NEVER = float("inf")
 _BUSY_PAUSE_S = 0.1
 
-
-def _route(service: Service, method: str, target: str, body: dict[str, Any]) -> Any:
-    url = urlsplit(target)
-    query = {name: values[0] for name, values in parse_qs(url.query).items()}
-    calls: dict[tuple[str, str], Callable[[], Any]] = {
-        ("GET", "/v1/status"): service.status,
-        ("POST", "/v1/mounts"): lambda: service.mount(body),
-        ("DELETE", "/v1/mounts"): lambda: service.umount(query.get("mountpoint", "")),
-        ("POST", "/v1/bindings"): lambda: service.bind(body),
-        ("DELETE", "/v1/bindings"): lambda: service.unbind(
-            query.get("fsid", ""), query.get("domain", "")
-        ),
-        ("POST", "/v1/prefetches"): lambda: service.prefetch(body),
-        ("GET", "/v1/prefetches"): service.prefetches,
-        ("POST", "/v1/credentials"): lambda: service.login(body),
-        ("POST", "/v1/gc"): lambda: service.gc(body),
-        ("GET", "/v1/traces"): lambda: service.trace(query.get("digest", "")),
-        ("POST", "/v1/upgrade"): lambda: service.upgrade(body),
-        ("POST", "/v1/stop"): service.stop,
-    }
-    return calls[method, url.path]()
+Query = dict[str, str]
+Body = dict[str, Any]
+Routes = Mapping[tuple[str, str], Callable[[Query, Body], Any]]  # by method and path
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -84,10 +51,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         status = 200
+        url = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
         try:
-            document = _route(self.server.service, self.command, self.path, self._body())
-        except KeyError:
-            status, document = 404, _error("NotFound", f"no {self.command} {self.path}", None, 2)
+            body = self._body()
+            call = self.server.routes.get((self.command, url.path))
+            if call is None:
+                message = f"no {self.command} {self.path}"
+                status, document = 404, _error("NotFound", message, None, 2)
+            else:
+                document = call(query, body)
         except FscacheError as e:
             status = 400 if isinstance(e, UsageError) else 500
             document = _error(type(e).__name__, str(e), e.hint, e.exit_code)
@@ -164,10 +137,10 @@ def _error(kind: str, message: str, hint: str | None, exit_code: int) -> dict[st
 class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
     daemon_threads = True
 
-    def __init__(self, listener: socket.socket, service: Service) -> None:
+    def __init__(self, listener: socket.socket, routes: Routes) -> None:
         super().__init__(listener.getsockname(), _Handler)
         self.socket = listener
-        self.service = service
+        self.routes = routes
         self._changed = threading.Condition()
         self._open: dict[socket.socket, float] = {}  # when its request has to be here
 
@@ -255,9 +228,9 @@ def listen(path: Path, handover: Handover) -> socket.socket:
     return listener
 
 
-def serve(service: Service, listener: socket.socket) -> Callable[[], None]:
+def serve(routes: Routes, listener: socket.socket) -> Callable[[], None]:
     """Answer calls until the returned function is called, which lets those under way finish."""
-    server = _Server(listener, service)
+    server = _Server(listener, routes)
     thread = threading.Thread(target=server.serve_forever, name="api", daemon=True)
     thread.start()
 

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from nydus_fscache.core.core import Core
-from nydus_fscache.daemon.active_mount import Served
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.fetch.objects import Objects
 
 
+@dataclass(frozen=True, slots=True)
+class MountStatus:
+    """The fields are the contract's.  ``mounted``: by us, and the kernel has it still."""
+
+    mountpoint: str
+    image: str
+    bootstrap_digest: str
+    transport: str
+    fsid: str
+    domain: str
+    mounted: bool
+    backend: str
+    blobs: list[str]
+
+
 def status_document(
-    served: list[Served], objects: Objects, core: Core, started_at: float
+    mounts: Iterable[MountStatus], objects: Objects, core: Core, started_at: float
 ) -> dict[str, Any]:
     stats = core.stats()
     return {
         "uptime_s": round(time.monotonic() - started_at, 1),
-        "mounts": [_mount(s) for s in served],
+        "mounts": [asdict(m) for m in mounts],
         "blobs": [_blob(obj) for obj in objects.all()],
         "requests": {
             "events": stats.events,
@@ -28,21 +44,6 @@ def status_document(
             "oldest_s": round(stats.oldest_ns / 1e9, 3),
         },
         "event_loop": "io_uring" if stats.uses_uring else "poll",
-    }
-
-
-def _mount(served: Served) -> dict[str, Any]:
-    binding = served.binding
-    return {
-        "mountpoint": binding.mountpoint,
-        "image": binding.source,
-        "bootstrap_digest": f"sha256:{binding.digest}",
-        "transport": binding.transport,
-        "fsid": binding.address.get("fsid", ""),
-        "domain": binding.address.get("domain", ""),
-        "mounted": served.mounted,
-        "backend": served.image.backend.name,
-        "blobs": [blob.info.blob_id for blob in served.image.blobs],
     }
 
 

@@ -1,23 +1,50 @@
-"""An image that is bound, as the service and what it consists of see it."""
+"""An image that is bound, with what lives of it in this process: a value that is passed in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.image.binding import Binding
 from nydus_fscache.image.image import Image
 from nydus_fscache.transport.base import Bound
 
 
-@dataclass(slots=True)
-class Served:
-    """An entry of ``state.json`` with what lives in this process."""
+@dataclass(slots=True, eq=False)
+class ActiveMount:
+    """An entry of ``state.json`` with what lives in this process; a ``prefetch.Loadable``."""
 
     binding: Binding
     image: Image
     bound: Bound
     mounted: bool = False
     mounting: bool = False  # not mounted yet, and not to be released either
+
+    @property
+    def name(self) -> str:
+        return self.binding.source
+
+    @property
+    def digest(self) -> str:
+        return self.binding.digest
+
+    @property
+    def bootstrap(self) -> Path:
+        return self.image.path
+
+    @property
+    def objects(self) -> list[CacheObject]:
+        return self.bound.objects
+
+    @property
+    def on_record(self) -> dict[str, Any]:
+        return self.binding.prefetch
+
+    @on_record.setter
+    def on_record(self, prefetch: dict[str, Any]) -> None:
+        self.binding.prefetch = prefetch
 
     @property
     def is_open(self) -> bool:

@@ -18,6 +18,7 @@ import threading
 from pathlib import Path
 
 from nydus_fscache import log
+from nydus_fscache.api import native
 from nydus_fscache.api import server as api
 from nydus_fscache.api.client import daemon_argv
 from nydus_fscache.daemon import privilege
@@ -65,7 +66,7 @@ def _run(root: Path) -> int:
     socket_was_kept = "api" in handover.inherited
     service = Service(root, handover)
     calls: socket.socket = api.listen(root / "api.sock", handover)
-    end_calls = api.serve(service, calls)
+    end_calls = api.serve(native.routes(service), calls)
     handover.ready()
     threading.Thread(target=service.prepare, name="prepare", daemon=True).start()
     logging.getLogger("daemon").info(
@@ -86,7 +87,7 @@ def _run(root: Path) -> int:
 def _stop_on_signals(service: Service) -> None:
     def stop() -> None:
         try:
-            service.stop()
+            service.stop({})
         except MountpointError as e:
             logging.getLogger("daemon").error("asked to stop, but: %s (%s)", e, e.hint)
 

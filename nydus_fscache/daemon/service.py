@@ -27,13 +27,13 @@ from nydus_fscache.api.bodies import (
     policy_of,
     size_of,
 )
-from nydus_fscache.api.status import status_document
+from nydus_fscache.api.status import MountStatus, status_document
 from nydus_fscache.backend.make import preload
 from nydus_fscache.cache.quota import Bounds
 from nydus_fscache.cache.store import Store
 from nydus_fscache.config.nydusd import tuning_of
 from nydus_fscache.core.core import Core, Event, Missed, Passed, journal_memory
-from nydus_fscache.daemon.active_mount import Served
+from nydus_fscache.daemon.active_mount import ActiveMount
 from nydus_fscache.errors import (
     CacheDirError,
     DaemonError,
@@ -95,7 +95,7 @@ class Service:
         self._prefetcher = Prefetcher(self._fetcher, self._tracer)
         self.objects.on_found = self._go_on
         self._images = LoadedImages(self.store.images, self.objects, self._fetcher)
-        self._served: list[Served] = []
+        self._served: list[ActiveMount] = []
         self._waiting = WaitingRoom()
         self._lock = threading.RLock()
         self._unbinding = 0
@@ -141,7 +141,7 @@ class Service:
             log.info("took over %d images, %d requests", len(self._served), settled)
         self._save()
 
-    def _serve_again(self, binding: Binding, remount: bool, *, may_ask: bool) -> Served:
+    def _serve_again(self, binding: Binding, remount: bool, *, may_ask: bool) -> ActiveMount:
         """Without ``may_ask`` no backend is waited for, or one that hangs would hold up all."""
         served = self._bind(binding, may_ask=may_ask)
         if remount:
@@ -210,7 +210,7 @@ class Service:
             if self._waiting.remove(waiting):
                 self._save()
 
-    def stop(self) -> dict[str, Any]:
+    def stop(self, request: dict[str, Any]) -> dict[str, Any]:
         """Unmount everything and end; raises ``MountpointError`` when a mount is busy."""
         busy = []
         for served in list(self._served):
@@ -358,7 +358,7 @@ class Service:
 
     # -- images --------------------------------------------------------------------------------
 
-    def _bind(self, binding: Binding, *, may_ask: bool = True) -> Served:
+    def _bind(self, binding: Binding, *, may_ask: bool = True) -> ActiveMount:
         image = self._images.take(binding, may_ask=may_ask)
         try:
             self._fetcher.tune(image.backend, tuning_of(binding.tuning, "tuning"))
@@ -368,9 +368,9 @@ class Service:
             self._images.give_up(image)
             raise
         self._tracer.watch(binding.digest, bound.objects)
-        return Served(binding, image, bound)
+        return ActiveMount(binding, image, bound)
 
-    def _unbind(self, gone: list[Served]) -> None:
+    def _unbind(self, gone: list[ActiveMount]) -> None:
         """Of what is in the list no more.  Without the lock: it waits for what is on its way,
         which a backend that is stuck can make long."""
         with self._lock:
@@ -396,14 +396,14 @@ class Service:
         if gone := self._take_unused():
             self._unbind(gone)
 
-    def _take_unused(self) -> list[Served]:
+    def _take_unused(self) -> list[ActiveMount]:
         with self._lock:
             idle = [s for s in self._served if not (s.mounted or s.mounting)]
             gone = [s for s in idle if s.binding.mountpoint and not self._in_use(s)]
             self._served = [s for s in self._served if not any(s is g for g in gone)]
         return gone
 
-    def _in_use(self, served: Served) -> bool:
+    def _in_use(self, served: ActiveMount) -> bool:
         """Does the kernel have the superblock still?"""
         name = served.binding.transport
         mounted = [s.bound for s in self._served if s.mounted and s.binding.transport == name]
@@ -440,7 +440,7 @@ class Service:
                 ) from e
             self._unsaved = False
 
-    def _enter(self, served: Served) -> None:
+    def _enter(self, served: ActiveMount) -> None:
         """Before it is mounted: nothing is served that a successor would not know."""
         try:
             with self._lock:
@@ -450,7 +450,7 @@ class Service:
             self._leave(served)
             raise
 
-    def _leave(self, served: Served) -> None:
+    def _leave(self, served: ActiveMount) -> None:
         """It is not to be served after all."""
         with self._lock:
             self._served.remove(served)
@@ -608,5 +608,20 @@ class Service:
             "keeper_pid": self._handover.keeper_pid,
             "upgrade_error": os.environ.get(keeper.UPGRADE_ERROR, ""),
             "waiting": [w.document() for w in self._waiting.all()],
-            **status_document(served, self.objects, self.core, self.started_at),
+            **status_document(map(_status_of, served), self.objects, self.core, self.started_at),
         }
+
+
+def _status_of(mount: ActiveMount) -> MountStatus:
+    binding = mount.binding
+    return MountStatus(
+        mountpoint=binding.mountpoint,
+        image=binding.source,
+        bootstrap_digest=f"sha256:{binding.digest}",
+        transport=binding.transport,
+        fsid=binding.address.get("fsid", ""),
+        domain=binding.address.get("domain", ""),
+        mounted=mount.mounted,
+        backend=mount.image.backend.name,
+        blobs=[blob.info.blob_id for blob in mount.image.blobs],
+    )

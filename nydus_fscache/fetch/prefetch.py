@@ -14,11 +14,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import rafs_v6
 from nydus_fscache.backend.base import Backend
-from nydus_fscache.daemon.active_mount import Served
 from nydus_fscache.errors import FscacheError, UsageError
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.fetch.plan import MIB, Pace
@@ -35,6 +34,24 @@ KEPT_RUNS = 64
 
 # Units in the order in which to load them, a list or a range for each stretch of one object.
 Wanted = Sequence[tuple[CacheObject, Sequence[int]]]
+
+
+class Loadable(Protocol):
+    """A mounted image.  ``on_record``: of its last prefetch what a successor goes on with, its
+    number, policy and paths; empty when there was none."""
+
+    on_record: dict[str, Any]
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def bootstrap(self) -> Path: ...
+    @property
+    def objects(self) -> list[CacheObject]: ...
+    @property
+    def is_open(self) -> bool: ...
 
 
 def by_blob(objects: Iterable[CacheObject]) -> dict[str, CacheObject]:
@@ -223,37 +240,36 @@ class Prefetcher:
         self._next = 1
         self._lock = threading.Lock()
         self._runs: dict[int, Run] = {}
-        self._unopened: list[Served] = []  # to begin when all their objects are open
+        self._unopened: list[Loadable] = []  # to begin when all their objects are open
 
     def begin(
-        self, served: Served, policy: str, paths: list[str], number: int | None = None
+        self, image: Loadable, policy: str, paths: list[str], number: int | None = None
     ) -> int:
         """The run's number, which the binding has on record too; 0 when there is nothing to load.
 
         ``number``: of a run that this one goes on with.
         """
-        binding, objects = served.binding, served.bound.objects
-        trace = self._tracer.watch(binding.digest, objects)
-        kind, wanted = select(policy, paths, served.image.path, objects, trace)
-        run = self._start(binding.source, kind, wanted, number)
+        trace = self._tracer.watch(image.digest, image.objects)
+        kind, wanted = select(policy, paths, image.bootstrap, image.objects, trace)
+        run = self._start(image.name, kind, wanted, number)
         if run is None:
             return 0
-        binding.prefetch = {"number": run.number, "policy": policy, "paths": paths}
+        image.on_record = {"number": run.number, "policy": policy, "paths": paths}
         return run.number
 
-    def begin_when_open(self, served: Served, policy: str) -> None:
+    def begin_when_open(self, image: Loadable, policy: str) -> None:
         """``begin``, as soon as ``go_on`` finds all its objects open.
 
         It is on record before, so that a successor does it if this process does not live so long.
         """
-        self._tracer.watch(served.binding.digest, served.bound.objects)
-        served.binding.prefetch = {"number": 0, "policy": policy, "paths": []}
-        self.resume([served])
+        self._tracer.watch(image.digest, image.objects)
+        image.on_record = {"number": 0, "policy": policy, "paths": []}
+        self.resume([image])
 
-    def resume(self, taken_over: Iterable[Served]) -> None:
+    def resume(self, taken_over: Iterable[Loadable]) -> None:
         """Go on with what a predecessor was at when it was killed: now, or when it is open."""
         with self._lock:
-            self._unopened += [s for s in taken_over if s.binding.prefetch]
+            self._unopened += [s for s in taken_over if s.on_record]
         self.go_on()
 
     def go_on(self) -> bool:
@@ -262,13 +278,13 @@ class Prefetcher:
             known = [(s, s.is_open) for s in self._unopened]
             self._unopened = [s for s, is_open in known if not is_open]
         ready = [s for s, is_open in known if is_open]
-        for served in ready:
-            told = served.binding.prefetch
+        for image in ready:
+            told = image.on_record
             try:
                 number = int(told["number"]) or None
-                self.begin(served, str(told["policy"]), list(told["paths"]), number)
+                self.begin(image, str(told["policy"]), list(told["paths"]), number)
             except (FscacheError, KeyError, TypeError, ValueError) as e:
-                log.error("%s: prefetch is not resumed: %s", served.binding.source, e)
+                log.error("%s: prefetch is not resumed: %s", image.name, e)
         return bool(ready)
 
     def _start(
@@ -288,11 +304,11 @@ class Prefetcher:
         run.submit(self._fetcher)
         return run
 
-    def forget(self, served: Served) -> None:
+    def forget(self, image: Loadable) -> None:
         """Its objects are closed: runs that want them end."""
-        gone = set(served.bound.objects)
+        gone = set(image.objects)
         with self._lock:
-            self._unopened = [s for s in self._unopened if s is not served]
+            self._unopened = [s for s in self._unopened if s is not image]
             self._runs = {
                 number: run
                 for number, run in self._runs.items()

@@ -1,0 +1,65 @@
+"""The routes of our own API, of the calls that the daemon hands in.
+
+    GET    /v1/status
+    POST   /v1/mounts                 {"bootstrap", "backend", "mountpoint", "transport", "source",
+                                       "prefetch", "cache_limit", "tuning"}
+    DELETE /v1/mounts?mountpoint=M
+    POST   /v1/bindings               {"bootstrap", "backend", "transport", "fsid", "domain",
+                                       "tuning"}
+    DELETE /v1/bindings?fsid=F&domain=D
+    POST   /v1/prefetches             {"mountpoint", "paths" or "prefetch"}
+    GET    /v1/prefetches
+    POST   /v1/credentials            {"host", "auth"}
+    POST   /v1/gc                     {"to": bytes, "dry_run"}
+    GET    /v1/traces?digest=sha256:D
+    POST   /v1/upgrade                {"python", "dry_run"}
+    POST   /v1/stop
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from nydus_fscache.api.server import Body, Query, Routes
+
+Document = dict[str, Any]
+
+
+class Calls(Protocol):
+    """Each returns the document of its answer, or raises ``FscacheError``."""
+
+    def status(self) -> Document: ...
+    def mount(self, request: Body) -> Document: ...
+    def umount(self, mountpoint: str) -> Document: ...
+    def bind(self, request: Body) -> Document: ...
+    def unbind(self, fsid: str, domain: str) -> Document: ...
+    def prefetch(self, request: Body) -> Document: ...
+    def prefetches(self) -> Document: ...
+    def login(self, request: Body) -> Document: ...
+    def gc(self, request: Body) -> Document: ...
+    def trace(self, digest: str) -> Document: ...
+    def upgrade(self, request: Body) -> Document: ...
+    def stop(self, request: Body) -> Document: ...
+
+
+def routes(calls: Calls) -> Routes:
+    def umount(query: Query, _: Body) -> Document:
+        return calls.umount(query.get("mountpoint", ""))
+
+    def unbind(query: Query, _: Body) -> Document:
+        return calls.unbind(query.get("fsid", ""), query.get("domain", ""))
+
+    return {
+        ("GET", "/v1/status"): lambda _, __: calls.status(),
+        ("POST", "/v1/mounts"): lambda _, body: calls.mount(body),
+        ("DELETE", "/v1/mounts"): umount,
+        ("POST", "/v1/bindings"): lambda _, body: calls.bind(body),
+        ("DELETE", "/v1/bindings"): unbind,
+        ("POST", "/v1/prefetches"): lambda _, body: calls.prefetch(body),
+        ("GET", "/v1/prefetches"): lambda _, __: calls.prefetches(),
+        ("POST", "/v1/credentials"): lambda _, body: calls.login(body),
+        ("POST", "/v1/gc"): lambda _, body: calls.gc(body),
+        ("GET", "/v1/traces"): lambda query, _: calls.trace(query.get("digest", "")),
+        ("POST", "/v1/upgrade"): lambda _, body: calls.upgrade(body),
+        ("POST", "/v1/stop"): lambda _, body: calls.stop(body),
+    }
