@@ -24,7 +24,7 @@ from rafs_v6.format.erofs import CHUNK_INDEX_SIZE, EROFS_DIRENT_SIZE
 if TYPE_CHECKING:
     from rafs_v6.reader.bootstrap import Bootstrap, ChunkRef, Dirent, Inode
 
-# dirent file type -> mode type (sheet 1.9); 0 is "unknown"
+# dirent file type -> mode type (format.md 1.9); 0 is "unknown"
 _TYPES = {
     1: stat.S_IFREG,
     2: stat.S_IFDIR,

@@ -1,5 +1,5 @@
 /*
- * Compressors by number, and a unit from its stored bytes to its plain ones.
+ * Compressors by number, and a unit from its compressed bytes to its uncompressed ones.
  * Output never passes the length that the caller states, whatever the input
  * claims of itself, and a result that is shorter is an error.
  */
@@ -146,7 +146,7 @@ int64_t rafs_decompress(struct rafs_decoder *d, uint32_t compressor, const uint8
 	return err ? err : (int64_t)dst_len;
 }
 
-static int decode_plain(struct rafs_decoder *d, const struct rafs_blob *blob,
+static int decode_single(struct rafs_decoder *d, const struct rafs_blob *blob,
 			const struct rafs_unit *u, const uint8_t *src, size_t len, uint8_t *out)
 {
 	return decompress(d, u->flags & RAFS_UNIT_COMPRESSED ? blob->compressor : RAFS_COMP_NONE,
@@ -178,33 +178,33 @@ static int decode_encrypted(struct rafs_decoder *d, const struct rafs_blob *blob
 		memcpy(out, d->plain, cut);
 		return 0;
 	}
-	err = decode_plain(d, blob, u, d->plain, cut, out);
+	err = decode_single(d, blob, u, d->plain, cut, out);
 	/* 18 bytes that only look padded: the writer could not tell them apart, decoding can. */
 	if (err && cut != u->clen)
-		err = decode_plain(d, blob, u, d->plain, u->clen, out);
+		err = decode_single(d, blob, u, d->plain, u->clen, out);
 	return err;
 }
 
 int rafs_unit_decode(struct rafs_decoder *d, const struct rafs_blob *blob, uint32_t unit,
-		     const uint8_t *stored, size_t stored_len, uint8_t *out, size_t out_len)
+		     const uint8_t *compressed, size_t compressed_len, uint8_t *out, size_t out_len)
 {
 	const struct rafs_unit *u;
 
 	if (unit >= blob->nunits)
 		return -EINVAL;
 	u = &blob->units[unit];
-	if (stored_len < u->clen || out_len < u->ulen)
+	if (compressed_len < u->clen || out_len < u->ulen)
 		return -EINVAL;
 	if (u->flags & RAFS_UNIT_ZRAN) {
 		if (u->dict_len > blob->dicts_len || u->dict_off > blob->dicts_len - u->dict_len)
 			return -EINVAL;
 		return rafs_zran_decode(&d->inflate, u,
-					u->dict_len ? blob->dicts + u->dict_off : NULL, stored,
+					u->dict_len ? blob->dicts + u->dict_off : NULL, compressed,
 					u->clen, out, u->ulen);
 	}
 	if (u->flags & RAFS_UNIT_ENCRYPTED)
-		return decode_encrypted(d, blob, u, stored, out);
-	return decode_plain(d, blob, u, stored, u->clen, out);
+		return decode_encrypted(d, blob, u, compressed, out);
+	return decode_single(d, blob, u, compressed, u->clen, out);
 }
 
 int64_t rafs_compress(uint32_t compressor, int level, const uint8_t *src, size_t src_len,

@@ -42,12 +42,12 @@ struct rafs_chunk {
 };
 
 /*
- * The least that can be fetched and decoded alone: a plain chunk, a batch, or
+ * The least that can be fetched and decoded alone: a single chunk, a batch, or
  * a zran context with all its chunks.  Chunks of a unit are consecutive.
  */
 struct rafs_unit {
-	uint64_t coff;		/* bytes, in the stored blob */
-	uint32_t clen;		/* stored bytes */
+	uint64_t coff;		/* bytes, in the compressed blob */
+	uint32_t clen;		/* compressed bytes */
 	uint32_t ulen;		/* decoded bytes, at most RAFS_MAX_CHUNK_SIZE */
 	uint32_t first;		/* first chunk */
 	uint32_t count;		/* chunks */
@@ -73,11 +73,11 @@ struct rafs_blob {
 	uint64_t dicts_len;
 };
 
-/* What the blob table and the CCT header say about a CCT (sheet 1.5, 2.3). */
+/* What the blob table and the CCT header say about a CCT (format.md 1.5, 2.3). */
 struct rafs_cct_info {
 	uint32_t features;	/* feature word of the blob record */
 	uint32_t nchunks;
-	uint64_t data_size;	/* bytes of stored chunk data: compressed_end must not pass it */
+	uint64_t data_size;	/* bytes of compressed chunk data: compressed_end must not pass it */
 	uint64_t flat_size;	/* uncompressed_size of the blob record */
 	uint64_t ctx_off;	/* zran/batch contexts in the uncompressed CCT */
 	uint64_t ctx_size;
@@ -120,11 +120,11 @@ struct rafs_decoder *rafs_decoder_new(void);
 void rafs_decoder_free(struct rafs_decoder *d);
 
 /*
- * Decode one unit from its clen stored bytes into out (>= ulen bytes).
+ * Decode one unit from its clen compressed bytes into out (>= ulen bytes).
  * Exactly ulen bytes are produced or an error is returned.  Nothing verified.
  */
 int rafs_unit_decode(struct rafs_decoder *d, const struct rafs_blob *blob, uint32_t unit,
-		     const uint8_t *stored, size_t stored_len, uint8_t *out, size_t out_len);
+		     const uint8_t *compressed, size_t compressed_len, uint8_t *out, size_t out_len);
 
 /*
  * 0 when the chunk has no digest and no crc, or it matches; -EILSEQ when not.
@@ -136,12 +136,12 @@ int rafs_chunk_verify(const struct rafs_blob *blob, uint32_t chunk, const uint8_
  * Many units decoded and verified in one call, over several threads: the inner
  * loop of whoever reads a blob from end to end.
  *
- * One unit.  The caller fills the first part; stored and out must not overlap.
+ * One unit.  The caller fills the first part; compressed and out must not overlap.
  */
 struct rafs_unit_job {
 	const struct rafs_blob *blob;
 	uint32_t unit;
-	const uint8_t *stored;	/* the unit's clen bytes */
+	const uint8_t *compressed;	/* the unit's clen bytes */
 	uint8_t *out;		/* room for its ulen bytes */
 
 	int32_t error;		/* 0, or a negative errno of decoding */
@@ -168,7 +168,7 @@ int rafs_digest(uint32_t digester, const uint8_t *data, size_t len, uint8_t *out
 uint32_t rafs_crc32c(const uint8_t *data, size_t len);
 
 /*
- * AES-128-XTS as RAFS uses it (sheet 6.1), units below 16 bytes padded.
+ * AES-128-XTS as RAFS uses it (format.md 6.1), units below 16 bytes padded.
  * dst has room for max(src_len, 18).  Returns the bytes written.
  */
 int64_t rafs_xts_encrypt(const uint8_t *key, const uint8_t *iv, const uint8_t *src,

@@ -18,7 +18,7 @@ static void decode(struct rafs_decoder *decoder, struct rafs_unit_job *job)
 	const struct rafs_unit *unit = &job->blob->units[job->unit];
 
 	job->bad = 0;
-	job->error = rafs_unit_decode(decoder, job->blob, job->unit, job->stored, unit->clen,
+	job->error = rafs_unit_decode(decoder, job->blob, job->unit, job->compressed, unit->clen,
 				      job->out, unit->ulen);
 	if (job->error)
 		return;

@@ -110,7 +110,7 @@ static int64_t shrink(ZSTD_CCtx *zstd, const struct job *job, const struct rafs_
 	return got;
 }
 
-/* Compress (sheet 3.1), then encrypt, in place at the parcel's own room in out. */
+/* Compress (format.md 3.1), then encrypt, in place at the parcel's own room in out. */
 static int store(ZSTD_CCtx *zstd, const struct job *job, struct rafs_parcel *p,
 		 uint8_t *bounce, size_t bounce_len)
 {

@@ -1,4 +1,4 @@
-/* The metadata region of a bootstrap (sheet 1.6 - 1.15): see build.h. */
+/* The metadata region of a bootstrap (format.md 1.6 - 1.15): see build.h. */
 
 #include <stdlib.h>
 #include <string.h>

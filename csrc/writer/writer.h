@@ -21,7 +21,7 @@ struct rafs_piece {
 int rafs_build_read(struct rafs_piece *pieces, uint32_t n, uint8_t *arena, size_t arena_len,
 		    uint32_t digester, uint32_t threads);
 
-/* What an encrypted unit takes at least: XTS has none below 16 bytes (sheet 6.1). */
+/* What an encrypted unit takes at least: XTS has none below 16 bytes (format.md 6.1). */
 #define RAFS_BUILD_ROOM 18
 
 /* What is compressed and encrypted as one: a chunk, or a batch of small ones. */
@@ -60,7 +60,7 @@ void rafs_build_flush(int fd, uint64_t off);
 
 /*
  * A place in a .gz where inflating can start: a deflate block begins there, or
- * the data of a member.  Fields as a zran context has them (sheet 2.7).
+ * the data of a member.  Fields as a zran context has them (format.md 2.7).
  */
 struct rafs_gz_point {
 	uint64_t in_off;	/* stored bytes before it */
@@ -83,7 +83,7 @@ int rafs_gunzip_end(struct rafs_gunzip *g, struct rafs_gz_point *end);
 const struct rafs_gz_point *rafs_gunzip_points(const struct rafs_gunzip *g, uint64_t *n);
 
 /*
- * Sort n records of a chunk table (80 bytes, sheet 1.17) by digest and blob, and
+ * Sort n records of a chunk table (80 bytes, format.md 1.17) by digest and blob, and
  * keep one of each such key, the one with the highest chunk index.  Returns how
  * many are left, at the start; the rest is zeroed.
  */
@@ -102,7 +102,7 @@ int64_t rafs_keys_number(struct rafs_keys *keys, const uint8_t *digest, uint32_t
 #define RAFS_LAYOUT_START 4096	/* bytes of the region that stay empty */
 
 /*
- * A tree by columns, one row for every name, in the order of sheet 1.15: the
+ * A tree by columns, one row for every name, in the order of format.md 1.15: the
  * rows of a directory's entries are neighbours, sorted by name, behind its own.
  * The arrays are the caller's; what they say of each other must be right.
  */
@@ -139,7 +139,7 @@ struct rafs_tree {
 };
 
 /*
- * Find the places (sheet 1.15); the bytes that they take with RAFS_LAYOUT_START.
+ * Find the places (format.md 1.15); the bytes that they take with RAFS_LAYOUT_START.
  * -EFBIG: more than nids can count; -ENOENT: a file has data in a blob without index.
  */
 int64_t rafs_layout_place(struct rafs_tree *t);

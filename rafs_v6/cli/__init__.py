@@ -1,4 +1,4 @@
-"""The command ``nydus-image``: options, JSON and exit codes like the original's (interface 7.2).
+"""The command ``nydus-image``: options, JSON and exit codes like the original's.
 
 Only this package prints.  Exit codes: 0 done, 1 failed, 2 wrong usage.
 """

@@ -54,7 +54,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "-t", "--type", "--source-type", default="dir-rafs",
         choices=("dir-rafs", "directory", *_TAR_TYPES),
         help="-rafs: data are stored in chunks; -ref: they stay in the tar or tar.gz, which the"
-        " image refers to; tar-tarfs: the plain tar itself is mounted (default: dir-rafs)",
+        " image refers to; tar-tarfs: the uncompressed tar itself is mounted (default: dir-rafs)",
     )  # fmt: skip
     parser.add_argument("-B", "--bootstrap", type=Path, metavar="FILE")
     parser.add_argument("-D", "--blob-dir", type=Path, metavar="DIR")

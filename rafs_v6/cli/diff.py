@@ -23,7 +23,7 @@ EXAMPLES = """\
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "diff", help="compare two images",
-        description="What changed from A to B, and how many stored bytes a node that has all of"
+        description="What changed from A to B, and how many compressed bytes a node that has all of"
         " A must fetch to have all of B. Times and owners count as changes too.",
         **examples(EXAMPLES),
     )  # fmt: skip

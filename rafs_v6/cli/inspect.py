@@ -22,7 +22,7 @@ cd DIR           go there
 stat NAME        an inode, its xattrs and chunks
 blobs            the blob table
 prefetch         the prefetch table
-chunk OFFSET     the chunk that holds this stored byte, and the files that use it
+chunk OFFSET     the chunk that holds this compressed byte, and the files that use it
 icheck INODE     the paths of an inode
 exit, q          leave"""
 EXAMPLES = """\

@@ -1,7 +1,7 @@
 """On-disk structures of a RAFS v6 bootstrap and its blobs: layouts and names, no behaviour.
 
 Fields carry the names of the kernel's ``fs/erofs/erofs_fs.h`` and, where RAFS adds
-its own, of the format sheet (sections in brackets).  All integers are little
+its own, of docs/format.md (sections in brackets).  All integers are little
 endian.  Each structure has ``SIZE``, ``unpack`` and ``pack``.
 """
 

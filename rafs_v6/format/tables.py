@@ -1,7 +1,7 @@
 """The superblocks and the tables of a bootstrap, checked field by field as they are read.
 
 Costs at most one pass over the tables.  Refuses what nydusd's reader refuses
-(format sheet 1.2 - 1.5), and every table that does not lie inside the file.
+(format.md 1.2 - 1.5), and every table that does not lie inside the file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from rafs_v6.format.erofs import (
 
 _MIN_SIZE = 2 * EROFS_BLOCK
 _FLAT_MAX = 1 << 44
-_STORED_MAX = 1 << 40
+_COMPRESSED_MAX = 1 << 40
 _KNOWN_LOW_FEATURES = 0x0FFF
 _ALIGN_PREFETCH = 8
 _TAR_HEADER = 512
@@ -59,7 +59,7 @@ class BlobInfo:
 
     Sizes and offsets in bytes.  ``meta_blob_id`` is the object that holds CCT,
     TOC and digests: the blob itself, or for ref images a small one of its own.
-    ``data_size``: where the stored chunk data end (sheet 2.9).
+    ``data_size``: where the compressed chunk data end (format.md 2.9).
     """
 
     index: int
@@ -391,10 +391,10 @@ def _check_sizes(where: str, at: int, r: BlobRecord, f: BlobFeatures, check: Che
             f"{where}: {r.uncompressed_size} bytes of data",
         ),
         (
-            r.compressed_size <= _STORED_MAX, "compressed_size", 88,
-            f"{where}: {r.compressed_size} stored bytes",
+            r.compressed_size <= _COMPRESSED_MAX, "compressed_size", 88,
+            f"{where}: {r.compressed_size} compressed bytes",
         ),
-        (r.ci_offset <= _STORED_MAX, "ci_offset", 112, f"{where}: CCT at {r.ci_offset:#x}"),
+        (r.ci_offset <= _COMPRESSED_MAX, "ci_offset", 112, f"{where}: CCT at {r.ci_offset:#x}"),
         (
             # 16 MiB chunks of 24 + 40 bytes at most
             r.ci_uncompressed_size <= MAX_CHUNKS * 64 + (1 << 30), "ci_size", 128,
@@ -402,7 +402,7 @@ def _check_sizes(where: str, at: int, r: BlobRecord, f: BlobFeatures, check: Che
         ),
         (
             r.ci_compressed_size <= max(r.ci_uncompressed_size, least), "ci_size", 120,
-            f"{where}: the compressed CCT is larger than the plain one",
+            f"{where}: the CCT is larger compressed than uncompressed",
         ),
         (
             not f & BlobFeatures.ALIGNED or r.uncompressed_size % EROFS_BLOCK == 0,
@@ -444,5 +444,5 @@ def _chunk_table(data: memoryview, ext: ExtSuperBlock, check: Checks) -> memoryv
 
 
 def is_inlined_id(blob_id: str) -> bool:
-    """Does the record stand for the object that its bootstrap was found in (sheet 2.9)?"""
+    """Does the record stand for the object that its bootstrap was found in (format.md 2.9)?"""
     return blob_id.encode() == _INLINED_ID

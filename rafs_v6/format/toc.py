@@ -2,7 +2,7 @@
 
 A blob built with blob-toc ends with TOC entries and a tar header
 "rafs.blob.toc"; one with inline metadata only ends with the bootstrap and a tar
-header "image.boot" (sheet 2.2, 2.8, 2.10).
+header "image.boot" (format.md 2.2, 2.8, 2.10).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BOOT_NAME = "image.boot"
 DIGEST_NAME = "blob.digest"
 _TAIL = 4096
 _MAX_ENTRIES = 64
-MAX_PLAIN = 1 << 30  # of a bootstrap or digest array; bounds what a bomb can take
+MAX_UNCOMPRESSED = 1 << 30  # of a bootstrap or digest array; bounds what a bomb can take
 
 _COMPRESSORS = {
     TocFlags.RAW: Compressor.NONE,
@@ -34,23 +34,23 @@ _COMPRESSORS = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """``size`` stored bytes at ``offset``; ``digest``: sha256 of the plain content."""
+    """``compressed_size`` bytes at ``offset``; ``digest``: sha256 of the uncompressed content."""
 
     name: str
     offset: int
-    size: int
-    plain_size: int
+    compressed_size: int
+    uncompressed_size: int
     compressor: Compressor
     digest: bytes
 
 
 def decompress(compressor: Compressor, data: bytes, size: int) -> bytes:
-    """Exactly ``size`` plain bytes; ``ImageError`` when that is not what is in there."""
+    """Exactly ``size`` uncompressed bytes; ``ImageError`` when that is not what is in there."""
     if compressor is Compressor.NONE:
         if len(data) != size:
             raise ImageError(f"{len(data)} bytes where {size} are due")
         return data
-    if size > MAX_PLAIN:
+    if size > MAX_UNCOMPRESSED:
         raise ImageError(f"{size} bytes of metadata")
     out = bytearray(size)
     decoder = ffi.gc(lib.rafs_decoder_new(), lib.rafs_decoder_free)
@@ -121,11 +121,11 @@ def read_toc(read_at: ReadAt, blob_id: str, size: int, toc_size: int, digest: by
 
 
 def read_part(read_at: ReadAt, blob_id: str, part: Part, blob_size: int) -> bytes:
-    """Plain content of a part, checked against its digest."""
-    if part.offset > blob_size or part.size > blob_size - part.offset:
+    """Uncompressed content of a part, checked against its digest."""
+    if part.offset > blob_size or part.compressed_size > blob_size - part.offset:
         raise ImageError(f"{part.name} lies outside blob {blob_id}")
     data = decompress(
-        part.compressor, read_at(blob_id, part.offset, part.size), part.plain_size
+        part.compressor, read_at(blob_id, part.offset, part.compressed_size), part.uncompressed_size
     )
     if hashlib.sha256(data).digest() != part.digest:
         raise ImageError(f"{part.name} of blob {blob_id} does not match its digest")
@@ -133,11 +133,11 @@ def read_part(read_at: ReadAt, blob_id: str, part: Part, blob_size: int) -> byte
 
 
 def find_bootstrap(read_at: ReadAt, blob_id: str, size: int) -> bytes:
-    """The bootstrap inside a blob of ``size`` bytes (sheet 2.10.2)."""
+    """The bootstrap inside a blob of ``size`` bytes (format.md 2.10.2)."""
     if size < TAR_HEADER:
         raise ImageError(f"{size} bytes are neither a bootstrap nor a blob with one inside")
     name, length = _tar_header(read_at(blob_id, size - TAR_HEADER, TAR_HEADER))
-    if name == BOOT_NAME and length <= min(size - TAR_HEADER, MAX_PLAIN):
+    if name == BOOT_NAME and length <= min(size - TAR_HEADER, MAX_UNCOMPRESSED):
         return read_at(blob_id, size - TAR_HEADER - length, length)
     if name != TOC_NAME:
         raise ImageError("neither a bootstrap nor a blob with one inside")

@@ -49,7 +49,7 @@ _XATTR_NAME_MAX = 255
 
 @dataclass(frozen=True, slots=True)
 class Inode:
-    """``offset``: bytes in the bootstrap; ``i_u``: what the layout makes of it (sheet 1.6)."""
+    """``offset``: bytes in the bootstrap; ``i_u``: what the layout makes of it (format.md 1.6)."""
 
     nid: int
     offset: int
@@ -137,7 +137,7 @@ class Bootstrap:
             return cls(memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)), check)
 
     def chunk_records(self) -> Iterator[tuple[int, ChunkRecord]]:
-        """(byte of the bootstrap, record), in the order of the chunk table (sheet 1.17)."""
+        """(byte of the bootstrap, record), in the order of the chunk table (format.md 1.17)."""
         base = self.tables.ext.chunk_table_offset
         for at in range(0, len(self.chunk_table), CHUNK_RECORD_SIZE):
             yield base + at, ChunkRecord.unpack(self.chunk_table, at)
@@ -334,7 +334,10 @@ class Bootstrap:
         return None
 
     def check_chunk_format(self, inode: Inode, refs: list[ChunkRef]) -> None:
-        """Would the kernel, which obeys the format word, read what the indexes say (sheet 1.7)?"""
+        """Would the kernel, which obeys the format word, read what the indexes say?
+
+        format.md 1.7.
+        """
         what = f"inode {inode.nid}"
         word = inode.i_u
         if word & ~(EROFS_CHUNK_FORMAT_BLKBITS_MASK | EROFS_CHUNK_FORMAT_INDEXES) or not (

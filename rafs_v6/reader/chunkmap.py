@@ -1,4 +1,4 @@
-"""Chunk maps: which stored bytes of a blob make up which bytes of its flat form.
+"""Chunk maps: which compressed bytes of a blob make up which bytes of its flat form.
 
 Loading costs one ranged read (CCT and its header), and two more only when the
 digests are in the blob and not in the bootstrap.  Everything that comes from
@@ -27,7 +27,7 @@ from rafs_v6.format.erofs import (
 from rafs_v6.format.tables import BlobInfo
 from rafs_v6.format.toc import (
     DIGEST_NAME,
-    MAX_PLAIN,
+    MAX_UNCOMPRESSED,
     ReadAt,
     decompress,
     parse_toc,
@@ -43,7 +43,7 @@ _DIGEST_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The least that can be fetched alone: ``clen`` stored bytes at ``coff``, chunks
+    """The least that can be fetched alone: ``clen`` compressed bytes at ``coff``, chunks
     [first, first + count)."""
 
     coff: int
@@ -195,26 +195,26 @@ class ChunkMap:
 
 
 def read_header(info: BlobInfo, read_at: ReadAt) -> bytes:
-    """The plain CCT header block, nothing of it checked."""
+    """The decrypted CCT header block, nothing of it checked."""
     return _header_block(
         info, read_at(info.meta_blob_id, info.ci_offset + info.ci_compressed_size, CCT_HEADER_SIZE)
     )
 
 
-def _header_block(info: BlobInfo, stored: bytes) -> bytes:
-    block = _decrypt(info, stored) if info.is_encrypted else stored
+def _header_block(info: BlobInfo, data: bytes) -> bytes:
+    block = _decrypt(info, data) if info.is_encrypted else data
     if len(block) != CCT_HEADER_SIZE:
         raise ImageError("CCT header: it does not decrypt")
     return block
 
 
 def _read_cct(info: BlobInfo, read_at: ReadAt) -> tuple[bytes, bytes, CctHeader]:
-    """Uncompressed CCT, plain header block, header (sheet 2.3)."""
+    """Uncompressed CCT, decrypted header block, header (format.md 2.3)."""
     size = info.ci_compressed_size
-    if size > MAX_PLAIN or info.ci_uncompressed_size > MAX_PLAIN:
+    if size > MAX_UNCOMPRESSED or info.ci_uncompressed_size > MAX_UNCOMPRESSED:
         raise ImageError(f"a CCT of {info.ci_uncompressed_size} bytes")
-    stored = read_at(info.meta_blob_id, info.ci_offset, size + CCT_HEADER_SIZE)
-    raw, block = stored[:size], _header_block(info, stored[size:])
+    data = read_at(info.meta_blob_id, info.ci_offset, size + CCT_HEADER_SIZE)
+    raw, block = data[:size], _header_block(info, data[size:])
     if info.is_encrypted:
         raw = _decrypt(info, raw)
     header = CctHeader.unpack(block)
@@ -235,8 +235,8 @@ def _read_cct(info: BlobInfo, read_at: ReadAt) -> tuple[bytes, bytes, CctHeader]
     generated = info.features & BlobFeatures.IS_CHUNKDICT_GENERATED
     if said != expected or (header.entries != info.chunk_count and not generated):
         raise ImageError("CCT header and blob table disagree")
-    plain = info.ci_compressor is Compressor.NONE or len(raw) == info.ci_uncompressed_size
-    compressor = Compressor.NONE if plain else info.ci_compressor
+    raw_already = info.ci_compressor is Compressor.NONE or len(raw) == info.ci_uncompressed_size
+    compressor = Compressor.NONE if raw_already else info.ci_compressor
     return decompress(compressor, raw, info.ci_uncompressed_size), block, header
 
 
@@ -255,6 +255,6 @@ def _read_digests(info: BlobInfo, read_at: ReadAt, blob_size: Callable[[str], in
     size = blob_size(info.meta_blob_id)
     area = read_toc(read_at, info.meta_blob_id, size, info.toc_size, info.toc_digest)
     part = parse_toc(area).get(DIGEST_NAME)
-    if part is None or part.plain_size != info.chunk_count * _DIGEST_SIZE:
+    if part is None or part.uncompressed_size != info.chunk_count * _DIGEST_SIZE:
         raise ImageError(f"blob {info.meta_blob_id} has no digests for its chunks")
     return read_part(read_at, info.meta_blob_id, part, size)

@@ -70,11 +70,11 @@ class Image:
         chunks = self._map(blob_index)
         unit = chunks.unit(index)
         blob_id = self.bootstrap.blobs[blob_index].blob_id
-        stored = self._read_at(blob_id, unit.coff, unit.clen)
+        compressed = self._read_at(blob_id, unit.coff, unit.clen)
         out = bytearray(unit.ulen)
         target = ffi.from_buffer("uint8_t[]", out)
         rc = lib.rafs_unit_decode(
-            self._decoder, chunks.blob, index, stored, len(stored), target, len(out)
+            self._decoder, chunks.blob, index, compressed, len(compressed), target, len(out)
         )
         if rc < 0:
             raise ImageError(f"blob {blob_id}: unit {index} does not decode")
@@ -85,14 +85,14 @@ class Image:
         parts = []
         for index in chunks.units_of(ref.flat_off, ref.size):
             unit = chunks.unit(index)
-            plain = self._unit(ref.blob_index, index)
+            unit_data = self._unit(ref.blob_index, index)
             for i in range(unit.first, unit.first + unit.count):
                 chunk = chunks.blob.chunks[i]
                 low = max(ref.flat_off, chunk.uoff)
                 high = min(ref.flat_off + ref.size, chunk.uoff + chunk.usize)
                 if low >= high:
                     continue
-                data = plain[chunk.unit_off : chunk.unit_off + chunk.usize]
+                data = unit_data[chunk.unit_off : chunk.unit_off + chunk.usize]
                 if lib.rafs_chunk_verify(chunks.blob, i, data):
                     blob_id = self.bootstrap.blobs[ref.blob_index].blob_id
                     digest = bytes(chunk.digest).hex()

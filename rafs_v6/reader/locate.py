@@ -1,4 +1,4 @@
-"""Where the bootstrap of an image is: a file of its own, or inside a blob (sheet 2.10)."""
+"""Where the bootstrap of an image is: a file of its own, or inside a blob (format.md 2.10)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Much of an image at once: units are read in runs, decoded and verified over several threads.
 
 Memory: two arenas of ``ARENA`` bytes of decoded data, or as much as one unit needs
-(at most 16 MiB), and the stored bytes of three such batches.
+(at most 16 MiB), and the compressed bytes of three such batches.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Batch:
     sources: Sequence[Any] = ()
     buffers: Sequence[Any] = ()  # of the sources
 
-    def stored(self, i: int) -> bytes:
-        """The stored bytes of a unit that was read."""
+    def compressed(self, i: int) -> bytes:
+        """The compressed bytes of a unit that was read."""
         chunks, unit = self.units[i]
         return bytes(ffi.buffer(self.sources[i], chunks.unit(unit).clen))
 
-    def plain(self, i: int) -> memoryview:
+    def uncompressed(self, i: int) -> memoryview:
         chunks, unit = self.units[i]
         return self.data[self.starts[i] : self.starts[i] + chunks.unit(unit).ulen]
 
@@ -75,7 +75,7 @@ class UnitReader:
 
     def batches(self, groups: Iterable[Sequence[WantedUnit]]) -> Iterator[Batch]:
         """One ``Batch`` a group, in order; see ``grouped``."""
-        reads: deque[tuple[Sequence[WantedUnit], Future[_Stored]]] = deque()
+        reads: deque[tuple[Sequence[WantedUnit], Future[_Reads]]] = deque()
         decoded: deque[Future[Batch]] = deque()
         # A decoder waits for what was read before it, so two threads do not wait for each other.
         with ThreadPoolExecutor(2, "read-ahead") as pool:
@@ -89,8 +89,8 @@ class UnitReader:
             for batch in decoded:
                 yield batch.result()
 
-    def _decode(self, units: Sequence[WantedUnit], read: Future[_Stored]) -> Batch:
-        stored = read.result()
+    def _decode(self, units: Sequence[WantedUnit], read: Future[_Reads]) -> Batch:
+        reads = read.result()
         need = sum(chunks.unit(unit).ulen for chunks, unit in units)
         # The other one is still used.
         self._arenas.reverse()
@@ -98,8 +98,8 @@ class UnitReader:
             self._arenas[0] = bytearray(max(need, ARENA))
         data = self._arenas[0]
         batch = Batch(
-            units, memoryview(data), unread=stored.errors, sources=stored.sources,
-            buffers=stored.buffers,
+            units, memoryview(data), unread=reads.errors, sources=reads.sources,
+            buffers=reads.buffers,
         )  # fmt: skip
         arena = ffi.from_buffer("uint8_t[]", data)
         jobs = ffi.new("struct rafs_unit_job[]", len(units))
@@ -107,11 +107,11 @@ class UnitReader:
         start = 0
         for i, (chunks, unit) in enumerate(units):
             batch.starts.append(start)
-            source = stored.sources[i]
+            source = reads.sources[i]
             if source is not None:
                 job = jobs[len(numbers)]
                 job.blob, job.unit = chunks.blob, unit
-                job.stored, job.out = source, arena + start
+                job.compressed, job.out = source, arena + start
                 numbers.append(i)
             start += chunks.unit(unit).ulen
         failed = lib.rafs_units_decode(jobs, len(numbers), self._threads) if numbers else 0
@@ -127,16 +127,16 @@ class UnitReader:
 
 
 @dataclass(slots=True)
-class _Stored:
-    """``sources``: the first stored byte of each unit (cdata, into ``buffers``)."""
+class _Reads:
+    """``sources``: the first compressed byte of each unit (cdata, into ``buffers``)."""
 
     sources: list[Any]
     buffers: list[Any] = field(default_factory=list)
     errors: dict[int, Exception] = field(default_factory=dict)
 
 
-def _read(read_at: ReadAt, units: Sequence[WantedUnit]) -> _Stored:
-    out = _Stored([None] * len(units))
+def _read(read_at: ReadAt, units: Sequence[WantedUnit]) -> _Reads:
+    out = _Reads([None] * len(units))
     places = []
     for i, (chunks, number) in enumerate(units):
         unit = chunks.unit(number)
@@ -156,7 +156,7 @@ def _read(read_at: ReadAt, units: Sequence[WantedUnit]) -> _Stored:
 
 
 def _read_run(
-    read_at: ReadAt, run: list[tuple[str, int, int, int]], end: int, out: _Stored
+    read_at: ReadAt, run: list[tuple[str, int, int, int]], end: int, out: _Reads
 ) -> None:
     blob_id, first = run[0][0], run[0][1]
     try:

@@ -48,7 +48,7 @@ def load_bootstrap(path: Path) -> Bootstrap:
 
 
 def adopt_own_blob(path: Path, bootstrap: Bootstrap, blobs: Blobs) -> Blobs:
-    """A bootstrap inside a blob cannot know the blob's name (sheet 2.9): it is the file ``path``.
+    """A bootstrap inside a blob cannot know the blob's name, the file ``path`` (format.md 2.9).
 
     Puts that name into ``bootstrap``; ``blobs`` with the file among them.
     """

@@ -19,7 +19,7 @@ _FIXED = BlobFeatures.SEPARATE | BlobFeatures.IS_CHUNKDICT_GENERATED | BlobFeatu
 
 @dataclass(frozen=True, slots=True)
 class CompactOptions:
-    """``min_used_ratio``: per cent of a blob's stored data; sizes in bytes; ``layers``: blobs
+    """``min_used_ratio``: per cent of a blob's compressed data; sizes in bytes; ``layers``: blobs
     that may be left before small ones (less than ``blob_size``) are merged, up to ``max_size``."""
 
     min_used_ratio: int = 5
@@ -98,7 +98,7 @@ def _merged(
 
 
 def _used_size(rewrite: Rewrite, blob: int, chunks: Iterable[int]) -> int:
-    """Stored bytes of ``chunks``; of a batch, all."""
+    """Compressed bytes of ``chunks``; of a batch, all."""
     chunk_map = rewrite.image.chunk_map(blob)
     units = {chunk_map.blob.chunks[i].unit for i in chunks}
     return sum(chunk_map.unit(u).clen for u in units)

@@ -31,7 +31,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Stored bytes.  ``new``: of chunks that the first image does not have, None when only the
+    """Compressed bytes.  ``new``: of chunks that the first image does not have, None when only the
     chunk maps could tell; ``all``: of everything the second image uses."""
 
     chunks: int
@@ -159,8 +159,8 @@ def _fetch(a: _Side, b: _Side, after: Image, with_maps: bool) -> Fetch:
         )
         if not known:
             new.add(key)
-    every = _stored_bytes(b, used, after, with_maps)
-    return Fetch(len(used), len(new), every, _stored_bytes(b, new, after, with_maps))
+    every = _compressed_bytes(b, used, after, with_maps)
+    return Fetch(len(used), len(new), every, _compressed_bytes(b, new, after, with_maps))
 
 
 def _used(bootstrap: Bootstrap) -> set[ChunkKey]:
@@ -176,7 +176,7 @@ def _used(bootstrap: Bootstrap) -> set[ChunkKey]:
     return out
 
 
-def _stored_bytes(
+def _compressed_bytes(
     side: _Side, chunks: set[ChunkKey], image: Image, with_maps: bool
 ) -> int | None:
     total = 0

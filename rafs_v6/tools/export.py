@@ -62,8 +62,8 @@ def _units(image: Image) -> Iterator[WantedUnit]:
 
 def _write_unit(fd: int, batch: Batch, i: int, start: int) -> int:
     chunks, number = batch.units[i]
-    unit, plain = chunks.unit(number), batch.plain(i)
+    unit, data = chunks.unit(number), batch.uncompressed(i)
     for k in range(unit.first, unit.first + unit.count):
         chunk = chunks.blob.chunks[k]
-        os.pwrite(fd, plain[chunk.unit_off : chunk.unit_off + chunk.usize], start + chunk.uoff)
+        os.pwrite(fd, data[chunk.unit_off : chunk.unit_off + chunk.usize], start + chunk.uoff)
     return unit.ulen

@@ -173,12 +173,12 @@ class Inspector:
         return [{"inode": nid, "path": names.get(nid, [])} for nid in self._b.prefetch_nids]
 
     def _chunk(self, argument: str) -> Answer:
-        """Chunks that hold the stored byte, of any blob, and the files that use them."""
+        """Chunks that hold the compressed byte, of any blob, and the files that use them."""
         offset = _number(argument, "chunk OFFSET")
         found: dict[tuple[int, int], dict[str, object]] = {}
         for _, r in self._b.chunk_records():
-            stored_end = r.compressed_offset + max(r.compressed_size, 1)
-            if r.compressed_offset <= offset < stored_end:
+            compressed_end = r.compressed_offset + max(r.compressed_size, 1)
+            if r.compressed_offset <= offset < compressed_end:
                 found[r.blob_index, r.index] = {
                     "blob_id": self._b.blobs[r.blob_index].blob_id,
                     "index": r.index,

@@ -1,4 +1,4 @@
-"""The data of files that a start needs, together in a blob of their own (sheet 4.8)."""
+"""The data of files that a start needs, together in a blob of their own (format.md 4.8)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Chunks of an image are copied into a new blob: what ``compact`` and ``optimize`` share.
 
 A chunk that is stored alone, by the compressor that the new blob has, keeps its
-stored bytes; others are compressed anew.  All are decoded and verified first.
+compressed bytes; others are compressed anew.  All are decoded and verified first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rafs_v6.tools.blobs import Blobs, open_image
 from rafs_v6.tools.records import ChunkKey
 from rafs_v6.writer.blob_file import BlobFile, shrink, write_atomically
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
-from rafs_v6.writer.chunks import ChunkOptions, StoredChunks
+from rafs_v6.writer.chunks import BlobChunks, ChunkOptions
 from rafs_v6.writer.cipher import XtsKey, looks_padded
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.load import Loaded, load, used_names
@@ -93,10 +93,10 @@ class Rewrite:
             cipher=XtsKey.random() if any(info.is_encrypted for info in infos) else None,
         )  # fmt: skip
         toc = all(i.features & BlobFeatures.INLINED_CHUNK_DIGEST for i in infos)
-        stored = StoredChunks("", Places(), features=features | options.features)
+        new_chunks = BlobChunks("", Places(), features=features | options.features)
         out = BlobFile(directory / "new")
         try:
-            copies = self._copy(wanted, stored, options, out.write)
+            copies = self._copy(wanted, new_chunks, options, out.write)
             record: list[BlobRecord] = []
 
             def remember(own: BlobRecord) -> tuple[bytes, ...]:
@@ -104,12 +104,12 @@ class Rewrite:
                 return ()
 
             create = CreateOptions(options, None, None, directory, toc=toc)
-            _, name, blob_id = write_trailer(out, stored, create, remember)
+            _, name, blob_id = write_trailer(out, new_chunks, create, remember)
             out.publish(directory / name)
         finally:
             out.discard()
-        self.entries[blob_id] = BlobEntry(blob_id, record[-1], stored.records)
-        new: dict[int, int] = {}  # places, by those in stored
+        self.entries[blob_id] = BlobEntry(blob_id, record[-1], new_chunks.records)
+        new: dict[int, int] = {}  # places, by those in new_chunks
         for row in files:
             at = tree.at[row]
             for i, place in enumerate(tree.chunks(row)):
@@ -117,7 +117,8 @@ class Rewrite:
                 if copy is None:
                     continue
                 if copy not in new:
-                    index_in_blob, flat = stored.places.index[copy], stored.places.flat[copy]
+                    made = new_chunks.places
+                    index_in_blob, flat = made.index[copy], made.flat[copy]
                     new[copy] = tree.places.add(blob_id, index_in_blob, flat)
                 tree.refs[at + i] = new[copy]
         return blob_id
@@ -133,7 +134,7 @@ class Rewrite:
         return ids
 
     def _copy(
-        self, wanted: Sequence[ChunkKey], stored: StoredChunks, options: ChunkOptions,
+        self, wanted: Sequence[ChunkKey], out: BlobChunks, options: ChunkOptions,
         write: Callable[[bytes], object],
     ) -> dict[ChunkKey, int]:  # fmt: skip
         members: dict[tuple[int, int], list[int]] = {}
@@ -147,53 +148,54 @@ class Rewrite:
             for i, (chunks, unit) in enumerate(batch.units):
                 blob = chunks.info.index
                 for number in members[blob, unit]:
-                    copies[blob, number] = _store(batch, i, number, stored, options, write)
+                    copies[blob, number] = _store(batch, i, number, out, options, write)
         return copies
 
 
 def _store(
-    batch: Batch, i: int, number: int, out: StoredChunks, options: ChunkOptions,
+    batch: Batch, i: int, number: int, out: BlobChunks, options: ChunkOptions,
     write: Callable[[bytes], object],
 ) -> int:  # fmt: skip
     chunks, unit_number = batch.units[i]
     source, unit = chunks.blob.chunks[number], chunks.unit(unit_number)
-    plain = bytes(batch.plain(i)[source.unit_off : source.unit_off + source.usize])
-    digest = _digest(chunks, number, plain, options)
-    copy, is_new = out.find(digest, len(plain))
+    uncompressed = bytes(batch.uncompressed(i)[source.unit_off : source.unit_off + source.usize])
+    digest = _digest(chunks, number, uncompressed, options)
+    copy, is_new = out.find(digest, len(uncompressed))
     if not is_new:
         return copy
     alone = not unit.flags & _ALONE
     if alone and chunks.info.compressor is options.compressor:
-        data = batch.stored(i)
+        data = batch.compressed(i)
     elif alone and not unit.flags & lib.RAFS_UNIT_COMPRESSED:
-        data = plain
+        data = uncompressed
     else:
-        data = bytes(shrink(options.compressor, plain)[1])
+        data = bytes(shrink(options.compressor, uncompressed)[1])
     flags = ChunkFlags.HAS_CRC32C
     if options.cipher is not None:
         if looks_padded(data):
-            data = plain
+            data = uncompressed
         if looks_padded(data):
             raise BuildError(f"chunk {number} of {chunks.info.blob_id} cannot be encrypted")
-    if len(data) != len(plain):
+    if len(data) != len(uncompressed):
         flags |= ChunkFlags.COMPRESSED
     if options.cipher is not None:
         flags |= ChunkFlags.ENCRYPTED
         data = options.cipher.encrypt(data)
     record = ChunkRecord(
-        digest, 0, flags, len(data), len(plain), out.stored_size, out.places.flat[copy], 0,
-        out.places.index[copy], lib.rafs_crc32c(plain, len(plain)),
+        digest, 0, flags, len(data), len(uncompressed), out.compressed_size,
+        out.places.flat[copy], 0, out.places.index[copy],
+        lib.rafs_crc32c(uncompressed, len(uncompressed)),
     )  # fmt: skip
     out.add(record)
-    out.stored_size += len(data)
+    out.compressed_size += len(data)
     write(data)
     return copy
 
 
-def _digest(chunks: ChunkMap, number: int, plain: bytes, options: ChunkOptions) -> bytes:
+def _digest(chunks: ChunkMap, number: int, uncompressed: bytes, options: ChunkOptions) -> bytes:
     source = chunks.blob.chunks[number]
     if source.flags & lib.RAFS_CHUNK_HAS_DIGEST and chunks.info.digester is options.digester:
         return bytes(source.digest)
     out = ffi.new("uint8_t[32]")
-    lib.rafs_digest(options.digester, plain, len(plain), out)
+    lib.rafs_digest(options.digester, uncompressed, len(uncompressed), out)
     return bytes(out)

@@ -16,7 +16,7 @@ _CHUNK_SIZES = 9  # 4 KiB to 1 MiB
 _FILE_BITS = 45
 
 Digest = tuple[Digester, bytes]
-Sizes = tuple[int, int]  # stored, plain
+Sizes = tuple[int, int]  # compressed, uncompressed
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What an image is built upon: a parent below it, a dictionary of chunks beside it (sheet 4.2)."""
+"""The base of an image: a parent below it, a dictionary of chunks beside it (format.md 4.2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rafs_v6.writer.tree import Places, Tree
 
 
 class Known:
-    """Chunks by digest and plain size.  ``places``: those that are referred to instead of
+    """Chunks by digest and uncompressed size.  ``places``: those that are referred to instead of
     being stored, by their numbers; numbers behind these are the caller's."""
 
     def __init__(self) -> None:

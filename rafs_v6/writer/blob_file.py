@@ -1,4 +1,4 @@
-"""The file of a native blob: chunk data, CCT, digests, bootstrap, TOC (sheet 2.2, 2.8, 2.9).
+"""The file of a native blob: chunk data, CCT, digests, bootstrap, TOC (format.md 2.2, 2.8, 2.9).
 
 On any error nothing is left under a file's final name.
 """
@@ -65,9 +65,10 @@ def shrink(
 
 
 def toc_entry(
-    name: bytes, digest: bytes, offset: int, stored: int, plain: int, flag: int
+    name: bytes, digest: bytes, offset: int, compressed: int, uncompressed: int, flag: int
 ) -> bytes:
-    return TocEntry(flag, 0, name.ljust(16, b"\0"), digest, offset, stored, plain, bytes(48)).pack()
+    name = name.ljust(16, b"\0")
+    return TocEntry(flag, 0, name, digest, offset, compressed, uncompressed, bytes(48)).pack()
 
 
 def toc_flag(compressor: Compressor) -> int:

@@ -1,4 +1,4 @@
-"""A tree, its blobs and its chunks become the bytes of a bootstrap (sheet 1.1 - 1.5, 1.17)."""
+"""A tree, its blobs and its chunks become the bytes of a bootstrap (format.md 1.1 - 1.5, 1.17)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from rafs_v6.writer.layout import Layout
 from rafs_v6.writer.records import ChunkRecords
 from rafs_v6.writer.tree import ROOT, Tree
 
-_MAPPED_ALIGN = 0x80000  # lets boot and flat blobs be one device (sheet 1.4)
+_MAPPED_ALIGN = 0x80000  # lets boot and flat blobs be one device (format.md 1.4)
 _BLOB_INDEX_AT = 32  # in a chunk record
 _COMPRESSION_FLAG = {
     Compressor.NONE: SuperFlags.COMPRESSION_NONE,
@@ -72,7 +72,7 @@ def write_bootstrap(
 
     Blob indexes in ``blobs`` are set here, and chunk records may be left as the chunk
     table has them.  ``prefetch``: rows of the tree for the
-    prefetch table (sheet 1.16), in order.
+    prefetch table (format.md 1.16), in order.
     """
     if len(blobs) > MAX_BLOBS:
         raise BuildError(
@@ -160,7 +160,7 @@ def _flags(blobs: Sequence[BlobEntry], defaults: Defaults, has_xattr: bool) -> S
 
 
 def _chunk_table(blobs: Sequence[BlobEntry]) -> bytearray:
-    """The records of all blobs, sorted by digest and blob (sheet 1.17)."""
+    """The records of all blobs, sorted by digest and blob (format.md 1.17)."""
     out = bytearray()
     for i, blob in enumerate(blobs):
         for k, value in enumerate(i.to_bytes(4, "little")):

@@ -1,4 +1,4 @@
-"""The compression context table: where each chunk of a blob is stored (sheet 2.3 - 2.6)."""
+"""The compression context table: where each chunk of a blob is stored (format.md 2.3 - 2.6)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rafs_v6.format.erofs import (
 )
 from rafs_v6.writer.errors import BuildError
 
-_STORED_MAX_V2 = (1 << 24) - 1
+_COMPRESSED_MAX_V2 = (1 << 24) - 1
 
 
 def pack_v1(c: ChunkRecord) -> bytes:
-    """A chunk's record, version 1 (sheet 2.4)."""
+    """A chunk's record, version 1 (format.md 2.4)."""
     return struct.pack(
         "<2Q",
         c.uncompressed_offset | _size_bits(c.uncompressed_size, 8),
@@ -32,11 +32,11 @@ def _size_bits(size: int, high_at: int) -> int:
 
 
 def pack_v2(c: ChunkRecord, flags: ChunkV2Flags, data: int) -> bytes:
-    """A chunk's record, version 2 (sheet 2.5): ``data`` is its last word.
+    """A chunk's record, version 2 (format.md 2.5): ``data`` is its last word.
 
-    Raises ``BuildError`` for 16 MiB stored, a size that only version 1 can say.
+    Raises ``BuildError`` for 16 MiB compressed, a size that only version 1 can say.
     """
-    if c.compressed_size > _STORED_MAX_V2:
+    if c.compressed_size > _COMPRESSED_MAX_V2:
         raise BuildError(
             "a chunk of 16 MiB that does not shrink: the format cannot hold it in a tar that is"
             " referred to, nor with --batch-size or --encrypt; use --chunk-size 0x800000 or less"
@@ -49,17 +49,17 @@ def pack_v2(c: ChunkRecord, flags: ChunkV2Flags, data: int) -> bytes:
     )
 
 
-def pack_batch(stored: int, plain: int) -> bytes:
-    """The context of a batch: its bytes in the blob, and those of its chunks (sheet 2.6)."""
-    return struct.pack("<2I32x", stored, plain)
+def pack_batch(compressed: int, uncompressed: int) -> bytes:
+    """The context of a batch: its bytes in the blob, and those of its chunks (format.md 2.6)."""
+    return struct.pack("<2I32x", compressed, uncompressed)
 
 
 def cct_header(
-    features: int, compressor: Compressor, count: int, offset: int, stored: int, plain: int,
-    contexts: tuple[int, int, int] = (0, 0, 0),
+    features: int, compressor: Compressor, count: int, offset: int, compressed: int,
+    uncompressed: int, contexts: tuple[int, int, int] = (0, 0, 0),
 ) -> bytes:  # fmt: skip
-    """``contexts``: their offset in the plain CCT, their size and their number."""
+    """``contexts``: their offset in the uncompressed CCT, their size and their number."""
     head = CctHeader(
-        CCT_MAGIC, features, compressor, count, offset, stored, plain, *contexts
+        CCT_MAGIC, features, compressor, count, offset, compressed, uncompressed, *contexts
     ).pack()  # fmt: skip
     return head + bytes(CCT_HEADER_SIZE - len(head) - 4) + struct.pack("<I", CCT_MAGIC)

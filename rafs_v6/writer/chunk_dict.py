@@ -26,7 +26,8 @@ _Place = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Dictionary:
-    """What ``generate`` wrote: the blobs that it refers to, its chunks and their plain bytes."""
+    """What ``generate`` wrote: the blobs that it refers to, its chunks and their
+    uncompressed bytes."""
 
     blobs: list[str]
     chunks: int
@@ -41,7 +42,7 @@ def generate(sources: Sequence[Path], target: Path) -> Dictionary:
     """
     images = [load(path) for path in sources]
     blobs: dict[str, BlobEntry] = {}
-    found: dict[tuple[bytes, int], _Place] = {}  # by digest and plain size
+    found: dict[tuple[bytes, int], _Place] = {}  # by digest and uncompressed size
     seen: Counter[tuple[bytes, int]] = Counter()
     for path, image in zip(sources, images, strict=True):
         check_alike(path, image.defaults, images[0].defaults)

@@ -1,7 +1,7 @@
 """File data become chunks of a blob: read, digested, deduplicated, compressed in C, in batches.
 
 Memory is four arenas whatever the tree's size, plus a record per chunk: one is read
-into, one is compressed into another, one is written.  Stored bytes leave in chunk
+into, one is compressed into another, one is written.  Compressed bytes leave in chunk
 index order, so the same tree gives the same bytes however many threads work.
 """
 
@@ -71,11 +71,11 @@ class Original:
 
 
 @dataclass(slots=True)
-class StoredChunks:
+class BlobChunks:
     """The chunks of a blob: one record each, in index order (``blob_index`` unset).
 
     ``cct``: the same as packed records of the CCT, of version 2 when ``features``
-    say so; ``contexts``: what follows them there (sheet 2.3).  ``places`` get those
+    say so; ``contexts``: what follows them there (format.md 2.3).  ``places`` get those
     of the chunks, and of chunks of ``known`` that are the same.
     """
 
@@ -89,7 +89,7 @@ class StoredChunks:
     features: int = 0  # BlobFeatures
     original: Original | None = None
     flat_size: int = 0
-    stored_size: int = 0
+    compressed_size: int = 0
     _count: int = 0
     _found: array[int] = field(default_factory=lambda: array("I"))  # places, by number in known
 
@@ -98,13 +98,13 @@ class StoredChunks:
 
     @property
     def context_place(self) -> tuple[int, int, int]:
-        """The contexts' offset in the plain CCT, their size and their number."""
+        """The contexts' offset in the uncompressed CCT, their size and their number."""
         if not self.features & (BlobFeatures.BATCH | BlobFeatures.ZRAN):
             return 0, 0, 0
         return len(self.cct), len(self.contexts), self.context_count
 
     def find(self, digest: Any, size: int) -> tuple[int, bool]:
-        """The place of a chunk of ``size`` plain bytes; is it new, to be stored now?"""
+        """The place of a chunk of ``size`` uncompressed bytes; is it new, to be stored now?"""
         number = self.known.number(digest, size)
         if number == len(self._found):
             if self._count >= MAX_CHUNKS - 1:
@@ -134,7 +134,7 @@ class StoredChunks:
         if inside is None:
             self.records.append(record)
         else:
-            # The chunk table does not say where a batch lies (sheet 1.17).
+            # The chunk table does not say where a batch lies (format.md 1.17).
             self.records.append(replace(record, compressed_offset=0))
         if not self.features & BlobFeatures.CHUNK_INFO_V2:
             self.cct += pack_v1(record)
@@ -170,7 +170,7 @@ class _Store:
     """
 
     def __init__(
-        self, tree: Tree, source: Source, options: ChunkOptions, out: StoredChunks,
+        self, tree: Tree, source: Source, options: ChunkOptions, out: BlobChunks,
         write: Callable[[Any], None],
     ) -> None:  # fmt: skip
         self._tree, self._out, self._batch_size = tree, out, options.batch_size
@@ -191,13 +191,13 @@ class _Store:
         )  # fmt: skip
         self._parcels = ffi.new("struct rafs_parcel[]", MAX_PIECES)
         self._write, self._writing = write, Behind()
-        self._stored, self._written = (new_arena(self.pieces.arena_len) for _ in range(2))
+        self._compressed, self._written = (new_arena(self.pieces.arena_len) for _ in range(2))
 
     def _process(self, batch: Batch) -> None:
         packed = self._pack(batch)
-        stored = self._stored
+        compressed = self._compressed
         size = lib.rafs_build_store(
-            self._parcels, len(packed), batch.arena, stored, self.pieces.arena_len, self._recipe
+            self._parcels, len(packed), batch.arena, compressed, self.pieces.arena_len, self._recipe
         )
         if size == -errno.EILSEQ:
             raise self._looks_padded(batch, packed)
@@ -205,8 +205,8 @@ class _Store:
             raise OSError(-size, os.strerror(-size))
         for i, members in enumerate(packed):
             self._record(batch, self._parcels[i], members)
-        self._writing.start(lambda: self._write(ffi.buffer(stored, size)))
-        self._stored, self._written = self._written, stored
+        self._writing.start(lambda: self._write(ffi.buffer(compressed, size)))
+        self._compressed, self._written = self._written, compressed
 
     def run(self, files: Sequence[int], progress: Progress | None) -> None:
         try:
@@ -255,7 +255,7 @@ class _Store:
 
     def _record(self, batch: Batch, parcel: Any, members: _Members) -> None:
         out, places, inside = self._out, self._out.places, 0
-        flags, clen, coff = self._flags, parcel.clen, out.stored_size
+        flags, clen, coff = self._flags, parcel.clen, out.compressed_size
         if members.batched:
             clen = 0
         elif parcel.compressed:
@@ -271,15 +271,15 @@ class _Store:
         if members.batched:
             out.contexts += pack_batch(parcel.clen, parcel.len)
             out.context_count += 1
-        out.stored_size += parcel.clen
+        out.compressed_size += parcel.clen
 
 
 def store_chunks(
-    tree: Tree, source: Source, out: StoredChunks, options: ChunkOptions,
+    tree: Tree, source: Source, out: BlobChunks, options: ChunkOptions,
     write: Callable[[Any], None], first: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> None:  # fmt: skip
-    """Cut the files of ``tree`` that are not stored yet; hand the stored bytes to ``write``.
+    """Cut the files of ``tree`` that are not stored yet; hand the compressed bytes to ``write``.
 
     The files at or below the rows of ``first``, to prefetch, come before all others.
 

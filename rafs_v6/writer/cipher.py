@@ -1,4 +1,4 @@
-"""AES-128-XTS of what a blob stores (sheet 6.1).
+"""AES-128-XTS of what a blob stores (format.md 6.1).
 
 The key lies in the bootstrap in clear: data are as safe as the bootstrap is.
 """

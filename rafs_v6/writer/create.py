@@ -1,4 +1,4 @@
-"""From a tree to a native image: a blob and a bootstrap (sheet 2.2, 2.9)."""
+"""From a tree to a native image: a blob and a bootstrap (format.md 2.2, 2.9)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rafs_v6.format.erofs import TARFS_BLOCK, BlobFeatures, BlobRecord, Compress
 from rafs_v6.writer.base import load_base
 from rafs_v6.writer.blob_file import BlobFile, write_atomically
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
-from rafs_v6.writer.chunks import StoredChunks, store_chunks
+from rafs_v6.writer.chunks import BlobChunks, store_chunks
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.load import used_names
 from rafs_v6.writer.options import CreateOptions, Into
@@ -31,7 +31,7 @@ def create_from_directory(source: Path, options: CreateOptions) -> list[str]:
     """Build an image of a directory; the ids of its blobs."""
     found = DirectorySource(source)
     if options.parent is None:
-        # A directory is no layer of others: what its whiteouts hide is not there (sheet 4.4).
+        # A directory is no layer of others: what its whiteouts hide is not there (format.md 4.4).
         found.tree = drop_whiteouts(found.tree, options.whiteouts)
     return create(found, options)
 
@@ -69,7 +69,7 @@ def create(source: Source, options: CreateOptions, tar: StoredTar | None = None)
     if base.tree is not None:
         tree = source.tree = apply_layer(base.tree, tree, options.whiteouts)
     first = prefetch_rows(tree, options.prefetch)
-    chunks = StoredChunks(_OWN, tree.places, base.chunks)
+    chunks = BlobChunks(_OWN, tree.places, base.chunks)
     out = BlobFile(target)
     try:
         if tar is None:
@@ -115,7 +115,7 @@ def _create_tarfs(tree: Tree, options: CreateOptions, tar: StoredTar) -> list[st
     record = BlobRecord(
         blob_id.encode().ljust(64, b"\0"), 0, options.chunks.chunk_size, count,
         Compressor.NONE, options.chunks.digester, chunks.features | BlobFeatures.CAP_TAR_TOC,
-        # An absent CCT is "compressed" by 1 in upstream's images too (sheet 1.5).
+        # An absent CCT is "compressed" by 1 in upstream's images too (format.md 1.5).
         tar.size, tar.size, 0, 1, 0, 0, 0, bytes(32), bytes(32), 0, 0, 0, bytes(36),
     )  # fmt: skip
     blobs = (BlobEntry(_OWN, record, chunks.records),) if count else ()

@@ -1,4 +1,4 @@
-"""Bootstraps as trees with their blobs: layers to merge, parents, dictionaries (sheet 4.2, 4.3)."""
+"""Bootstraps as trees with their blobs: layers, parents, dictionaries (format.md 4.2, 4.3)."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def settled(record: BlobRecord, path: Path) -> BlobRecord:
 
 
 def file_id(path: Path) -> str:
-    """The blob id that a file's name stands for (sheet 4.3)."""
+    """The blob id that a file's name stands for (format.md 4.3)."""
     return path.name.split(".", 1)[0]
 
 

@@ -1,4 +1,4 @@
-"""Bootstraps of layers become the bootstrap of an image (sheet 4.3)."""
+"""Bootstraps of layers become the bootstrap of an image (format.md 4.3)."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _named(record: BlobRecord, path: Path, i: int, names: LayerNames) -> BlobRec
     if names.original_blob_ids:
         data: str | None = names.original_blob_ids[i]
     elif separate:
-        data = None  # its own id is right already; upstream would overwrite it (sheet 8.3, 2)
+        data = None  # its own id is right already; upstream would overwrite it (format.md 8.3, 2)
     else:
         data = digest or (meta if inline else None)
     features &= ~BlobFeatures.INLINED_FS_META

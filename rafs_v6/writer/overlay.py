@@ -1,4 +1,4 @@
-"""Laying one tree over another: the rules of OCI layers and of overlayfs (sheet 4.4)."""
+"""Laying one tree over another: the rules of OCI layers and of overlayfs (format.md 4.4)."""
 
 from __future__ import annotations
 

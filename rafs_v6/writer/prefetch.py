@@ -1,4 +1,4 @@
-"""Which rows of a tree are prefetched: the patterns of ``--prefetch-policy`` (sheet 1.16)."""
+"""Which rows of a tree are prefetched: the patterns of ``--prefetch-policy`` (format.md 1.16)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Images that refer to a tar or a tar.gz: chunks are found in it, nothing is stored (sheet 2.1).
+"""Images that refer to a tar or a tar.gz: its bytes are the chunks (format.md 2.1).
 
 For a tar.gz every chunk lies in a zran context: so much of the deflate stream,
-from a point where inflating can start, as its bytes need (sheet 2.7).
+from a point where inflating can start, as its bytes need (format.md 2.7).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rafs_v6.format.erofs import (
     Compressor,
 )
 from rafs_v6.writer.cct import pack_v2
-from rafs_v6.writer.chunks import ChunkOptions, Original, StoredChunks
+from rafs_v6.writer.chunks import BlobChunks, ChunkOptions, Original
 from rafs_v6.writer.errors import BuildError, SourceError
 from rafs_v6.writer.pieces import Batch, Pieces, Progress
 from rafs_v6.writer.sources import Source
 from rafs_v6.writer.stored import GzipIndex, GzipPoint, StoredTar
 from rafs_v6.writer.tree import Tree
 
-# Plain bytes after which a context takes no further chunk: what a cold read inflates at most.
+# Uncompressed bytes after which a context takes no further chunk: a cold read inflates no more.
 _REACH = 2 << 20
 _MAX_INPUT = 2 * MAX_CHUNK_SIZE  # what a reader takes for one context (csrc/codec/chunkmap.c)
 _MAX_V2_SIZE = (1 << 24) - 1
@@ -53,7 +53,8 @@ class _Contexts:
         return len(self._all)
 
     def place(self, off: int, size: int) -> tuple[int, int, int]:
-        """(zran word of the chunk record, stored offset, stored size) of plain bytes at ``off``."""
+        """(zran word of the chunk record, compressed offset and size) of ``size`` uncompressed
+        bytes at ``off``."""
         start, end = self._index.before(off), self._index.behind(off + size)
         if not self._all or off + size - self._all[-1].start.out_off > _REACH:
             self._all.append(_Context(start))
@@ -68,8 +69,8 @@ class _Contexts:
         word = len(self._all) - 1 << 32 | off - context.start.out_off
         return word, start.in_off, min(end.end_off - start.in_off, _MAX_V2_SIZE)
 
-    def pack(self, plain: int) -> bytes:
-        """Records, then the windows, which are read back from the tar ``plain`` (a descriptor)."""
+    def pack(self, tar: int) -> bytes:
+        """Records, then the windows, which are read back from ``tar`` (a descriptor)."""
         out = bytearray()
         dict_off = 0
         for c in self._all:
@@ -80,13 +81,13 @@ class _Contexts:
             )  # fmt: skip
             dict_off += p.window
         for c in self._all:
-            out += os.pread(plain, c.start.window, c.start.out_off - c.start.window)
+            out += os.pread(tar, c.start.window, c.start.out_off - c.start.window)
         return bytes(out)
 
 
 class _Refer:
     def __init__(
-        self, tree: Tree, source: Source, options: ChunkOptions, out: StoredChunks,
+        self, tree: Tree, source: Source, options: ChunkOptions, out: BlobChunks,
         index: GzipIndex | None,
     ) -> None:  # fmt: skip
         self._tree, self._out = tree, out
@@ -120,7 +121,7 @@ class _Refer:
 
 
 def refer_chunks(
-    tree: Tree, source: Source, out: StoredChunks, options: ChunkOptions, tar: StoredTar,
+    tree: Tree, source: Source, out: BlobChunks, options: ChunkOptions, tar: StoredTar,
     progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """The chunks of all files of ``tree`` that are not stored yet; their data lie in ``tar``."""
@@ -139,17 +140,17 @@ def refer_chunks(
     out.original = Original(tar.sha256, tar.size, compressor)
 
 
-def tarfs_chunks(tree: Tree, blob: str, tar: StoredTar) -> StoredChunks:
+def tarfs_chunks(tree: Tree, blob: str, tar: StoredTar) -> BlobChunks:
     """Chunks whose flat offset is that in the tar, of 512-byte blocks; nothing is read.
 
     ``records`` has the last one only: without digests, all have the same key in
-    the chunk table (sheet 1.17).
+    the chunk table (format.md 1.17).
     """
     if tar.index is not None:
         raise SourceError("a tar.gz cannot be mounted as it is: choose --type targz-ref")
     if tar.size % TARFS_BLOCK:
         raise SourceError(f"the tar is no whole number of blocks: {tar.size} bytes")
-    out = StoredChunks(blob, tree.places, features=BlobFeatures.TARFS, flat_size=tar.size)
+    out = BlobChunks(blob, tree.places, features=BlobFeatures.TARFS, flat_size=tar.size)
     count = 0
     for row in in_tar_order(tree):
         tree.at[row] = len(tree.refs)

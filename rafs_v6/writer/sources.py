@@ -70,7 +70,7 @@ class DirectorySource:
         tree = self.tree
         seen: dict[tuple[int, int], int] = {}
         root = _node_of(self._top, os.stat(self._top))
-        # The time of a source's top directory is that of the copy, not of the image (sheet 1.13).
+        # The top directory's time is that of the copy, not that of the image (format.md 1.13).
         root.mtime = root.mtime_nsec = 0
         pending = [(self._top, tree.add(ROOT, b"", root))]
         while pending:

@@ -26,7 +26,7 @@ from rafs_v6.writer.errors import SourceError
 
 _PIECE = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
-# A point for so many plain bytes: 1.5 MB of memory for a GB, and a context begins that near.
+# A point for so many uncompressed bytes: 1.5 MB of memory for a GB, and a context begins that near.
 _SPACING = 16 << 10
 
 
@@ -43,7 +43,7 @@ class GzipPoint:
 
 
 class GzipIndex:
-    """The points of a gzip file, by plain offset; the last is its end."""
+    """The points of a gzip file, by uncompressed offset; the last is its end."""
 
     def __init__(self, handle: Any, end: Any) -> None:
         self._handle = handle  # the points are its memory
@@ -53,12 +53,12 @@ class GzipIndex:
         self._end = end
 
     def before(self, off: int) -> GzipPoint:
-        """The last point at or before plain byte ``off``."""
+        """The last point at or before uncompressed byte ``off``."""
         i = bisect_right(self._range, off, key=lambda k: self._points[k].out_off)
         return _point(self._points[i - 1])
 
     def behind(self, off: int) -> GzipPoint:
-        """The first point at or behind plain byte ``off``."""
+        """The first point at or behind uncompressed byte ``off``."""
         i = bisect_left(self._range, off, key=lambda k: self._points[k].out_off)
         return _point(self._points[i] if i < len(self._range) else self._end)
 
@@ -69,7 +69,8 @@ def _point(p: Any) -> GzipPoint:
 
 @dataclass(frozen=True, slots=True)
 class StoredTar:
-    """``file``: the plain tar, seekable; ``index``: where it was inflated from, None for a tar.
+    """``file``: the uncompressed tar, seekable; ``index``: where it was inflated
+    from, None for a tar.
 
     ``sha256`` (hex, empty when it was not asked for) and ``size`` are those of
     the object that was read, tar or tar.gz.

@@ -1,4 +1,4 @@
-"""What follows the chunk data in a blob: CCT, digests, bootstrap, TOC (sheet 2.2, 2.8, 2.9)."""
+"""What follows the chunk data in a blob: CCT, digests, bootstrap, TOC (format.md 2.2, 2.8, 2.9)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rafs_v6.writer.blob_file import (
     toc_flag,
 )
 from rafs_v6.writer.cct import cct_header
-from rafs_v6.writer.chunks import StoredChunks
+from rafs_v6.writer.chunks import BlobChunks
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.options import CreateOptions
 
@@ -32,7 +32,7 @@ _ID_MAX = 64
 
 
 def write_trailer(
-    out: BlobFile, chunks: StoredChunks, options: CreateOptions,
+    out: BlobFile, chunks: BlobChunks, options: CreateOptions,
     bootstrap: Callable[[BlobRecord], Iterable[bytes | bytearray]],
 ) -> tuple[Iterable[bytes | bytearray], str, str]:  # fmt: skip
     """Everything behind the chunk data; (bootstrap in pieces, name of the object, blob id).
@@ -51,7 +51,7 @@ def write_trailer(
     toc = b""
     count = len(chunks.records)
     cct: bytes | bytearray = b""
-    ci_compressor, plain_cct, ci_offset = Compressor.NONE, bytearray(), 0
+    ci_compressor, uncompressed_cct, ci_offset = Compressor.NONE, bytearray(), 0
     if count:
         if original is None:
             data_size = out.size
@@ -60,20 +60,20 @@ def write_trailer(
             toc += toc_entry(
                 b"image.blob", out.digest(), 0, data_size, chunks.flat_size, TocFlags.RAW
             )
-        plain_cct = chunks.cct + chunks.contexts
+        uncompressed_cct = chunks.cct + chunks.contexts
         ci_compressor, cct = shrink(
-            options.chunks.compressor if original is None else Compressor.ZSTD, plain_cct
+            options.chunks.compressor if original is None else Compressor.ZSTD, uncompressed_cct
         )
         if cipher is not None:
             cct = cipher.encrypt(bytes(cct))
         ci_offset = out.size
         header = cct_header(
-            features, ci_compressor, count, ci_offset, len(cct), len(plain_cct),
+            features, ci_compressor, count, ci_offset, len(cct), len(uncompressed_cct),
             chunks.context_place,
         )  # fmt: skip
         toc += toc_entry(
-            b"blob.meta", hashlib.sha256(plain_cct).digest(), ci_offset, len(cct),
-            len(plain_cct), toc_flag(ci_compressor),
+            b"blob.meta", hashlib.sha256(uncompressed_cct).digest(), ci_offset, len(cct),
+            len(uncompressed_cct), toc_flag(ci_compressor),
         )  # fmt: skip
         toc += toc_entry(
             b"blob.meta.header", hashlib.sha256(header).digest(), ci_offset + len(cct),
@@ -89,7 +89,7 @@ def write_trailer(
         _INLINED_ID, 0, options.chunks.chunk_size, count,
         original.compressor if original else options.chunks.compressor,
         options.chunks.digester, features, out.size, chunks.flat_size, 0, ci_compressor, ci_offset,
-        len(cct), len(plain_cct), bytes(32), bytes(32), 0, 0, 0, bytes(36),
+        len(cct), len(uncompressed_cct), bytes(32), bytes(32), 0, 0, 0, bytes(36),
     )  # fmt: skip
     if original is not None:
         record = replace(
@@ -132,10 +132,10 @@ def write_trailer(
     return boot, name, record.blob_id.rstrip(b"\0").decode()
 
 
-def _write_digests(out: BlobFile, chunks: StoredChunks) -> bytes:
+def _write_digests(out: BlobFile, chunks: BlobChunks) -> bytes:
     """Write blob.digest; its TOC entry.
 
-    The array is outside the blob id because upstream's ids are made so (sheet
+    The array is outside the blob id because upstream's ids are made so (format.md
     2.9) and its tools compare them; the digest of the object is the registry's.
     """
     digests = chunks.records.digests()

@@ -1,7 +1,7 @@
 """The tree between a source and an image, by columns: plain values, no I/O.
 
 A tree of Python objects takes 1 KB a file, columns take 70 bytes.  A row is a
-name; rows are in the order in which the format numbers inodes (sheet 1.15): the
+name; rows are in the order in which the format numbers inodes (format.md 1.15): the
 entries of a directory side by side, sorted, then what is below each of them.
 """
 

@@ -1,4 +1,4 @@
-"""Chunk maps: the sheet's records, and records that lie."""
+"""Chunk maps: records as docs/format.md has them, and records that lie."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def decoded(records: list[bytes], contexts: bytes = b"", **info: int) -> tuple[M
     return m, m.decode(body + contexts, **{**known, **info})
 
 
-def test_v1_records_of_the_sheet() -> None:
+def test_v1_records_of_the_format() -> None:
     cct = bytes.fromhex(
         "00000000 00b00000 00000000 00b00000 00100000 00f0ff00 0c000000 00f0ff00"
         "00200000 00703800 0c100000 00703800"
@@ -84,7 +84,7 @@ def test_v1_with_high_nibbles() -> None:
     assert "beyond" in said  # 0xffffffff000 + 16 MiB is past what any blob can have
 
 
-def test_batch_records_of_the_sheet() -> None:
+def test_batch_records_of_the_format() -> None:
     cct = bytes.fromhex(
         "000000000b00000500000000000000000000000000000000"
         "010000008713000500000000000000000c00000000000000"
@@ -100,7 +100,7 @@ def test_batch_records_of_the_sheet() -> None:
     assert [(c.unit_off, c.usize) for c in (m.chunks[0], m.chunks[1])] == [(0, 12), (12, 5000)]
 
 
-def test_zran_records_of_the_sheet() -> None:
+def test_zran_records_of_the_format() -> None:
     record = bytes.fromhex("000000000d0000036301000000120000000c000000000000")
     context = bytes.fromhex(
         "daa52000000000008b614200000000000000010000000000211300007c783000008000005b020000"

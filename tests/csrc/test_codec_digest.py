@@ -53,7 +53,7 @@ def test_unknown_digester() -> None:
 
 def test_crc32c() -> None:
     assert lib.rafs_crc32c(b"123456789", 9) == 0xE3069283  # the check value of CRC-32C
-    assert lib.rafs_crc32c(b"hello nydus\n", 12) == 0x25BB7B2B  # sheet 7.1
+    assert lib.rafs_crc32c(b"hello nydus\n", 12) == 0x25BB7B2B  # format.md 7.1
     for n in range(70):
         assert lib.rafs_crc32c(DATA[:n], n) == crc32c_slowly(DATA[:n])
 

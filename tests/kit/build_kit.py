@@ -96,7 +96,7 @@ def digests(boot: rafs_v6.Bootstrap) -> set[str]:
 
 
 def flatten(image: rafs_v6.Image, blobs: Path, out: Path) -> list[Path]:
-    """Every blob as the flat file that the kernel takes for a device (sheet 1.18)."""
+    """Every blob as the flat file that the kernel takes for a device (format.md 1.18)."""
     flat = []
     decoder = ffi.gc(lib.rafs_decoder_new(), lib.rafs_decoder_free)
     for info in image.bootstrap.blobs:

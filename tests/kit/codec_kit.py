@@ -1,6 +1,6 @@
 """What the tests of rafs_v6._codec share: calls as Python values, and a minimal reader.
 
-The reader knows just enough of a bootstrap (sheet 1.3, 1.5) to hand real blobs to the C code.
+The reader knows just enough of a bootstrap (format.md 1.3, 1.5) to hand real blobs to the C code.
 It is on purpose not rafs_v6's own: two readers that agree are worth more than one.
 """
 

@@ -107,7 +107,7 @@ class BlobCheck:
                 self._check.fail("blob.unread", f"blob {blob_id}", str(error))
 
     def _check_id(self, blob_id: str, size: int, skip: tuple[int, int]) -> None:
-        """An id is the sha256 of the object, or of it without ``skip`` (sheet 2.9).
+        """An id is the sha256 of the object, or of it without ``skip`` (format.md 2.9).
 
         One that is no sha256 was given by hand and says nothing of the content.
         """
@@ -135,7 +135,7 @@ class BlobCheck:
     # -- CCT ---------------------------------------------------------------------------------------
 
     def _check_header(self) -> bool:
-        """Every field of the CCT header that a reader compares (sheet 2.3)."""
+        """Every field of the CCT header that a reader compares (format.md 2.3)."""
         info, at = self._info, self._info.ci_offset + self._info.ci_compressed_size
         place = f"{self._meta}, byte {at:#x}"
         try:
@@ -209,8 +209,8 @@ class BlobCheck:
         self._check(
             whole or (unit.coff, unit.clen) == (record.compressed_offset, record.compressed_size),
             "blob-meta.entry", self._meta,
-            f"chunk {number} has {unit.clen} stored bytes at {unit.coff:#x}, the bootstrap says "
-            f"{record.compressed_size} at {record.compressed_offset:#x}",
+            f"chunk {number} has {unit.clen} compressed bytes at {unit.coff:#x}, the bootstrap "
+            f"says {record.compressed_size} at {record.compressed_offset:#x}",
         )  # fmt: skip
         if self._digests:
             found = self._digests[number * _DIGEST : (number + 1) * _DIGEST]

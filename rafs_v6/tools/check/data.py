@@ -1,4 +1,4 @@
-"""Every stored chunk: decoded, and compared with its digest."""
+"""Every chunk of a blob: decoded, and compared with its digest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rafs_v6.tools.blobs import Blobs
 
 @dataclass(slots=True)
 class CheckedData:
-    """Bytes are plain ones.  ``unverified``: decoded, but the image has no digest for them."""
+    """Uncompressed bytes.  ``unverified``: decoded, but the image has no digest for them."""
 
     chunks: int = 0
     decoded: int = 0
@@ -57,16 +57,16 @@ def _fail(batch: Batch, i: int, name: str, text: str, check: Checks) -> None:
     which = f"chunk {unit.first}" if unit.count == 1 else f"chunks {unit.first} to {last}"
     check.fail(
         name, f"blob {chunks.info.blob_id}, byte {unit.coff:#x}",
-        f"{which}, {unit.clen} stored bytes: {text}",
+        f"{which}, {unit.clen} compressed bytes: {text}",
     )  # fmt: skip
 
 
 def _check_chunks(batch: Batch, i: int, check: Checks) -> None:
     chunks, number = batch.units[i]
-    unit, plain = chunks.unit(number), batch.plain(i)
+    unit, whole = chunks.unit(number), batch.uncompressed(i)
     for k in range(unit.first, unit.first + unit.count):
         chunk = chunks.blob.chunks[k]
-        data = ffi.from_buffer("uint8_t[]", plain[chunk.unit_off : chunk.unit_off + chunk.usize])
+        data = ffi.from_buffer("uint8_t[]", whole[chunk.unit_off : chunk.unit_off + chunk.usize])
         if lib.rafs_chunk_verify(chunks.blob, k, data):
             check.fail(
                 "chunk.digest", f"blob {chunks.info.blob_id}, byte {unit.coff:#x}",

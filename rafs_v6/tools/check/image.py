@@ -156,7 +156,7 @@ def _check_tables(bootstrap: Bootstrap, check: Checks) -> None:
 
 
 def _check_devices(bootstrap: Bootstrap, check: Checks) -> None:
-    """No device may overlap another when all are shown as one (sheet 1.4)."""
+    """No device may overlap another when all are shown as one (format.md 1.4)."""
     end = len(bootstrap.data)
     for info in bootstrap.blobs:
         at = DEVICE_SLOTS_OFFSET + DeviceSlot.SIZE * info.index

@@ -22,7 +22,7 @@ _PIECE = 8 << 20
 
 
 def check_tar_header(block: bytes, name: bytes, size: int, place: str, check: Checks) -> bool:
-    """One of the headers that follow the parts (sheet 2.2)."""
+    """One of the headers that follow the parts (format.md 2.2)."""
     if not check(
         is_tar_header(block), "tar-header.magic", place, f"no tar header for {name!r} there"
     ):
@@ -113,8 +113,8 @@ def _check_places(
             f"TOC: {name} is at {part.offset:#x}, it should be at {offset:#x}",
         )  # fmt: skip
         check(
-            part.size == length, "toc.entry.size", at,
-            f"TOC: {name} has {part.size} bytes, it should have {length}",
+            part.compressed_size == length, "toc.entry.size", at,
+            f"TOC: {name} has {part.compressed_size} bytes, it should have {length}",
         )  # fmt: skip
     for name in parts.keys() - known.keys():
         check.fail("toc.entry.name", at, f"TOC: an entry {name!r}")
@@ -133,12 +133,12 @@ def _check_content(
     except ImageError as error:
         check.fail("toc.entry.digest", at, str(error))
         return
-    if part.size + TAR_HEADER > size:
+    if part.compressed_size + TAR_HEADER > size:
         return  # its size was found wrong above
-    # This one is over the stored data and their tar header (sheet 2.8).
-    whole = hashlib.sha256()
-    for start in range(0, part.size + TAR_HEADER, _PIECE):
-        whole.update(read_at(blob_id, start, min(_PIECE, part.size + TAR_HEADER - start)))
+    # This one is over the compressed data and their tar header (format.md 2.8).
+    whole, end = hashlib.sha256(), part.compressed_size + TAR_HEADER
+    for start in range(0, end, _PIECE):
+        whole.update(read_at(blob_id, start, min(_PIECE, end - start)))
     check(
         whole.digest() == part.digest, "toc.entry.digest", at,
         "TOC: image.blob does not match its digest",

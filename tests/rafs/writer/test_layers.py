@@ -74,5 +74,5 @@ def test_the_kernel_shows_what_the_layer_holds(
     with mounted(boot, flatten(image, blobs, tmp_path), tmp_path / "mnt") as at:
         got = manifest(golden, at)
     root = trees[number].get("/", {})
-    root["mtime"] = None  # of a directory source it is that of the copy (sheet 1.13)
+    root["mtime"] = None  # of a directory source it is that of the copy (format.md 1.13)
     assert differences(got, trees[number]) == []
