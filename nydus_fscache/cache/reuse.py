@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from nydus_fscache.cache.blob_files import BlobFiles
 from nydus_fscache.cache.chunk_index import ChunkIndex, Entry, Key, Place
 from nydus_fscache.cache.presence import PAGE, is_recorded
-from nydus_fscache.core.core import verify_chunk
+from nydus_fscache.core.units import verify_chunk
 
 if TYPE_CHECKING:
     from nydus_fscache.fetch.cache_object import CacheObject

@@ -9,148 +9,27 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from nydus_fscache._core import ffi, lib
-from nydus_fscache.core.park import Park
-from rafs_v6._codec import ffi as codec_ffi
-from rafs_v6._codec import lib as codec
+from nydus_fscache.core.events import (
+    Event,
+    Inherited,
+    Opened,
+    Stats,
+    TraceEntry,
+    event_of,
+    opened_of,
+)
 
-JOURNAL_SLOTS = 4096
 _BATCH = 64
 _NO_CHUNK = 0xFFFFFFFF
-
-
-@dataclass(frozen=True, slots=True)
-class Missed:
-    """Somebody waits for flat bytes [off, off + len) of an object, which are not all there."""
-
-    object: int
-    off: int
-    len: int
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Passed:
-    """A reader crossed a read-ahead mark near ``off``; nobody waits."""
-
-    object: int
-    off: int
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """cachefiles OPEN: to be answered with ``Core.copen``; ``fd`` is the receiver's."""
-
-    msg_id: int
-    kernel_object: int
-    fd: int
-    volume: str
-    cookie: str
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """cachefiles CLOSE: the object is to be removed."""
-
-    object: int
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """The transport's descriptor failed with ``errno``."""
-
-    errno: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A cachefiles READ of an object that is not known: its reader waits, and cannot be told."""
-
-
-class Left(Enum):
-    """What a predecessor may have left on record of cachefiles: OPENs that it may not have
-    answered, CLOSEs that it had not seen to, objects that it had open."""
-
-    ASKED = lib.NF_EV_OPEN
-    CLOSED = lib.NF_EV_CLOSE
-    OBJECTS = lib.NF_LEFT_OBJECT
-
-
-Event = Missed | Passed | Opened | Closed | Broken | Lost
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """See ``struct nf_stats``."""
-
-    events: int
-    hits: int
-    misses: int
-    denied: int
-    pending: int
-    oldest_ns: int
-    wakeups: int
-    uses_uring: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TraceEntry:
-    """One request of the kernel; ``t_ns`` of CLOCK_BOOTTIME."""
-
-    t_ns: int
-    object: int
-    off: int
-    len: int
-    pid: int
-    hit: bool
-
-
-def unit_columns(blob: Any, count: int) -> tuple[list[int], list[int], list[int]]:
-    """Of each unit of a ``struct rafs_blob``: coff, clen, ulen (csrc/codec/rafs.h)."""
-    if not count:
-        return [], [], []
-    record = codec_ffi.sizeof("struct rafs_unit")
-    table = memoryview(codec_ffi.buffer(blob.units, count * record))
-    at = {name: field.offset for name, field in codec_ffi.typeof("struct rafs_unit").fields}
-    coff = table.cast("Q")[at["coff"] // 8 :: record // 8]
-    words = table.cast("I")
-    clen, ulen = (words[at[name] // 4 :: record // 4] for name in ("clen", "ulen"))
-    return coff.tolist(), clen.tolist(), ulen.tolist()
-
-
-def verify_chunk(blob: Any, chunk: int, data: bytes) -> bool:
-    """Are these the plain bytes of a chunk, by its digest?"""
-    with ffi.from_buffer("uint8_t[]", data) as plain:
-        return bool(codec.rafs_chunk_verify(blob, chunk, plain) == 0)
-
-
-def _opened(e: Any) -> Opened:
-    volume = bytes(ffi.buffer(e.volume, e.volume_len)).decode("utf-8", "replace")
-    cookie = bytes(ffi.buffer(e.cookie, e.cookie_len)).decode("utf-8", "replace")
-    return Opened(e.msg_id, e.kernel_object, e.fd, volume, cookie)
 
 
 def _checked(result: int) -> int:
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     return result
-
-
-def journal_memory(park: Park) -> mmap.mmap:
-    """The event journal that a predecessor left, or a new one, which the keeper has then."""
-    fd = park.take("journal")
-    if fd is not None:
-        return mmap.mmap(fd, 0)
-    fd = os.memfd_create("nydus-fscache-journal", os.MFD_CLOEXEC)
-    os.ftruncate(fd, Core.journal_size(JOURNAL_SLOTS))
-    memory = mmap.mmap(fd, 0)
-    Core.format_journal(memory, JOURNAL_SLOTS)
-    park.keep("journal", fd)
-    return memory
 
 
 class Core:
@@ -244,7 +123,7 @@ class Core:
         self._asked[oid] = held
 
     def mark(self, oid: int, off: int) -> None:
-        """Ask for one ``Passed`` when a request first touches the page of ``off``."""
+        """Ask for one ``ReadaheadHit`` when a request first touches the page of ``off``."""
         _checked(lib.nf_object_mark(self._core, oid, off))
 
     # -- events --------------------------------------------------------------------------------
@@ -252,20 +131,7 @@ class Core:
     def next(self, timeout_ms: int) -> list[Event]:
         """What C could not answer alone, oldest first; for one caller at a time."""
         count = lib.nf_core_next(self._core, self._events, _BATCH, timeout_ms)
-        return [self._event(self._events[i]) for i in range(count)]
-
-    def _event(self, e: Any) -> Event:
-        if e.type == lib.NF_EV_MISS:
-            return Missed(e.object, e.off, e.len, e.pid)
-        if e.type == lib.NF_EV_AHEAD:
-            return Passed(e.object, e.off)
-        if e.type == lib.NF_EV_OPEN:
-            return _opened(e)
-        if e.type == lib.NF_EV_CLOSE:
-            return Closed(e.object)
-        if e.type == lib.NF_EV_LOST:
-            return Lost()
-        return Broken(e.len)
+        return [event_of(self._events[i]) for i in range(count)]
 
     # -- fills ---------------------------------------------------------------------------------
 
@@ -319,12 +185,12 @@ class Core:
         """It is not open any more; after its descriptor was dropped at the keeper."""
         lib.nf_cachefiles_forget(self._core, kernel_object)
 
-    def left(self, kind: Left) -> list[Opened]:
+    def inherited(self, kind: Inherited) -> list[Opened]:
         """Without descriptors, which the keeper may have; before ``start``."""
         cursor, out = ffi.new("uint32_t *"), ffi.new("struct nf_event *")
         found = []
         while lib.nf_cachefiles_left(self._core, kind.value, cursor, out):
-            found.append(_opened(out))
+            found.append(opened_of(out))
         return found
 
     def resent(self) -> None:

@@ -32,7 +32,9 @@ from nydus_fscache.backend.make import preload
 from nydus_fscache.cache.quota import Bounds
 from nydus_fscache.cache.store import Store
 from nydus_fscache.config.nydusd import tuning_of
-from nydus_fscache.core.core import Core, Event, Missed, Passed, journal_memory
+from nydus_fscache.core.core import Core
+from nydus_fscache.core.events import Event, ReadaheadHit, ReadMiss
+from nydus_fscache.core.journal import journal_memory
 from nydus_fscache.daemon.active_mount import ActiveMount
 from nydus_fscache.errors import (
     CacheDirError,
@@ -310,24 +312,24 @@ class Service:
                     self._handle(event)
                 except Exception:  # one bad event must not end the service of the others
                     log.exception("event %s", event)
-                    if isinstance(event, Missed):
+                    if isinstance(event, ReadMiss):
                         self.core.fail(event.object, event.off, event.len, errno.EIO)
 
     def _handle(self, event: Event) -> None:
-        if isinstance(event, Passed):
+        if isinstance(event, ReadaheadHit):
             if obj := self.objects.get(event.object):
                 obj.read_ahead(event.off)
             return
-        if isinstance(event, Missed) and self._demand(event):
+        if isinstance(event, ReadMiss) and self._demand(event):
             return
         if any(transport.handle(event) for transport in self._transports.in_use().values()):
             return
-        if not isinstance(event, Missed):
+        if not isinstance(event, ReadMiss):
             log.error("event that nobody expects: %s", event)
         elif not self._demand(event):  # an orphan may have been taken just now
             self.core.fail(event.object, event.off, event.len, errno.EIO)
 
-    def _demand(self, event: Missed) -> bool:
+    def _demand(self, event: ReadMiss) -> bool:
         obj = self.objects.get(event.object)
         if obj is not None:
             obj.demand(event.off, event.len)

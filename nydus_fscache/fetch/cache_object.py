@@ -20,7 +20,8 @@ from typing import Any, Protocol
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.presence import PAGE, ChunkMapFile, PageMap
 from nydus_fscache.cache.reuse import Copies, copy_chunk, holds_chunk, read_chunk
-from nydus_fscache.core.core import Core, unit_columns
+from nydus_fscache.core.core import Core
+from nydus_fscache.core.units import unit_columns
 from nydus_fscache.fetch.plan import FIRST_WINDOW, LEAST_AMPLIFIED, Extent, Planner, Reach
 from nydus_fscache.fetch.queue import Fetcher, Job, Priority
 

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nydus_fscache.core.core import Core, TraceEntry
+from nydus_fscache.core.core import Core
+from nydus_fscache.core.events import TraceEntry
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.files import replace_file
 

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 from nydus_fscache.cache.evict import EvictionSource
 from nydus_fscache.cache.store import Store
-from nydus_fscache.core.core import Core, Event
+from nydus_fscache.core.core import Core
+from nydus_fscache.core.events import Event
 from nydus_fscache.core.park import Park
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.fetch.objects import Objects

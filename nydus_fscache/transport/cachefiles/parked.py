@@ -13,7 +13,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from nydus_fscache.cache.presence import PageMap
-from nydus_fscache.core.core import Core, Left, Opened
+from nydus_fscache.core.core import Core
+from nydus_fscache.core.events import Inherited, Opened
 from nydus_fscache.core.park import Park
 
 log = logging.getLogger("cachefiles")
@@ -49,9 +50,9 @@ class ParkedObjects:
         self.asked: list[Opened] = []
         self.lost: list[Opened] = []
         self._objects: list[Opened] = []
-        closed = {e.kernel_object for e in core.left(Left.CLOSED)}
-        asked = {e.kernel_object: e for e in core.left(Left.ASKED)}
-        for event in core.left(Left.OBJECTS):
+        closed = {e.kernel_object for e in core.inherited(Inherited.CLOSED)}
+        asked = {e.kernel_object: e for e in core.inherited(Inherited.ASKED)}
+        for event in core.inherited(Inherited.OBJECTS):
             kernel_object = event.kernel_object
             fd = park.take(f"{_PREFIX}{kernel_object}")
             if fd is None:

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from nydus_fscache.cache.presence import PAGE, PageMap
-from nydus_fscache.core.core import Broken, Closed, Core, Event, Lost, Missed, Opened
+from nydus_fscache.core.core import Core
+from nydus_fscache.core.events import Closed, DeviceError, Event, Opened, ReadMiss, StaleRead
 from nydus_fscache.core.park import Park
 from nydus_fscache.errors import KernelRefused, UsageError
 from nydus_fscache.fetch.cache_object import CacheObject, Source
@@ -242,11 +243,11 @@ class CachefilesTransport:
             self._open(event)
         elif isinstance(event, Closed):
             self._close(event.object)
-        elif isinstance(event, Missed):
+        elif isinstance(event, ReadMiss):
             return self._missed(event)
-        elif isinstance(event, Lost):
+        elif isinstance(event, StaleRead):
             self._send_again()
-        elif isinstance(event, Broken):
+        elif isinstance(event, DeviceError):
             log.error("read of %s: %s", DEVICE, os.strerror(event.errno))
         return True
 
@@ -410,7 +411,7 @@ class CachefilesTransport:
                         bound.objects.remove(obj)
         self._in_background(self._objects.release, obj)
 
-    def _missed(self, event: Missed) -> bool:
+    def _missed(self, event: ReadMiss) -> bool:
         """Of a bootstrap, or of an object that no image is bound for.
 
         Nobody waits for long for a bootstrap that is being written; what could not be is tried

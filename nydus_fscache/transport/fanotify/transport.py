@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nydus_fscache.core.core import Core, Event, Missed
+from nydus_fscache.core.core import Core
+from nydus_fscache.core.events import Event, ReadMiss
 from nydus_fscache.core.park import Park
 from nydus_fscache.errors import KernelRefused, UsageError
 from nydus_fscache.fetch.cache_object import CacheObject
@@ -123,7 +124,7 @@ class FanotifyTransport:
         self._objects.orphans.fail_pending()
 
     def handle(self, event: Event) -> bool:
-        return isinstance(event, Missed) and self._objects.orphans.missed(
+        return isinstance(event, ReadMiss) and self._objects.orphans.missed(
             event.object, event.off, event.len
         )
 

@@ -21,7 +21,8 @@ import pytest
 from nydus_fscache.backend.make import make_backend
 from nydus_fscache.cache.presence import PageMap
 from nydus_fscache.cache.store import Store
-from nydus_fscache.core.core import Core, Left, Missed, Opened
+from nydus_fscache.core.core import Core
+from nydus_fscache.core.events import Inherited, Opened, ReadMiss
 from nydus_fscache.errors import KernelRefused, UsageError
 from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.fetch.queue import Fetcher
@@ -98,8 +99,8 @@ class Service:
     def _dispatch(self) -> None:
         while not self._end.is_set():
             for event in self.core.next(timeout_ms=50):
-                obj = self.objects.get(event.object) if isinstance(event, Missed) else None
-                if obj is not None and isinstance(event, Missed):
+                obj = self.objects.get(event.object) if isinstance(event, ReadMiss) else None
+                if obj is not None and isinstance(event, ReadMiss):
                     obj.demand(event.off, event.len)
                 else:
                     self.transport.handle(event)
@@ -241,18 +242,19 @@ def test_what_is_not_answered_is_on_record(tmp_path: Path, kernel: Kernel) -> No
     core.stop()
 
     successor = Core(memory)
-    assert [(e.msg_id, e.kernel_object) for e in successor.left(Left.ASKED)] == [(3, 1)]
-    assert [e.kernel_object for e in successor.left(Left.CLOSED)] == [2]
-    objects = [(e.kernel_object, e.volume, e.cookie) for e in successor.left(Left.OBJECTS)]
+    assert [(e.msg_id, e.kernel_object) for e in successor.inherited(Inherited.ASKED)] == [(3, 1)]
+    assert [e.kernel_object for e in successor.inherited(Inherited.CLOSED)] == [2]
+    found = successor.inherited(Inherited.OBJECTS)
+    objects = [(e.kernel_object, e.volume, e.cookie) for e in found]
     assert objects == [(1, "erofs,dom", "boot"), (2, "erofs,dom", "blob")]
     successor.add_object(9, 0, 0, second.fd, 8192, pages.memory, aligned=True)
     successor.bind_kernel(9, 2, second.fd)
     assert successor.settle(all_served=True) == 1
     (missed,) = successor.next(timeout_ms=0)
-    assert missed == Missed(9, 4096, 4096, 0)
+    assert missed == ReadMiss(9, 4096, 4096, 0)
     for kernel_object in (1, 2):
         successor.forget_kernel(kernel_object)
-    assert successor.left(Left.OBJECTS) == successor.left(Left.CLOSED) == []
+    assert successor.inherited(Inherited.OBJECTS) == successor.inherited(Inherited.CLOSED) == []
     os.close(first.fd)
     os.close(second.fd)
     os.close(kernel.device)
