@@ -160,7 +160,10 @@ def bootstrap_layer(bootstrap: bytes) -> bytes:
 
 
 def nydus_manifest(push: Pusher, layer: bytes, blobs: list[bytes]) -> dict[str, Any]:
-    config = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
+    tar = gzip.decompress(layer) if layer[:2] == b"\x1f\x8b" else layer
+    digests = [hashlib.sha256(data).hexdigest() for data in (*blobs, tar)]
+    rootfs = {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in digests]}
+    config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).encode()
     layers: list[dict[str, Any]] = [
         {
             "mediaType": "application/vnd.oci.image.layer.nydus.blob.v1",

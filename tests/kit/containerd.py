@@ -1,0 +1,266 @@
+"""The real stack around a ``nydusd``: Debian's containerd and runc, nydus-snapshotter, a registry.
+
+All state is below one short directory; system paths that containerd uses regardless
+(/run/containerd) are left as they were.  ``scripts/peers`` builds what Debian lacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import Pusher, bootstrap_layer, docker_registry, nydus_manifest
+
+import rafs_v6
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 60.0
+
+
+def peer(name: str) -> Path:
+    """A program that scripts/peers builds; skips the test, loudly, when it cannot be had."""
+    where = subprocess.run(
+        [ROOT / "scripts" / "peers", "--dir"], capture_output=True, text=True, check=True
+    )
+    program = Path(where.stdout.strip()) / name
+    build = "snapshotter" if name == "containerd-nydus-grpc" else name
+    done = subprocess.run(
+        [ROOT / "scripts" / "peers", build], capture_output=True, text=True, check=False
+    )
+    if done.returncode == 77:
+        pytest.skip(f"NO {name}: THE CONTAINERD STACK IS NOT TESTED: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+@dataclass
+class Stack:
+    """``nydusd``: the program under test, as one path."""
+
+    base: Path
+    host: str
+    nydusd: Path
+    nydus_image: Path
+    daemon_mode: str = "shared"
+    recover_policy: str = "restart"
+    fs_driver: str = "fusedev"
+    prefetch: bool = False
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def containerd_socket(self) -> Path:
+        return self.base / "c.sock"
+
+    @property
+    def system_socket(self) -> Path:
+        return self.base / "sys.sock"
+
+    @property
+    def snapshotter_root(self) -> Path:
+        return self.base / "sn"
+
+    def start(self) -> None:
+        self.start_snapshotter()
+        self.start_containerd()
+
+    def start_snapshotter(self) -> None:
+        config = {
+            "device": {
+                "backend": {
+                    "type": "registry",
+                    "config": {
+                        "scheme": "http", "skip_verify": True, "timeout": 5,
+                        "connect_timeout": 5, "retry_limit": 2,
+                    },
+                },
+                "cache": {"type": "blobcache", "config": {"work_dir": "cache"}},
+            },
+            "mode": "direct",
+            "digest_validate": False,
+            "enable_xattr": True,
+            "fs_prefetch": {
+                "enable": self.prefetch, "threads_count": 2, "merging_size": 131072,
+            },
+        }  # fmt: skip
+        (self.base / "nydusd.json").write_text(json.dumps(config))
+        settings = self.base / "sn.toml"
+        settings.write_text(
+            f"""version = 1
+root = "{self.snapshotter_root}"
+address = "{self.base}/sn.sock"
+daemon_mode = "{self.daemon_mode}"
+cleanup_on_close = false
+[system]
+enable = true
+address = "{self.system_socket}"
+[daemon]
+nydusd_config = "{self.base}/nydusd.json"
+nydusd_path = "{self.nydusd}"
+nydusimage_path = "{self.nydus_image}"
+fs_driver = "{self.fs_driver}"
+recover_policy = "{self.recover_policy}"
+[cgroup]
+enable = false
+[log]
+log_to_stdout = true
+level = "debug"
+[metrics]
+address = ""
+"""
+        )
+        program = peer("containerd-nydus-grpc")
+        self._spawn("snapshotter", [str(program), "--config", str(settings)])
+        self._wait_for(self.base / "sn.sock", "snapshotter")
+
+    def start_containerd(self) -> None:
+        disabled = [
+            "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs",
+            "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs",
+            "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.opt",
+            "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp",
+        ]  # fmt: skip
+        settings = self.base / "c.toml"
+        settings.write_text(
+            f"""version = 2
+root = "{self.base}/c"
+state = "{self.base}/cs"
+disabled_plugins = {json.dumps(disabled)}
+[grpc]
+  address = "{self.containerd_socket}"
+[ttrpc]
+  address = "{self.containerd_socket}.ttrpc"
+[proxy_plugins.nydus]
+  type = "snapshot"
+  address = "{self.base}/sn.sock"
+"""
+        )
+        self._spawn("containerd", ["containerd", "-c", str(settings)])
+        self._wait_for(self.containerd_socket, "containerd")
+
+    def push(self, image: Path, tag: str = "latest") -> str:
+        """A golden image; returns its reference.  Blobs go in the order of the device slots."""
+        boot = image / "image.boot"
+        order = [blob.blob_id for blob in rafs_v6.Bootstrap.from_file(boot).blobs]
+        contents = [(image / "blobs" / name).read_bytes() for name in order]
+        with Pusher(self.host, image.name) as push:
+            layer = bootstrap_layer(boot.read_bytes())
+            push.manifest(tag, nydus_manifest(push, layer, contents))
+        return f"{self.host}/{image.name}:{tag}"
+
+    def pull(self, reference: str) -> None:
+        self.run(
+            str(peer("rpull")), "-a", str(self.containerd_socket), "-s", "nydus", reference
+        )
+
+    def ctr(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run("ctr", "-a", str(self.containerd_socket), *words, check=check)
+
+    def run_container(
+        self, reference: str, name: str, *argv: str, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        return self.ctr(
+            "run", "--rm", "--snapshotter", "nydus", reference, name, *argv, check=check
+        )
+
+    def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, timeout=PATIENCE_S * 2
+        )
+        if check and done.returncode:
+            said = f"{done.stdout}{done.stderr}"
+            raise AssertionError(f"{argv}: {done.returncode}\n{said}\n{self.logs()}")
+        return done
+
+    def logs(self, most: int = 6000) -> str:
+        return "\n".join(
+            f"--- {log.name}\n{log.read_text(errors='replace')[-most:]}"
+            for log in sorted(self.base.glob("*.log"))
+        )
+
+    def mounts(self) -> list[str]:
+        """Mounts below this rig, from the kernel's table."""
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        points = [line.split()[4] for line in lines]
+        return [point for point in points if point.startswith(f"{self.base}/")]
+
+    def daemon_pids(self) -> list[int]:
+        """Processes, of whatever name, that name this rig in their command line."""
+        own = {process.pid for process in self.processes.values()}
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) in own:
+                continue
+            with contextlib.suppress(OSError):
+                if str(self.base).encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+        return found
+
+    def end(self, name: str, number: int = signal.SIGTERM) -> None:
+        process = self.processes.pop(name, None)
+        if process is not None:
+            process.send_signal(number)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def stop(self) -> None:
+        """End all, and take away what is left, whatever state a test left it in."""
+        with contextlib.suppress(subprocess.SubprocessError, AssertionError, OSError):
+            for task in self.ctr("tasks", "ls", "-q", check=False).stdout.split():
+                self.ctr("tasks", "kill", "-s", "9", task, check=False)
+                self.ctr("tasks", "rm", "-f", task, check=False)
+            for container in self.ctr("containers", "ls", "-q", check=False).stdout.split():
+                self.ctr("containers", "rm", container, check=False)
+            for image in self.ctr("images", "ls", "-q", check=False).stdout.split():
+                self.ctr("images", "rm", "--sync", image, check=False)
+        self.end("containerd")
+        self.end("snapshotter")
+        for pid in self.daemon_pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for point in reversed(self.mounts()):
+            subprocess.run(["umount", "-l", point], check=False, capture_output=True)
+
+    def _spawn(self, name: str, argv: list[str]) -> None:
+        with (self.base / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def _wait_for(self, socket: Path, name: str) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while not socket.exists():
+            if self.processes[name].poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"{name} did not start\n{self.logs()}")
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def stack(base: Path, nydusd: Path, nydus_image: Path, **options: Any) -> Iterator[Stack]:
+    """``base``: a new directory of at most 60 bytes on ext4, xfs or btrfs; removed at the end."""
+    for program in ("containerd", "runc", "ctr"):
+        if shutil.which(program) is None:
+            pytest.skip(f"NO {program}: THE CONTAINERD STACK IS NOT TESTED (scripts/setup --test)")
+    base.mkdir(parents=True)
+    try:
+        with docker_registry(base) as host:
+            made = Stack(base, host, nydusd, nydus_image, **options)
+            try:
+                made.start()
+                yield made
+            finally:
+                made.stop()
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
