@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nydus_fscache.cache.store import Store
-from nydus_fscache.config.nydusd import tuning_of
+from nydus_fscache.config.tuning import tuning_of
 from nydus_fscache.errors import BadImage, MountpointError, UsageError
 from nydus_fscache.fetch.prefetch import POLICIES
 from nydus_fscache.kernel.mountinfo import find_mount

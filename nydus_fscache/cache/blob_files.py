@@ -22,14 +22,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 from collections.abc import Container, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from nydus_fscache.cache.presence import ChunkMapFile
-from nydus_fscache.errors import BadImage, CacheDirError
+from nydus_fscache.errors import CacheDirError
 from nydus_fscache.files import open_state_file, remove, replace_file, status_of_ours, sync
+from nydus_fscache.image.blob_id import checked_blob_id
 
 log = logging.getLogger("blobfiles")
 
@@ -37,17 +37,6 @@ DATA, CHUNK_MAP, META, IDENTITY = "blob.data", "blob.data.chunk_map", "blob.meta
 SUFFIXES = (CHUNK_MAP, IDENTITY, META, DATA)  # in the order in which they are deleted
 
 _READ_ONLY = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_BLOB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-
-
-def checked_blob_id(blob_id: str) -> str:
-    """A blob id that is safe as a file name; it comes from the image, which may be hostile."""
-    if not _BLOB_ID.fullmatch(blob_id):
-        raise BadImage(
-            f"blob id {blob_id!r} cannot name a cache file",
-            hint="ids are 1 to 64 letters, digits, '.', '_' or '-'; the image is not to be trusted",
-        )
-    return blob_id
 
 
 def claim_name(

@@ -15,15 +15,44 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from nydus_fscache.cache.blob_files import BlobFiles
 from nydus_fscache.cache.chunk_index import ChunkIndex, Entry, Key, Place
 from nydus_fscache.cache.presence import PAGE, is_recorded
 from nydus_fscache.core.units import verify_chunk
 
-if TYPE_CHECKING:
-    from nydus_fscache.fetch.cache_object import CacheObject
+
+class ChunkMap(Protocol):
+    """What is looked at of ``rafs_v6.ChunkMap``."""
+
+    @property
+    def blob(self) -> Any: ...
+    @property
+    def nchunks(self) -> int: ...
+    @property
+    def nunits(self) -> int: ...
+    @property
+    def digest_source(self) -> str: ...
+
+
+class ChunkSource(Protocol):
+    """An open blob whose chunks others may take.  ``is_kernels``: its file cannot be read by
+    ``fill_fd``, which is the kernel's (cachefiles)."""
+
+    name: str
+    is_kernels: bool
+    fill_fd: int
+
+    @property
+    def chunks(self) -> ChunkMap: ...
+
+    def has(self, off: int, length: int) -> bool:
+        """Are all flat bytes [off, off + length) there?"""
+        ...
+
+    def is_present(self, unit: int) -> bool: ...
+
 
 HAS_DIGEST = 0x1  # RAFS_CHUNK_HAS_DIGEST of csrc/codec/rafs.h
 PATIENCE_S = 0.05  # for files that somebody is about to open
@@ -79,7 +108,7 @@ def copy_chunk(fd: int, off: int, into: int, blob: Any, chunk: int) -> bool:
     return holds_chunk(into, blob, chunk)
 
 
-def _name(obj: CacheObject) -> str:
+def _name(obj: ChunkSource) -> str:
     """In the index: the kernel's files are opened under one name many times."""
     return obj.name.partition("#")[0]
 
@@ -105,11 +134,11 @@ class Copies:
         self.kernel_file: KernelFile = lambda name, identity: contextlib.nullcontext()
         self._index = ChunkIndex(files.directory)
         self._lock = threading.Lock()
-        self._indexes: dict[CacheObject, dict[Key, int] | None] = {}
-        self._identities: dict[CacheObject, str] = {}
-        self._unknown: set[CacheObject] = set()  # not in the index when they were opened
+        self._indexes: dict[ChunkSource, dict[Key, int] | None] = {}
+        self._identities: dict[ChunkSource, str] = {}
+        self._unknown: set[ChunkSource] = set()  # not in the index when they were opened
 
-    def add(self, obj: CacheObject, identity: str) -> None:
+    def add(self, obj: ChunkSource, identity: str) -> None:
         with self._lock:
             if obj.chunks.digest_source != "none":
                 if not obj.is_kernels:
@@ -118,18 +147,18 @@ class Copies:
                 if not self._index.knows(_name(obj), identity):
                     self._unknown.add(obj)
 
-    def remove(self, obj: CacheObject) -> None:
+    def remove(self, obj: ChunkSource) -> None:
         """It is not looked into any more, except through the index."""
         with self._lock:
             self._indexes.pop(obj, None)
 
-    def recorded(self, obj: CacheObject, units: Iterable[int]) -> None:
+    def recorded(self, obj: ChunkSource, units: Iterable[int]) -> None:
         """These will be found when the blob is not open any more."""
         identity = self._identities.get(obj)
         if identity is not None:
             self._index.add(_name(obj), identity, self._places(obj, units))
 
-    def closed(self, obj: CacheObject, units: Iterable[int], *, recorded: bool) -> None:
+    def closed(self, obj: ChunkSource, units: Iterable[int], *, recorded: bool) -> None:
         """``recorded``: is all that it has on record?  ``units``: those that this was not told."""
         if recorded:
             is_new = obj in self._unknown
@@ -138,7 +167,7 @@ class Copies:
         self._unknown.discard(obj)
         self._identities.pop(obj, None)
 
-    def _places(self, obj: CacheObject, units: Iterable[int]) -> Iterable[Entry]:
+    def _places(self, obj: ChunkSource, units: Iterable[int]) -> Iterable[Entry]:
         blob = obj.chunks.blob
         for unit in units:
             chunks = blob.units[unit]
@@ -155,7 +184,7 @@ class Copies:
     def close(self) -> None:
         self._index.close()
 
-    def find(self, obj: CacheObject, chunk: int) -> bytes | None:
+    def find(self, obj: ChunkSource, chunk: int) -> bytes | None:
         """The plain bytes of ``chunk`` of ``obj`` out of another blob, verified."""
         if len(self._indexes) < 2:  # itself and another; a hint only, so without the lock
             return None
@@ -171,7 +200,7 @@ class Copies:
                         return data
         return None
 
-    def _read(self, other: CacheObject, key: Key, blob: Any, chunk: int) -> bytes | None:
+    def _read(self, other: ChunkSource, key: Key, blob: Any, chunk: int) -> bytes | None:
         index = self._indexes[other]
         if index is None:
             keys = ((_key(other.chunks.blob, i), i) for i in range(other.chunks.nchunks))
@@ -185,7 +214,7 @@ class Copies:
             return None
         return read_chunk(other.fill_fd, record.uoff, blob, chunk)
 
-    def take_closed(self, obj: CacheObject, lacking: Mapping[int, range], take: Take) -> None:
+    def take_closed(self, obj: ChunkSource, lacking: Mapping[int, range], take: Take) -> None:
         """Offer chunks to ``take``, which verifies them: those of units of which blobs that nobody
         has open say that they have all.  ``lacking``: {unit: chunks}."""
         until = time.monotonic() + PATIENCE_S
@@ -227,7 +256,7 @@ class Copies:
                 self._index.forget(name)
             yield fds
 
-    def _places_of(self, obj: CacheObject, chunks: Iterable[int]) -> dict[int, list[Place]]:
+    def _places_of(self, obj: ChunkSource, chunks: Iterable[int]) -> dict[int, list[Place]]:
         """Of chunks that the index names places for."""
         blob = obj.chunks.blob
         keys = {chunk: key for chunk in chunks if (key := _key(blob, chunk)) is not None}

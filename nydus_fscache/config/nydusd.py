@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nydus_fscache.config.tuning import Tuning, tuning_of
 from nydus_fscache.errors import UsageError
-from nydus_fscache.fetch.plan import MIB, Tuning
 
-MAX_DOCUMENT = MIB
-_MAX_BATCH = 0x10000000  # bytes, nydusd's own limit
-_MAX_THREADS = 1024
+MAX_DOCUMENT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,20 +119,3 @@ def _tuning(
         },
         where,
     )  # fmt: skip
-
-
-def tuning_of(values: Mapping[str, Any], where: object) -> Tuning:
-    """From its members; None where one is not given."""
-    limits = {"amplify": _MAX_BATCH, "threads": _MAX_THREADS, "merging": _MAX_BATCH}
-    known = {*limits, "bandwidth", "prefetch"}
-    if not set(values) <= known:
-        raise UsageError(f"{where}: no {', '.join(sorted(set(values) - known))}", hint=f"{known}")
-    for name, value in values.items():
-        if value is None or name == "prefetch":
-            continue
-        least, most = int(name == "threads"), limits.get(name, 1 << 63)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise UsageError(f"{where}: {name} is {value!r}", hint=f"a number, {least} to {most}")
-    if values.get("prefetch") not in (None, "", "none", "table", "all"):
-        raise UsageError(f"{where}: prefetch is {values['prefetch']!r}", hint="none, table or all")
-    return Tuning(**{name: value for name, value in values.items() if value is not None})

@@ -31,7 +31,7 @@ from nydus_fscache.api.status import MountStatus, status_document
 from nydus_fscache.backend.make import preload
 from nydus_fscache.cache.quota import Bounds
 from nydus_fscache.cache.store import Store
-from nydus_fscache.config.nydusd import tuning_of
+from nydus_fscache.config.tuning import tuning_of
 from nydus_fscache.core.core import Core
 from nydus_fscache.core.events import Event, ReadaheadHit, ReadMiss
 from nydus_fscache.core.journal import journal_memory
@@ -79,7 +79,7 @@ class Service:
         handover.keep("lock", self.store.lock)  # free only when the keeper has ended too
         self._state_path = root / "state.json"
         self._state = state.load(self._state_path)
-        self._fetcher = Fetcher(self.core)
+        self._fetcher = Fetcher(self.core.trim)
         self.orphans = Orphans(self.core, handover)
         self.objects = Objects(
             self.store, self.core, self._fetcher, handover, self.orphans, self._state.numbers

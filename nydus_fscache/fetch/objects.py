@@ -19,7 +19,8 @@ from nydus_fscache.cache.store import Store
 from nydus_fscache.core.core import Core
 from nydus_fscache.core.park import Park
 from nydus_fscache.errors import CacheDirError, DaemonError
-from nydus_fscache.fetch.cache_object import CacheObject, Source
+from nydus_fscache.fetch.cache_object import CacheObject
+from nydus_fscache.fetch.job import Source
 from nydus_fscache.fetch.orphans import OrphanFiles
 from nydus_fscache.fetch.queue import Fetcher
 from nydus_fscache.files import data_extents
@@ -118,7 +119,7 @@ class Objects:
                 raise
             self._uses[name] = use
             touch(self._store.blobs.directory, name)
-            obj.copies = self.copies
+            obj.share(self.copies)
             self.copies.add(obj, identity)
             self._by_oid[oid] = obj
         for off, length in self.orphans.taken(oid):
@@ -237,7 +238,8 @@ class Objects:
             obj.presence_known = False
             self._uses[name] = use = _Use(blob.identity, [source])
             use.object = obj
-            obj.is_kernels, obj.copies = True, self.copies
+            obj.is_kernels = True
+            obj.share(self.copies)
             self.copies.add(obj, blob.identity)
             self._by_oid[oid] = obj
             return obj

@@ -20,8 +20,9 @@ import rafs_v6
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.errors import FscacheError, UsageError
 from nydus_fscache.fetch.cache_object import CacheObject
-from nydus_fscache.fetch.plan import MIB, Pace
-from nydus_fscache.fetch.queue import Fetcher, Job, Priority
+from nydus_fscache.fetch.job import MIB, Job, Priority
+from nydus_fscache.fetch.pace import Pace
+from nydus_fscache.fetch.queue import Fetcher
 from nydus_fscache.fetch.trace import Access, Tracer
 
 log = logging.getLogger("prefetch")

@@ -1,4 +1,4 @@
-"""Who fetches what next: workers, and the order of their work.
+"""The order of fetches: a queue and its workers for each backend.
 
 Demand overtakes read-ahead, which overtakes prefetch; a part of the workers is
 kept free for demand, and prefetch has no more bytes in flight than keep the link
@@ -9,22 +9,18 @@ job has a deadline.
 
 from __future__ import annotations
 
-import enum
 import errno
 import math
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
 
 from nydus_fscache.backend.base import Backend
-from nydus_fscache.core.core import Core
-from nydus_fscache.fetch.plan import MAX_REQUEST, Extent, Pace, Tuning
+from nydus_fscache.config.tuning import Tuning
+from nydus_fscache.fetch.job import MAX_REQUEST, Job, JobSource, Priority
+from nydus_fscache.fetch.pace import Pace
 from nydus_fscache.fetch.receive import JOB_DEADLINE_S, Receiver
-
-if TYPE_CHECKING:
-    from nydus_fscache.fetch.cache_object import CacheObject
 
 WORKERS = 28
 BACKGROUND_WORKERS = 24  # at most so many do read-ahead and prefetch: the rest waits for demand
@@ -35,76 +31,52 @@ TRICKLE_S = 2.0  # it gets one request each so often, whatever readers do
 IDLE_S = 10.0  # a worker without work ends, and its buffer with it
 
 
-class Priority(enum.IntEnum):
-    DEMAND = 0
-    AHEAD = 1
-    PREFETCH = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Fetch the units of ``extent``.  Demand has claimed them; the others claim when they start."""
-
-    object: CacheObject
-    extent: Extent
-    priority: Priority
-
-    @property
-    def size(self) -> int:
-        return self.extent.end_off - self.extent.off
-
-
-class Plan(Protocol):
-    """Prefetch that is not under way yet, made into jobs when there is room for them."""
-
-    left: int  # stored bytes, at most
-    at_once: int  # stored bytes that may be under way whatever the link: a program waits for them
-    everything: bool  # of an image: no guess is wasted while it lasts
-
-    def __next__(self) -> Job: ...
-
-
 class Fetcher:
-    """A lane of workers for each backend, so that one which is stuck holds up no other."""
+    """A queue with workers for each backend, so that one which is stuck holds up no other.
 
-    def __init__(self, core: Core, workers: int = WORKERS) -> None:
-        self._core = core
+    ``trim``: called when a backend has no work left, to give back what memory its fills keep.
+    """
+
+    def __init__(self, trim: Callable[[], None], workers: int = WORKERS) -> None:
+        self._trim = trim
         self._workers = workers
         self._lock = threading.Lock()
-        self._lanes: dict[Backend, _Lane] = {}
+        self._queues: dict[Backend, _BackendQueue] = {}
         self.disk_full = threading.Event()  # set by a write that found no space
 
-    def _lane(self, backend: Backend) -> _Lane:
+    def _queue(self, backend: Backend) -> _BackendQueue:
         with self._lock:
-            lane = self._lanes.get(backend)
-            if lane is None:
-                lane = self._lanes[backend] = _Lane(self._core, self._workers, self.disk_full)
-            return lane
+            queue = self._queues.get(backend)
+            if queue is None:
+                queue = self._queues[backend] = _BackendQueue(
+                    self._trim, self._workers, self.disk_full
+                )
+            return queue
 
     def pace(self, backend: Backend) -> Pace:
-        return self._lane(backend).pace
+        return self._queue(backend).pace
 
     def loads_everything(self, backend: Backend) -> bool:
-        """Takes no lock that a plan is asked for jobs under."""
-        return self._lane(backend).loads_everything()
+        """Takes no lock that a source is asked for jobs under."""
+        return self._queue(backend).loads_everything()
 
     def tune(self, backend: Backend, tuning: Tuning) -> None:
         """From now on, for all images of this backend."""
-        self._lane(backend).pace.tuning = tuning
+        self._queue(backend).pace.tuning = tuning
 
     def submit(self, job: Job) -> None:
-        self._lane(job.object.source.backend).submit(job)
+        self._queue(job.target.source.backend).submit(job)
 
-    def prefetch(self, backend: Backend, plan: Plan) -> None:
-        """``plan`` is asked for jobs under a lock of ours."""
-        self._lane(backend).prefetch(plan)
+    def prefetch(self, backend: Backend, jobs: JobSource) -> None:
+        """``jobs`` is asked for them under a lock of ours."""
+        self._queue(backend).prefetch(jobs)
 
     def forget(self, backend: Backend) -> None:
         """The backend is to be closed: what is queued for it fails, unless there is another."""
         with self._lock:
-            lane = self._lanes.pop(backend, None)
-        for job in lane.stop() if lane is not None else ():
-            if job.object.source.backend is backend:
+            queue = self._queues.pop(backend, None)
+        for job in queue.stop() if queue is not None else ():
+            if job.target.source.backend is backend:
                 _refuse(job)
             else:
                 self.submit(job)
@@ -112,26 +84,28 @@ class Fetcher:
     def stop(self) -> None:
         """Jobs that run are finished, those in the queues fail with EIO."""
         with self._lock:
-            lanes, self._lanes = list(self._lanes.values()), {}
-        for lane in lanes:
-            for job in lane.stop():
+            queues, self._queues = list(self._queues.values()), {}
+        for queue in queues:
+            for job in queue.stop():
                 _refuse(job)
-        for lane in lanes:
-            lane.join(JOB_DEADLINE_S)
+        for queue in queues:
+            queue.join(JOB_DEADLINE_S)
 
 
-class _Lane:
+class _BackendQueue:
     """The queues and workers of one backend.  Workers come when there is work and go when not."""
 
-    def __init__(self, core: Core, workers: int, disk_full: threading.Event) -> None:
+    def __init__(
+        self, trim: Callable[[], None], workers: int, disk_full: threading.Event
+    ) -> None:
         self.pace = Pace()
         self._disk_full = disk_full
-        self._core = core
+        self._trim = trim
         self._limit = workers
         self._demand: deque[Job] = deque()
         self._ahead: deque[Job] = deque()
-        self._plans: deque[Plan] = deque()
-        self._planned: Job | None = None  # the next of the first plan
+        self._sources: deque[JobSource] = deque()
+        self._planned: Job | None = None  # the next of the first source
         self._ready = threading.Condition()
         self._background = 0
         self._prefetches = 0  # of those in the background
@@ -153,15 +127,15 @@ class _Lane:
                 return
         _refuse(job)
 
-    def prefetch(self, plan: Plan) -> None:
+    def prefetch(self, jobs: JobSource) -> None:
         with self._ready:
             if not self._stopping:
                 self._last_demand = time.monotonic()  # who mounts is about to read
-                self._plans.append(plan)
+                self._sources.append(jobs)
                 self._hire()
 
     def loads_everything(self) -> bool:
-        return any(plan.everything for plan in tuple(self._plans))
+        return any(source.everything for source in tuple(self._sources))
 
     def _hire(self) -> None:
         """Enough workers for what waits; each that takes prefetch hires the next.  Locked."""
@@ -181,7 +155,7 @@ class _Lane:
         with self._ready:
             self._stopping = True
             left = [*self._demand, *self._ahead]
-            for queue in (self._demand, self._ahead, self._plans):
+            for queue in (self._demand, self._ahead, self._sources):
                 queue.clear()
             self._planned = None
             self._ready.notify_all()
@@ -202,11 +176,11 @@ class _Lane:
                 self._idle += 1
                 woken = self._ready.wait(self._pause() or IDLE_S)
                 self._idle -= 1
-                if not woken and not (self._demand or self._ahead or self._plans):
+                if not woken and not (self._demand or self._ahead or self._sources):
                     break
             self._threads.discard(threading.current_thread())
             if not self._threads:
-                self._core.trim()
+                self._trim()
             return None
 
     def _take(self) -> Job | None:
@@ -242,15 +216,15 @@ class _Lane:
 
         A miss waits behind that much.
         """
-        while self._planned is None and self._plans:
-            self._planned = next(self._plans[0], None)
+        while self._planned is None and self._sources:
+            self._planned = next(self._sources[0], None)
             if self._planned is None:
-                self._plans.popleft()
+                self._sources.popleft()
         if self._planned is None or self._prefetches >= (self.pace.tuning.threads or WORKERS):
             return False
         if self._pause():
             return False
-        room = max(self.pace.in_flight(), self._plans[0].at_once)
+        room = max(self.pace.in_flight(), self._sources[0].at_once)
         return not self._prefetching or self._prefetching + self._planned.size <= room
 
     def _pause(self) -> float:
@@ -258,10 +232,10 @@ class _Lane:
         if self._planned is None:
             return 0.0
         now, until = time.monotonic(), self._rests_until
-        if self._plans[0].at_once:
+        if self._sources[0].at_once:
             # all at once they would share the link, and what is wanted first would come last
             until = max(until, self._taken_until - ORDERED_AHEAD_S)
-        if sum(plan.left for plan in self._plans) > LONG_S * self.pace.rate:
+        if sum(source.left for source in self._sources) > LONG_S * self.pace.rate:
             last = now if self._demands else self._last_demand
             until = max(until, min(last + HOLD_S, self._last_prefetch + TRICKLE_S))
         return max(0.0, until - now)
@@ -281,10 +255,10 @@ class _Lane:
             self._hire()
 
     def _work(self) -> None:
-        receiver = Receiver(self._core, self._disk_full)
+        receiver = Receiver(self._disk_full)
         while (job := self._next()) is not None:
             if job.priority is Priority.DEMAND:
-                receiver.run(job.object, job.extent, self.pace)
+                receiver.run(job.target, job.extent, self.pace)
                 with self._ready:
                     self._demands -= 1
                     self._last_demand = time.monotonic()
@@ -304,15 +278,15 @@ class _Lane:
         try:
             unit = job.extent.unit
             while unit < job.extent.end and not self._stopping:
-                unit, extents = job.object.claim(unit, job.extent.end, MAX_REQUEST)
+                unit, extents = job.target.claim(unit, job.extent.end, MAX_REQUEST)
                 for extent in extents:
-                    receiver.run(job.object, extent, self.pace, arrived)
+                    receiver.run(job.target, extent, self.pace, arrived)
         finally:
             arrived(due)
             self._done(job)
 
 
 def _refuse(job: Job) -> None:
-    """A job that will not run: who waits for it is told.  Only demand has claimed its units."""
+    """A job that will not run: its readers are told.  Only demand has claimed its units."""
     if job.priority is Priority.DEMAND:
-        job.object.failed(job.extent.unit, job.extent.end, errno.EIO, "its image was given up")
+        job.target.failed(job.extent.unit, job.extent.end, errno.EIO, "its image was given up")

@@ -12,14 +12,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from nydus_fscache.core.core import Core
 from nydus_fscache.errors import BackendError
-from nydus_fscache.fetch.plan import MIB, Extent, Pace
-
-if TYPE_CHECKING:
-    from nydus_fscache.fetch.cache_object import CacheObject
+from nydus_fscache.fetch.job import MIB, Extent, Filled, Target
+from nydus_fscache.fetch.pace import Pace
 
 log = logging.getLogger("fetch")
 
@@ -28,21 +24,20 @@ JOB_DEADLINE_S = 60.0
 
 
 class _WrongBytesHere(Exception):
-    """The way that the bytes came lies, and the backend knows another."""
+    """The mirror or proxy served bad data, and the backend knows another way."""
 
 
 class Receiver:
     """For one thread: its receive buffer, and how far its extent is done."""
 
-    def __init__(self, core: Core, disk_full: threading.Event) -> None:
-        self._core = core
+    def __init__(self, disk_full: threading.Event) -> None:
         self._disk_full = disk_full
         self._buffer = bytearray()
         self._done = 0  # units before it are done with, whatever came of them
 
     def run(
         self,
-        obj: CacheObject,
+        target: Target,
         extent: Extent,
         pace: Pace,
         arrived: Callable[[int], None] | None = None,
@@ -53,41 +48,41 @@ class Receiver:
         """
         self._done = extent.unit
         try:
-            parts = obj.reuse(extent)
+            parts = target.reuse(extent)
         except OSError as e:
-            self._failed(obj, extent, e)
+            self._failed(target, extent, e)
             return
         for part in parts:
-            self._fetch(obj, part, pace, arrived)
+            self._fetch(target, part, pace, arrived)
         if len(self._buffer) > BUFFER:
             self._buffer = bytearray()
 
     def _fetch(
-        self, obj: CacheObject, extent: Extent, pace: Pace, arrived: Callable[[int], None] | None
+        self, target: Target, extent: Extent, pace: Pace, arrived: Callable[[int], None] | None
     ) -> None:
         self._done = extent.unit
-        source = obj.source
+        source = target.source
         rest: Extent | None = extent
         try:
             while rest is not None:
                 try:
-                    self._receive(obj, rest, pace, arrived)
+                    self._receive(target, rest, pace, arrived)
                     rest = None
                 except _WrongBytesHere:
-                    off = obj.stored(self._done)[0]
+                    off = target.stored(self._done)[0]
                     rest = Extent(self._done, extent.end, off, extent.end_off)
             if self._done != extent.end:
                 raise BackendError("the extent ended before its units did")
         except Exception as e:  # a fault of ours must reach the reader as EIO, not as a hang
-            if obj.source is not source and self._done < extent.end:
+            if target.source is not source and self._done < extent.end:
                 # its image was given up in the middle; another one goes on
-                off = obj.stored(self._done)[0]
+                off = target.stored(self._done)[0]
                 rest = Extent(self._done, extent.end, off, extent.end_off)
-                self._fetch(obj, rest, pace, arrived)
+                self._fetch(target, rest, pace, arrived)
                 return
-            self._failed(obj, extent, e)
+            self._failed(target, extent, e)
 
-    def _failed(self, obj: CacheObject, extent: Extent, error: Exception) -> None:
+    def _failed(self, target: Target, extent: Extent, error: Exception) -> None:
         """From the first unit on that is not done, the extent could not be had."""
         code, reason = errno.EIO, str(error)
         if isinstance(error, OSError) and not isinstance(error, BackendError):
@@ -96,29 +91,31 @@ class Receiver:
                 code = errno.ENOSPC
                 self._disk_full.set()
         elif not isinstance(error, BackendError):
-            log.error("blob %s: fetch failed", obj.name, exc_info=error)
+            log.error("blob %s: fetch failed", target.name, exc_info=error)
             reason = f"internal error: {error!r}"
-        log.error("blob %s: units %d..%d: %s", obj.name, self._done, extent.end - 1, reason)
-        obj.failed(self._done, extent.end, code, reason)
+        log.error("blob %s: units %d..%d: %s", target.name, self._done, extent.end - 1, reason)
+        target.failed(self._done, extent.end, code, reason)
 
-    def _make_room(self, obj: CacheObject, extent: Extent) -> None:
+    def _make_room(self, target: Target, extent: Extent) -> None:
         """The buffer holds at least one unit, and no more than the extent or ``BUFFER`` need."""
-        largest = max(obj.size(unit) for unit in range(extent.unit, extent.end))
+        bounds = map(target.stored, range(extent.unit, extent.end))
+        largest = max(end - off for off, end in bounds)
         room = max(largest, min(BUFFER, extent.end_off - extent.off))
         if room > len(self._buffer):
             self._buffer = bytearray(room)
 
     def _receive(
-        self, obj: CacheObject, extent: Extent, pace: Pace, arrived: Callable[[int], None] | None
+        self, target: Target, extent: Extent, pace: Pace, arrived: Callable[[int], None] | None
     ) -> None:
         """Stream the extent, filling units as soon as they are whole."""
         total = extent.end_off - extent.off
-        log.debug("blob %s: units %d..%d, %d bytes", obj.name, extent.unit, extent.end - 1, total)
-        self._make_room(obj, extent)
+        last = extent.end - 1
+        log.debug("blob %s: units %d..%d, %d bytes", target.name, extent.unit, last, total)
+        self._make_room(target, extent)
         base, have, received = extent.off, 0, 0  # the buffer holds stored [base, base + have)
         started = time.monotonic()
-        obj.counters.requests += 1
-        source = obj.source
+        target.counters.requests += 1
+        source = target.source
         with (
             pace.transfer() as transfer,
             memoryview(self._buffer) as view,
@@ -132,7 +129,7 @@ class Receiver:
         ):
             while received < total:
                 if have == len(view):  # keep the part of the next unit, make room behind it
-                    keep_from = min(have, obj.stored(self._done)[0] - base)
+                    keep_from = min(have, target.stored(self._done)[0] - base)
                     left = have - keep_from
                     view[:left] = bytes(view[keep_from:have])
                     base, have = base + keep_from, left
@@ -140,43 +137,36 @@ class Receiver:
                 transfer.received(count)
                 have += count
                 received += count
-                obj.counters.fetched += count
+                target.counters.fetched += count
                 if arrived is not None:
                     arrived(count)
-                self._fill_whole_units(obj, extent, view[:have], base, started)
+                self._fill_whole_units(target, extent, view[:have], base, started)
 
     def _fill_whole_units(
-        self, obj: CacheObject, extent: Extent, stored: memoryview, base: int, asked_at: float
+        self, target: Target, extent: Extent, stored: memoryview, base: int, asked_at: float
     ) -> None:
         """``stored`` begins at byte ``base`` of the stored blob."""
         end = self._done
-        while end < extent.end and obj.stored(end)[1] <= base + len(stored):
+        while end < extent.end and target.stored(end)[1] <= base + len(stored):
             end += 1
         while self._done < end:
             first = self._done
-            done, error, bad_chunk = self._core.fill(
-                obj.oid, obj.chunks.blob, first, end - first, stored, base
-            )
-            if done:
-                self._done = first + done
-                obj.arrived(first, self._done)
-            if error:
-                self._refuse(obj, error, bad_chunk, asked_at)
+            filled = target.fill(first, end - first, stored, base)
+            self._done = first + filled.done
+            if filled.error:
+                self._refuse(target, filled, asked_at)
 
-    def _refuse(self, obj: CacheObject, error: int, bad_chunk: int | None, asked_at: float) -> None:
+    def _refuse(self, target: Target, filled: Filled, asked_at: float) -> None:
         """A unit did not decode, verify or write."""
+        error = filled.error
         if error not in (errno.EILSEQ, errno.EBADMSG):
             raise OSError(error, errno.errorcode.get(error, str(error)))
-        what = "a unit"
-        if bad_chunk is not None:
-            digest = bytes(obj.chunks.blob.chunks[bad_chunk].digest).hex()
-            what = f"chunk {bad_chunk} (digest {digest})"
         how = "does not match its digest" if error == errno.EILSEQ else "does not decode"
-        reason = f"{what} {how}"
-        if obj.source.backend.distrust(obj.source.blob_id, asked_at):
-            log.warning("blob %s: %s: asking the origin", obj.name, reason)
+        reason = f"{filled.bad} {how}"
+        if target.source.backend.distrust(target.source.blob_id, asked_at):
+            log.warning("blob %s: %s: asking the origin", target.name, reason)
             raise _WrongBytesHere
-        log.error("blob %s: %s: its readers get EIO", obj.name, reason)
+        log.error("blob %s: %s: its readers get EIO", target.name, reason)
         unit = self._done
         self._done = unit + 1
-        obj.failed(unit, unit + 1, errno.EIO, reason)
+        target.failed(unit, unit + 1, errno.EIO, reason)

@@ -17,8 +17,8 @@ from typing import Any
 
 import rafs_v6
 from nydus_fscache.backend.base import Backend
-from nydus_fscache.cache.blob_files import checked_blob_id
 from nydus_fscache.errors import BackendError, BadImage, KernelRefused
+from nydus_fscache.image.blob_id import checked_blob_id
 from nydus_fscache.image.blob_meta import MetaReader
 
 _PARALLEL_LOADS = 8

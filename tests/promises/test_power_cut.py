@@ -31,8 +31,8 @@ from nydus_fscache.backend.make import make_backend
 from nydus_fscache.cache.blob_files import BlobFiles
 from nydus_fscache.cache.presence import PageMap
 from nydus_fscache.core.core import Core
-from nydus_fscache.fetch.cache_object import CacheObject, Source
-from nydus_fscache.fetch.plan import Extent
+from nydus_fscache.fetch.cache_object import CacheObject
+from nydus_fscache.fetch.job import Extent, Source
 from nydus_fscache.fetch.queue import Fetcher
 from nydus_fscache.files import data_extents
 from nydus_fscache.image.image import ImageBlob, load_image
@@ -153,7 +153,7 @@ def test_right_bytes_whatever_was_lost(
     memory = mmap.mmap(-1, Core.journal_size(64))
     Core.format_journal(memory, 64)
     core = Core(memory)
-    fetcher = Fetcher(core)
+    fetcher = Fetcher(core.trim)
     dice = random.Random(1)
     present = wrong = 0
     disk = Disk(log, rig.root / "cache")

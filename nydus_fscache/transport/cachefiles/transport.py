@@ -30,7 +30,8 @@ from nydus_fscache.core.core import Core
 from nydus_fscache.core.events import Closed, DeviceError, Event, Opened, ReadMiss, StaleRead
 from nydus_fscache.core.park import Park
 from nydus_fscache.errors import KernelRefused, UsageError
-from nydus_fscache.fetch.cache_object import CacheObject, Source
+from nydus_fscache.fetch.cache_object import CacheObject
+from nydus_fscache.fetch.job import Source
 from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.files import data_ranges
 from nydus_fscache.image.binding import Address

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nydus_fscache.cache.blob_files import BlobFiles, checked_blob_id, claim_name
+from nydus_fscache.cache.blob_files import BlobFiles, claim_name
 from nydus_fscache.cache.store import Store
 from nydus_fscache.errors import BadImage, CacheDirError
+from nydus_fscache.image.blob_id import checked_blob_id
 
 A, B = "a" * 64, "b" * 64
 

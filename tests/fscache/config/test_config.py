@@ -7,8 +7,10 @@ import json
 import pytest
 
 from nydus_fscache.config.nydusd import parse
+from nydus_fscache.config.tuning import Tuning
 from nydus_fscache.errors import UsageError
-from nydus_fscache.fetch.plan import MAX_REQUEST, MIB, Pace, Tuning
+from nydus_fscache.fetch.job import MAX_REQUEST, MIB
+from nydus_fscache.fetch.pace import Pace
 
 BACKEND = {"type": "localfs", "localfs": {"dir": "/b"}}
 OLD_BACKEND = {"backend": {"type": "localfs", "config": {"dir": "/b"}}}

@@ -86,7 +86,7 @@ class Service:
         Core.format_journal(self.journal, SLOTS)
         self.core = Core(self.journal)
         self.store = Store(base / "root")
-        self.fetcher = Fetcher(self.core)
+        self.fetcher = Fetcher(self.core.trim)
         orphans = Orphans(self.core, handover)
         self.objects = Objects(self.store, self.core, self.fetcher, handover, orphans, {})
         cache = kernel_cache.KernelCache(self.store.cachefiles)

@@ -1,0 +1,114 @@
+"""Units of a blob as requests: which of them go into one.
+
+Pure functions of unit numbers and stored offsets; no I/O, no locks.  One request never spans a
+hole in the stored blob larger than ``GAP``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nydus_fscache.fetch.job import KIB, MAX_REQUEST, Extent
+
+GAP = 64 * KIB  # stored bytes that are cheaper to read over than to ask anew for
+SMALL_UNIT = 32 * KIB  # stored bytes; below this neighbours come along
+COALESCED_UNITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The neighbours that may come along with a miss: stored bytes ``before`` and ``behind`` it,
+    no unit from ``end`` on, only small ones when ``small``.  ``sequential``: for a reader that
+    goes on."""
+
+    before: int
+    behind: int
+    end: int
+    small: bool = False
+    sequential: bool = False
+
+
+class UnitTable:
+    """Where the units of a blob lie in its stored bytes."""
+
+    def __init__(
+        self, coff: Sequence[int], clen: Sequence[int], ulen: Sequence[int] | None = None
+    ) -> None:
+        """``ulen``: decoded sizes; a unit of the largest size is part of a large file, which ends
+        with the first that is smaller."""
+        self.coff = coff
+        self.clen = clen
+        full = max(ulen, default=0) if ulen else 0
+        self.is_full = bytes(SMALL_UNIT <= full == size for size in ulen or ())
+        self.is_full += bytes(len(coff) - len(self.is_full))
+
+    def __len__(self) -> int:
+        return len(self.coff)
+
+    def stored(self, unit: int) -> tuple[int, int]:
+        """Stored bytes [off, end)."""
+        return self.coff[unit], self.coff[unit] + self.clen[unit]
+
+    def is_small(self, unit: int) -> bool:
+        return self.clen[unit] < SMALL_UNIT and not self.is_full[unit]
+
+    def _joins(self, extent: Extent, unit: int) -> bool:
+        off, end = self.stored(unit)
+        return (
+            extent.end == unit
+            and self.coff[unit - 1] <= off <= extent.end_off + GAP
+            and end - extent.off <= MAX_REQUEST
+        )
+
+    def _grown(self, extent: Extent) -> Extent:
+        end_off = max(extent.end_off, self.stored(extent.end)[1])
+        return Extent(extent.unit, extent.end + 1, extent.off, end_off)
+
+    def merge(self, units: Sequence[int]) -> list[Extent]:
+        """Ascending units in as few requests as GAP and MAX_REQUEST allow."""
+        extents: list[Extent] = []
+        for unit in units:
+            if extents and self._joins(extents[-1], unit):
+                extents[-1] = self._grown(extents[-1])
+            else:
+                extents.append(Extent(unit, unit + 1, *self.stored(unit)))
+        return extents
+
+    def coalesce(self, units: Sequence[int], limit: int) -> list[Extent]:
+        """Like ``merge`` for units to prefetch: small units between come along; up to ``limit``."""
+        extents: list[Extent] = []
+        for unit in units:
+            if extents:
+                last = extents[-1]
+                end = self.stored(unit)[1]
+                near = unit - last.end <= COALESCED_UNITS and (
+                    last.off <= self.coff[last.end] <= self.coff[unit] <= last.end_off + GAP
+                )
+                if near and end - last.off <= limit and self.coff[unit - 1] <= self.coff[unit]:
+                    extents[-1] = Extent(last.unit, unit + 1, last.off, max(last.end_off, end))
+                    continue
+            extents.append(Extent(unit, unit + 1, *self.stored(unit)))
+        return extents
+
+    def extend(self, extent: Extent, window: Window, free: Callable[[int], bool]) -> Extent:
+        """Let neighbours within ``window`` come along, those behind the extent first."""
+
+        def may_come(unit: int) -> bool:
+            return free(unit) and not (window.small and not self.is_small(unit))
+
+        limit = extent.end_off + window.behind
+        while (
+            extent.end < min(len(self.coff), window.end)
+            and self.stored(extent.end)[1] <= limit
+            and may_come(extent.end)
+            and self._joins(extent, extent.end)
+        ):
+            extent = self._grown(extent)
+        first = max(0, extent.off - window.before)
+        while extent.unit and may_come(extent.unit - 1):
+            off, end = self.stored(extent.unit - 1)
+            if not first <= off < extent.off <= end + GAP or extent.end_off - off > MAX_REQUEST:
+                break
+            extent = Extent(extent.unit - 1, extent.end, off, max(end, extent.end_off))
+        return extent

@@ -1,0 +1,101 @@
+"""Units that this node has already: in the cache file without a record, or in another blob.
+
+Everything is verified like fetched data before it counts as present.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from nydus_fscache.cache.reuse import ChunkSource, Copies, copy_chunk, holds_chunk, read_chunk
+from nydus_fscache.core.core import Core
+from nydus_fscache.fetch.job import Counters
+from nydus_fscache.fetch.units import Chunks
+
+Arrived = Callable[[int], None]  # a unit is verified and written
+
+
+class LocalUnits:
+    """Of the blob ``owner``, whose number in the C core is ``oid``."""
+
+    def __init__(
+        self,
+        oid: int,
+        owner: ChunkSource,
+        chunks: Chunks,
+        core: Core,
+        clen: Sequence[int],
+        counters: Counters,
+        arrived: Arrived,
+    ) -> None:
+        self._oid = oid
+        self._owner = owner
+        self._chunks = chunks
+        self._core = core
+        self._clen = clen
+        self._counters = counters
+        self._arrived = arrived
+        self.candidates: set[int] = set()  # maybe in the file
+        self.copies: Copies | None = None
+
+    def take(self, units: Iterable[int]) -> list[int]:
+        """Units that are to be fetched all the same.  Raises ``OSError`` when a write fails."""
+        rest = [unit for unit in units if not self._recover(unit)]
+        return rest if self.copies is None else self._copy(self.copies, rest)
+
+    def _recover(self, unit: int) -> bool:
+        """Is a candidate right?  Then it counts as present from now on."""
+        if unit not in self.candidates:
+            return False
+        self.candidates.discard(unit)
+        blob = self._chunks.blob
+        record = blob.units[unit]
+        for chunk in range(record.first, record.first + record.count):
+            if not holds_chunk(self._owner.fill_fd, blob, chunk):
+                return False
+        off, end = self._chunks.unit_range(unit)
+        self._core.filled(self._oid, off, end - off)
+        self._counters.recovered += self._clen[unit]
+        self._arrived(unit)
+        return True
+
+    def _copy(self, copies: Copies, wanted: list[int]) -> list[int]:
+        """Fill the units that other blobs have, chunk by chunk; those that they have not."""
+        blob = self._chunks.blob
+        parts: dict[int, dict[int, bytes | None]] = {}  # of units that are not whole yet
+        lacking: dict[int, range] = {}  # their other chunks
+        for unit in wanted:
+            first, end = blob.units[unit].first, blob.units[unit].first + blob.units[unit].count
+            found: dict[int, bytes | None] = {}
+            while first < end and (data := copies.find(self._owner, first)) is not None:
+                found[first] = data
+                first += 1
+            if first == end:
+                self._reused(unit, found)
+            else:
+                parts[unit], lacking[unit] = found, range(first, end)
+
+        def take(unit: int, chunk: int, fd: int, off: int) -> bool:
+            data = None
+            if not copy_chunk(fd, off, self._owner.fill_fd, blob, chunk):
+                data = read_chunk(fd, off, blob, chunk)
+                if data is None:
+                    return False
+            parts[unit][chunk] = data
+            if len(parts[unit]) == blob.units[unit].count:
+                self._reused(unit, parts.pop(unit))
+            return True
+
+        copies.take_closed(self._owner, lacking, take)
+        return list(parts)
+
+    def _reused(self, unit: int, parts: dict[int, bytes | None]) -> None:
+        """``parts``: the plain bytes of its chunks; None for what is in the file already."""
+        for chunk, data in parts.items():
+            record = self._chunks.blob.chunks[chunk]
+            if data is None:
+                self._core.filled(self._oid, record.uoff, record.usize)
+            else:
+                self._core.fill_flat(self._oid, record.uoff, data)
+        self._counters.reused += self._clen[unit]
+        self._arrived(unit)

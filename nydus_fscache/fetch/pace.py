@@ -1,0 +1,116 @@
+"""How fast a backend is: latency and bandwidth, estimated from its transfers, and the sizes that
+follow from them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from nydus_fscache.config.tuning import Tuning
+from nydus_fscache.fetch.job import KIB, MAX_REQUEST, MIB
+
+FIRST_WINDOW = 512 * KIB
+MAX_WINDOW = 8 * MIB
+MAX_IN_FLIGHT = 16 * MIB
+PREFETCH_REQUEST = MIB
+LEAST_PIECE = MIB // 4
+RATE_SAMPLE_S = 0.03
+SURELY = 1.25  # times its rate, the link is kept busy
+UNKNOWN_RATE = 100.0 * MIB  # of a link; an upper bound
+
+
+class Pace:
+    """Latency (s) and bandwidth (bytes/s, of all transfers together), estimated as it runs.
+
+    Thread-safe.  The latency follows fast answers quickly and slow ones slowly: a
+    first byte that queued behind our own transfers says nothing about the distance.
+    """
+
+    def __init__(self) -> None:
+        self.tuning = Tuning()
+        self.latency_s = 0.02
+        self.rate = 50.0 * MIB
+        self._lock = threading.Lock()
+        self._sampled = False
+        self._active = 0  # transfers whose body is arriving
+        self._busy_s = 0.0
+        self._bytes = 0
+        self._since = 0.0
+
+    def transfer(self) -> Transfer:
+        return Transfer(self)
+
+    def first_byte(self, seconds: float, now: float) -> None:
+        with self._lock:
+            weight = 2 if seconds < self.latency_s else 16
+            self.latency_s += (seconds - self.latency_s) / weight
+            self._pass(now)
+            self._active += 1
+
+    def received(self, nbytes: int, now: float) -> None:
+        with self._lock:
+            self._pass(now)
+            self._bytes += nbytes
+            if self._busy_s >= RATE_SAMPLE_S:
+                sample = self._bytes / self._busy_s
+                self._sampled = True
+                # up at once: what is in flight is bounded by it, and so is the next sample
+                self.rate += (sample - self.rate) / (1 if sample > self.rate else 4)
+                self._bytes, self._busy_s = 0, 0.0
+
+    def ended(self, now: float) -> None:
+        with self._lock:
+            self._pass(now)
+            self._active -= 1
+
+    def _pass(self, now: float) -> None:
+        if self._active:
+            self._busy_s += max(0.0, now - self._since)
+        self._since = now
+
+    def window(self) -> int:
+        """Bytes that keep the link busy for two round trips."""
+        return max(FIRST_WINDOW, min(MAX_WINDOW, int(2 * self.latency_s * self.rate)))
+
+    def in_flight(self) -> int:
+        """Bytes of prefetch under way at once."""
+        return max(FIRST_WINDOW, min(MAX_IN_FLIGHT, int(2 * self.latency_s * self.rate) + MIB // 4))
+
+    def takes(self, size: int) -> float:
+        """Seconds of the link, a lower bound."""
+        return size / (SURELY * self.rate if self._sampled else UNKNOWN_RATE)
+
+    def piece(self) -> int:
+        """Bytes of prefetch in one request: a miss of its last unit waits for all of it."""
+        merging = self.tuning.merging
+        if merging is None:
+            size = max(LEAST_PIECE, min(PREFETCH_REQUEST, self.in_flight() // 2))
+        else:  # as nydusd rounds it
+            size = PREFETCH_REQUEST if merging <= 1 else 1 << (merging - 1).bit_length()
+            size = max(LEAST_PIECE, min(MAX_REQUEST, size))
+        rate = self.tuning.bandwidth
+        return min(size, max(LEAST_PIECE, rate)) if rate else size
+
+
+class Transfer:
+    """One request, as ``Pace`` sees it; a context manager around it."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._started = time.monotonic()
+        self._arriving = False
+
+    def received(self, nbytes: int) -> None:
+        now = time.monotonic()
+        if not self._arriving:
+            self._arriving = True
+            self._pace.first_byte(now - self._started, now)
+        self._pace.received(nbytes, now)
+
+    def __enter__(self) -> Transfer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._arriving:
+            self._pace.ended(time.monotonic())
