@@ -1,6 +1,6 @@
-"""Keeps what is cached in bounds: blobs by size, images by number, room on a disk that was full.
+"""Limits of the cache: blobs by size, images by number, room on a disk that was full.
 
-Nothing here is an error of a reader: what cannot be kept in bounds is logged.
+Nothing here is an error of a reader: a limit that cannot be kept is logged.
 """
 
 from __future__ import annotations
@@ -11,37 +11,34 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from nydus_fscache.cache.evict import EvictionSource, Evictor, OwnFiles
+from nydus_fscache.cache.evict import EvictionSource, Evictor
 from nydus_fscache.cache.store import Store
-from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.image import kept_files as images
 from nydus_fscache.image.binding import Binding
 from nydus_fscache.image.image import image_key
 
-log = logging.getLogger("bounds")
+log = logging.getLogger("quota")
 
 LOOK_S = 1.0
 PAUSE = 100  # times the processor time that a look at the cache took, until the next one
 LONGEST_PAUSE_S = 10.0
 
 
-class Bounds:
-    """``others``: besides our cache files.  ``disk_full``: set by a write that found no space,
+class Quota:
+    """``sources``: where cached blobs lie.  ``disk_full``: set by a write that found no space,
     cleared here."""
 
     def __init__(
         self,
         store: Store,
-        objects: Objects,
-        others: Sequence[EvictionSource],
+        sources: Sequence[EvictionSource],
         disk_full: threading.Event,
         limit: int,
     ) -> None:
         self._images = store.images
         self._disk_full = disk_full
-        ours = OwnFiles(store.blobs.directory, objects.names, objects.evict)
-        self._sources: list[EvictionSource] = [ours, *others]
-        self._evictor = Evictor(self._sources, store.root, limit)
+        self._sources = sources
+        self._evictor = Evictor(sources, store.root, limit)
 
     @property
     def limit(self) -> int:
@@ -60,7 +57,7 @@ class Bounds:
             try:
                 self._look()
             except Exception as e:  # the next look may fare better
-                log.error("the cache cannot be kept in bounds: %s", e, exc_info=e)
+                log.error("the cache cannot be kept within its limit: %s", e, exc_info=e)
             pause = min(max(LOOK_S, (time.thread_time() - started) * PAUSE), LONGEST_PAUSE_S)
 
     def _look(self) -> None:
@@ -84,5 +81,5 @@ class Bounds:
         try:
             return images.collect(self._images, used, keep=keep, dry_run=dry_run)
         except OSError as e:
-            log.error("%s is not kept in bounds: %s", self._images, e)
+            log.error("%s is not tidied: %s", self._images, e)
             return []

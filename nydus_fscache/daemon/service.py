@@ -28,8 +28,10 @@ from nydus_fscache.api.bodies import (
     size_of,
 )
 from nydus_fscache.api.status import MountStatus, status_document
+from nydus_fscache.backend.base import Backend
 from nydus_fscache.backend.make import preload
-from nydus_fscache.cache.quota import Bounds
+from nydus_fscache.cache.evict import OwnFiles
+from nydus_fscache.cache.quota import Quota
 from nydus_fscache.cache.store import Store
 from nydus_fscache.config.tuning import tuning_of
 from nydus_fscache.core.core import Core
@@ -54,7 +56,7 @@ from nydus_fscache.handover.orphans import Orphans
 from nydus_fscache.handover.retry_queue import Waiting, WaitingRoom
 from nydus_fscache.image.binding import Address, Binding
 from nydus_fscache.image.image import renew_auth
-from nydus_fscache.image.open_images import LoadedImages
+from nydus_fscache.image.open_images import OpenImages
 from nydus_fscache.kernel import syscalls as kernel
 from nydus_fscache.registry.auth import check_auth
 from nydus_fscache.transport.registry import Transports
@@ -86,17 +88,17 @@ class Service:
         )
         self._transports = Transports(self.core, self.objects, handover, self.store)
         limit = os.environ.get("NYDUS_FSCACHE_CACHE_LIMIT")  # serve --cache-limit
-        self._bounds = Bounds(
+        ours = OwnFiles(self.store.blobs.directory, self.objects.names, self.objects.evict)
+        self._quota = Quota(
             self.store,
-            self.objects,
-            self._transports.sources(),
+            [ours, *self._transports.sources()],
             self._fetcher.disk_full,
             int(limit) if limit else self._state.cache_limit,
         )
         self._tracer = Tracer(self.core, self.store.images)
         self._prefetcher = Prefetcher(self._fetcher, self._tracer)
         self.objects.on_found = self._go_on
-        self._images = LoadedImages(self.store.images, self.objects, self._fetcher)
+        self._images = OpenImages(self.store.images, self._leave_backend)
         self._served: list[ActiveMount] = []
         self._waiting = WaitingRoom()
         self._lock = threading.RLock()
@@ -112,7 +114,7 @@ class Service:
         self._take_over()
         for work in (self._dispatch, self._keep_house, self._serve_waiting):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
-        threading.Thread(target=self._bounds.keep, args=(self._stopped,), daemon=True).start()
+        threading.Thread(target=self._quota.keep, args=(self._stopped,), daemon=True).start()
 
     # -- start and end -----------------------------------------------------------------------
 
@@ -358,6 +360,11 @@ class Service:
         if self._unsaved:
             self._save()
 
+    def _leave_backend(self, backend: Backend) -> None:
+        """No image has it any more."""
+        self.objects.leave(backend)
+        self._fetcher.forget(backend)
+
     # -- images --------------------------------------------------------------------------------
 
     def _bind(self, binding: Binding, *, may_ask: bool = True) -> ActiveMount:
@@ -391,7 +398,7 @@ class Service:
                 self._unbinding -= 1
                 self._unbound.notify_all()
             self._save()
-            self._bounds.collect_images(self._bindings())
+            self._quota.collect_images(self._bindings())
 
     def _release_unused(self) -> None:
         """Unbind what was unmounted, once the kernel has let go of it."""
@@ -431,7 +438,7 @@ class Service:
         with self._lock:
             self._state.bindings = self._bindings()
             self._state.numbers = self.objects.numbers()
-            self._state.cache_limit = self._bounds.limit
+            self._state.cache_limit = self._quota.limit
             self._unsaved = True
             try:
                 self._state.save(self._state_path)
@@ -491,7 +498,7 @@ class Service:
         mountpoint = mountpoint_of(request, self.store)
         policy = policy_of(request, "auto")
         if request.get("cache_limit") is not None:
-            self._bounds.limit = size_of(request["cache_limit"], "cache_limit")
+            self._quota.limit = size_of(request["cache_limit"], "cache_limit")
         binding = self._binding(request, mountpoint=str(mountpoint))
         if policy == "auto":
             policy = binding.tuning.get("prefetch") or policy
@@ -557,7 +564,7 @@ class Service:
         """Evict unused blobs until the cache takes ``to`` bytes; ``dry_run``: only say which."""
         self._release_unused()
         target, dry_run = size_of(request.get("to") or 0, "to"), bool(request.get("dry_run"))
-        return self._bounds.gc(target, self._bindings(), dry_run=dry_run)
+        return self._quota.gc(target, self._bindings(), dry_run=dry_run)
 
     def trace(self, digest: str) -> dict[str, Any]:
         """The access trace of the image whose bootstrap has this sha256."""

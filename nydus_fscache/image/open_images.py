@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.backend.make import make_backend
-from nydus_fscache.fetch.objects import Objects
-from nydus_fscache.fetch.queue import Fetcher
 from nydus_fscache.image.binding import Binding
 from nydus_fscache.image.image import Image, auth_of, image_key, load_image
 
 
 @dataclass(slots=True)
-class _Loaded:
+class _Open:
     """``uses``: bindings, those under way included."""
 
     image: Image
     uses: int = 0
 
 
-class LoadedImages:
-    """Thread-safe.  ``directory``: where bootstraps and metadata are kept."""
+class OpenImages:
+    """Thread-safe.  ``directory``: where bootstraps and metadata are kept.  ``leave``: called
+    before a backend that no image has any more is closed."""
 
-    def __init__(self, directory: Path, objects: Objects, fetcher: Fetcher) -> None:
+    def __init__(self, directory: Path, leave: Callable[[Backend], None]) -> None:
         self._directory = directory
-        self._objects = objects
-        self._fetcher = fetcher
+        self._leave = leave
         self._lock = threading.Lock()
-        self._by_key: dict[str, _Loaded] = {}
+        self._by_key: dict[str, _Open] = {}
 
     def take(self, binding: Binding, *, may_ask: bool) -> Image:
         """To be given up again; without ``may_ask`` no backend is waited for.
@@ -39,11 +38,11 @@ class LoadedImages:
         """
         key = image_key(binding.digest, binding.backend)
         with self._lock:
-            if loaded := self._by_key.get(key):
-                loaded.uses += 1
+            if opened := self._by_key.get(key):
+                opened.uses += 1
                 if auth := auth_of(binding.backend):  # the newest credentials are the best
-                    loaded.image.backend.reauth(auth)
-                return loaded.image
+                    opened.image.backend.reauth(auth)
+                return opened.image
         backend: Backend = make_backend(binding.backend)
         try:
             image = load_image(
@@ -59,19 +58,18 @@ class LoadedImages:
             backend.close()
             raise
         with self._lock:
-            loaded = self._by_key.setdefault(key, _Loaded(image))
-            loaded.uses += 1
-        if loaded.image is not image:  # another bind was quicker
+            opened = self._by_key.setdefault(key, _Open(image))
+            opened.uses += 1
+        if opened.image is not image:  # another bind was quicker
             backend.close()
-        return loaded.image
+        return opened.image
 
     def give_up(self, image: Image) -> None:
         with self._lock:
-            loaded = self._by_key[image.key]
-            loaded.uses -= 1
-            if loaded.uses:
+            opened = self._by_key[image.key]
+            opened.uses -= 1
+            if opened.uses:
                 return
             del self._by_key[image.key]
-        self._objects.leave(image.backend)
-        self._fetcher.forget(image.backend)
+        self._leave(image.backend)
         image.backend.close()
