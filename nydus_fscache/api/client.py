@@ -17,12 +17,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 from nydus_fscache.errors import DaemonError, FscacheError
+from nydus_fscache.handover.commands import daemon_argv
 
 START_PATIENCE_S = 20.0
 CALL_PATIENCE_S = 120.0
 _POLL_S = 0.02
-_NOT_FROM_HERE = ["-P"]  # root must not import what lies in the current directory
-_KEEPER = Path(__file__).parents[1] / "handover" / "keeper.py"
 
 
 class _Connection(http.client.HTTPConnection):
@@ -143,14 +142,6 @@ class Client:
                     return
                 time.sleep(_POLL_S)
         raise DaemonError("the daemon does not end", hint="see its log, daemon.log")
-
-
-def daemon_argv(
-    root: Path, python: str = sys.executable, keeper: Path = _KEEPER
-) -> tuple[list[str], list[str]]:
-    """The commands of keeper and service; the service's goes behind the keeper's."""
-    service = [python, *_NOT_FROM_HERE, "-m", "nydus_fscache.daemon.main", "--root", str(root)]
-    return [python, "-I", "-S", str(keeper)], service
 
 
 def _as_exception(error: dict[str, Any]) -> FscacheError:

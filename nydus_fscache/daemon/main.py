@@ -20,11 +20,11 @@ from pathlib import Path
 from nydus_fscache import log
 from nydus_fscache.api import native
 from nydus_fscache.api import server as api
-from nydus_fscache.api.client import daemon_argv
 from nydus_fscache.daemon import privilege
 from nydus_fscache.daemon.service import Service
 from nydus_fscache.errors import DaemonError, FscacheError, MountpointError
 from nydus_fscache.handover import upgrade
+from nydus_fscache.handover.commands import daemon_argv
 from nydus_fscache.handover.link import Handover
 
 

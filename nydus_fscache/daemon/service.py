@@ -49,15 +49,15 @@ from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.fetch.prefetch import Prefetcher
 from nydus_fscache.fetch.queue import Fetcher
 from nydus_fscache.fetch.trace import Tracer
-from nydus_fscache.handover import keeper, state, upgrade
-from nydus_fscache.handover import previous as predecessor
+from nydus_fscache.handover import keeper, previous, state, upgrade
 from nydus_fscache.handover.link import Handover
 from nydus_fscache.handover.orphans import Orphans
-from nydus_fscache.handover.retry_queue import Waiting, WaitingRoom
+from nydus_fscache.handover.retry_queue import PendingRestore, RetryQueue
 from nydus_fscache.image.binding import Address, Binding
 from nydus_fscache.image.image import renew_auth
 from nydus_fscache.image.open_images import OpenImages
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.mount import umount
+from nydus_fscache.kernel.syscalls import raise_nofile_limit
 from nydus_fscache.registry.auth import check_auth
 from nydus_fscache.transport.registry import Transports
 
@@ -100,7 +100,7 @@ class Service:
         self.objects.on_found = self._go_on
         self._images = OpenImages(self.store.images, self._leave_backend)
         self._served: list[ActiveMount] = []
-        self._waiting = WaitingRoom()
+        self._waiting = RetryQueue()
         self._lock = threading.RLock()
         self._unbinding = 0
         self._unbound = threading.Condition(self._lock)
@@ -108,9 +108,9 @@ class Service:
         self._unsaved = False  # the state file is behind
         self._end_asked = threading.Event()
         self.successor: upgrade.Successor | None = None
-        kernel.raise_nofile_limit()
+        raise_nofile_limit()
         with contextlib.suppress(ProcessLookupError):  # another takes its place, with our limit
-            kernel.raise_nofile_limit(handover.keeper_pid)
+            raise_nofile_limit(handover.keeper_pid)
         self._take_over()
         for work in (self._dispatch, self._keep_house, self._serve_waiting):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
@@ -122,16 +122,16 @@ class Service:
         """Bind again what the state names and the kernel still has; settle what is open."""
         useless = [self._transports.is_useless(b) for b in self._state.bindings]
         for binding, is_useless in zip(self._state.bindings, useless, strict=True):
-            if not predecessor.is_still_there(binding, self._transports):
+            if not previous.is_still_there(binding, self._transports):
                 log.info("%s is not mounted any more", binding.mountpoint)
                 continue
-            remount = is_useless and predecessor.is_mounted(binding)
+            remount = is_useless and previous.is_mounted(binding)
             if remount:
-                predecessor.unmount_useless(Path(binding.mountpoint))
+                previous.unmount_useless(Path(binding.mountpoint))
             try:
                 self._served.append(self._serve_again(binding, remount, may_ask=False))
             except (FscacheError, OSError) as e:
-                self._waiting.add(Waiting(binding, remount, str(e)))
+                self._waiting.add(PendingRestore(binding, remount, str(e)))
         self._transports.take_up()
         for name, transport in self._transports.in_use().items():
             if awaited := self._waiting.addresses(name):
@@ -155,7 +155,7 @@ class Service:
             except BaseException:
                 self._unbind([served])
                 raise
-        served.mounted = predecessor.is_mounted(binding)
+        served.mounted = previous.is_mounted(binding)
         return served
 
     def _go_on(self) -> None:
@@ -171,11 +171,11 @@ class Service:
         for transport in self._transports.in_use().values():
             transport.fail_pending()
 
-    def _try_again(self, waiting: Waiting) -> None:
+    def _try_again(self, waiting: PendingRestore) -> None:
         binding = waiting.binding
         served = None
         try:
-            if waiting.remount or predecessor.is_still_there(binding, self._transports):
+            if waiting.remount or previous.is_still_there(binding, self._transports):
                 served = self._serve_again(binding, waiting.remount, may_ask=True)
         except (FscacheError, OSError) as e:
             waiting.failed(e)
@@ -206,10 +206,10 @@ class Service:
                     return True
         return False
 
-    def _give_up_waiting(self, waiting: Waiting) -> None:
+    def _give_up_waiting(self, waiting: PendingRestore) -> None:
         """Unmount what is not served; raises ``MountpointError`` when it is busy."""
-        if predecessor.is_mounted(waiting.binding):
-            kernel.umount(Path(waiting.binding.mountpoint))
+        if previous.is_mounted(waiting.binding):
+            umount(Path(waiting.binding.mountpoint))
         with self._lock:
             if self._waiting.remove(waiting):
                 self._save()
@@ -220,7 +220,7 @@ class Service:
         for served in list(self._served):
             try:
                 if served.mounted:
-                    kernel.umount(Path(served.binding.mountpoint))
+                    umount(Path(served.binding.mountpoint))
                     served.mounted = False
             except MountpointError as e:
                 busy.append(str(e))
@@ -601,7 +601,7 @@ class Service:
             raise MountpointError(
                 f"nothing of ours is mounted at {mountpoint}", hint="see nydus-fscache status"
             )
-        kernel.umount(Path(mountpoint))
+        umount(Path(mountpoint))
         served.mounted = False
         self._release_unused()
         log.info("unmounted %s", mountpoint)

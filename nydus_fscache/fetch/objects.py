@@ -25,7 +25,7 @@ from nydus_fscache.fetch.orphans import OrphanFiles
 from nydus_fscache.fetch.queue import Fetcher
 from nydus_fscache.files import data_extents
 from nydus_fscache.image.image import ImageBlob
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.leases import is_sole_open
 
 log = logging.getLogger("objects")
 
@@ -325,7 +325,7 @@ class Objects:
             self._by_oid.pop(obj.oid, None)
             if use.fill_fd >= 0:
                 touch(self._store.blobs.directory, obj.name)
-                if unmark is not None and not kernel.is_sole_open(use.fill_fd):
+                if unmark is not None and not is_sole_open(use.fill_fd):
                     self._put_back(obj, use)
                     return
                 if unmark is not None:

@@ -37,28 +37,28 @@ def answer(group: int, fd: int) -> None:
         pass
 
 
-def deny_all(kept: dict[str, int]) -> int:
+def fail_all(kept: dict[str, int]) -> int:
     """Everything that waits, by what the keeper holds; returns how many.
 
     Of cachefiles objects that the kernel has closed the descriptors are dropped from ``kept``.
     """
     group, device, journal = kept.get("fanotify"), kept.get("cachefiles"), kept.get("journal")
-    denied = 0
+    failed = 0
     if group is not None:
-        denied += deny_journal(group, journal, 0.0) if journal is not None else 0
-        denied += _deny_queue(group)
+        failed += fail_journal(group, journal, 0.0) if journal is not None else 0
+        failed += _fail_queue(group)
     if device is not None:
-        denied += _deny_messages(device, kept, journal) if journal is not None else 0
-        denied += _deny_device(device, kept)
-    return denied
+        failed += _fail_messages(device, kept, journal) if journal is not None else 0
+        failed += _fail_device(device, kept)
+    return failed
 
 
 # -- fanotify ---------------------------------------------------------------------------------
 
 
-def deny_journal(group: int, journal: int, age_s: float) -> int:
+def fail_journal(group: int, journal: int, age_s: float) -> int:
     """What is open in the journal since ``age_s`` or longer (0: everything)."""
-    denied = 0
+    failed = 0
     before = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(age_s * 1e9)
     with _mapped(journal) as memory:
         for at, meta in journal_slots(memory):
@@ -68,24 +68,24 @@ def deny_journal(group: int, journal: int, age_s: float) -> int:
                 answer(group, struct.unpack_from("=i", memory, at + 16)[0])
                 memory[meta + 8 : meta + 12] = bytes(4)
                 memory[at : at + 4] = bytes(4)
-                denied += 1
-    return denied
+                failed += 1
+    return failed
 
 
-def _deny_queue(group: int) -> int:
-    denied = 0
+def _fail_queue(group: int) -> int:
+    failed = 0
     while True:
         try:
             events = os.read(group, QUEUE)
         except OSError:
-            return denied
+            return failed
         at = 0
         while at + 24 <= len(events):
             length, _, _, _, _, fd, _ = struct.unpack_from("=IBBHQii", events, at)
             if fd >= 0:
                 answer(group, fd)
                 os.close(fd)
-                denied += 1
+                failed += 1
             at += max(length, 24)
 
 
@@ -129,16 +129,16 @@ def owed(memory: mmap.mmap) -> set[int]:
 # -- cachefiles -------------------------------------------------------------------------------
 
 
-def _deny_messages(device: int, kept: dict[str, int], journal: int) -> int:
+def _fail_messages(device: int, kept: dict[str, int], journal: int) -> int:
     """What the service had read; CLOSEs stay on record for the successor."""
-    denied = 0
+    failed = 0
     with _mapped(journal) as memory:
         for at in message_slots(memory):
             msg_id, opcode, length, number = MESSAGE.unpack_from(memory, at)
-            if length and opcode != OP_CLOSE and _deny(device, kept, msg_id, opcode, number):
+            if length and opcode != OP_CLOSE and _fail(device, kept, msg_id, opcode, number):
                 memory[at + 8 : at + 12] = bytes(4)
-                denied += 1
-    return denied
+                failed += 1
+    return failed
 
 
 def message_slots(memory: mmap.mmap) -> list[int]:
@@ -152,8 +152,8 @@ def message_slots(memory: mmap.mmap) -> list[int]:
     return [start + i * MESSAGE_SIZE for i in range(used)]
 
 
-def _deny_device(device: int, kept: dict[str, int]) -> int:
-    denied = 0
+def _fail_device(device: int, kept: dict[str, int]) -> int:
+    failed = 0
     for _ in range(MESSAGES_AT_ONCE):
         try:
             message = os.read(device, MESSAGE_SIZE)
@@ -167,13 +167,13 @@ def _deny_device(device: int, kept: dict[str, int]) -> int:
             if fd is not None:
                 os.close(fd)
             continue
-        denied += _deny(device, kept, msg_id, opcode, number)
+        failed += _fail(device, kept, msg_id, opcode, number)
         if opcode == OP_OPEN and len(message) >= MESSAGE.size + OPEN.size:
             os.close(OPEN.unpack_from(message, MESSAGE.size)[2])
-    return denied
+    return failed
 
 
-def _deny(device: int, kept: dict[str, int], msg_id: int, opcode: int, number: int) -> bool:
+def _fail(device: int, kept: dict[str, int], msg_id: int, opcode: int, number: int) -> bool:
     """A READ that is completed without data is EIO; without its object's descriptor it waits."""
     try:
         if opcode == OP_OPEN:

@@ -1,8 +1,8 @@
 """The keeper: holds descriptors, restarts the service, and does nothing else.
 
 Run by path with ``python -I -S``; imports only what is built into the
-interpreter, systemd.py and denial.py, so that it stays small and hardly anything can kill
-it.  It holds, by name, whatever the service sent (handover.py): the fanotify
+interpreter, systemd.py and fail_pending.py, so that it stays small and hardly anything can kill
+it.  It holds, by name, whatever the service sent (link.py): the fanotify
 group, the event journal, the API socket, fill descriptors, /dev/cachefiles; as
 the main process of a systemd unit it has systemd hold the same.  As long as it
 lives, a reader whose service died waits instead of seeing zeros: the kernel
@@ -38,7 +38,7 @@ import time
 
 if __name__ == "__main__":  # run by path, isolated: the package is not found by itself
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-from nydus_fscache.handover.fail_pending import deny_all, deny_journal
+from nydus_fscache.handover.fail_pending import fail_all, fail_journal
 from nydus_fscache.handover.systemd import Unit
 
 DENY_AFTER_S = float(os.environ.get("NYDUS_FSCACHE_DENY_AFTER_S") or 30)
@@ -238,13 +238,13 @@ class Keeper:
 
     # -- when nobody serves -------------------------------------------------------------------
 
-    def deny(self) -> int:
+    def fail_pending(self) -> int:
         """EIO for everything that waits."""
         held = set(self.kept)
-        denied = deny_all(self.kept)
+        failed = fail_all(self.kept)
         for name in held - set(self.kept):
             self.unit.remove(name)
-        return denied
+        return failed
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -277,7 +277,8 @@ class Keeper:
                         self.unit.remove(name)
                     return code
             if not self.child:
-                if time.monotonic() - self.down_since > DENY_AFTER_S and (count := self.deny()):
+                overdue = time.monotonic() - self.down_since > DENY_AFTER_S
+                if overdue and (count := self.fail_pending()):
                     say(f"no service for {DENY_AFTER_S:.0f} s: {count} readers got EIO")
                 if time.monotonic() >= self.next_start:
                     self.start()
@@ -309,7 +310,7 @@ class Keeper:
         self.next_start = now + BACKOFF_S[min(self.failures, len(BACKOFF_S) - 1)]
         self.failures += 1
         if {"fanotify", "journal"} <= self.kept.keys():
-            old = deny_journal(self.kept["fanotify"], self.kept["journal"], DENY_AFTER_S)
+            old = fail_journal(self.kept["fanotify"], self.kept["journal"], DENY_AFTER_S)
             if old:
                 say(f"{old} requests got EIO: older than {DENY_AFTER_S:.0f} s, services died over")
         wait = self.next_start - now

@@ -34,7 +34,7 @@ import time
 from collections.abc import Iterator
 
 from nydus_fscache.errors import DaemonError
-from nydus_fscache.handover import fail_pending as denial
+from nydus_fscache.handover import fail_pending
 
 log = logging.getLogger("handover")
 
@@ -91,7 +91,7 @@ class Handover:
         if journal is None:
             return
         with mmap.mmap(journal, 0, prot=mmap.PROT_READ) as memory:
-            owed = denial.owed(memory)
+            owed = fail_pending.owed(memory)
         for name, fd in self.inherited.items():
             if fd in owed:
                 self.inherited[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(owed) + 1)

@@ -17,7 +17,7 @@ from nydus_fscache.cache.presence import PageMap
 from nydus_fscache.core.core import Core
 from nydus_fscache.core.park import Park
 from nydus_fscache.fetch.orphans import OrphanFile
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.leases import is_sole_open
 
 log = logging.getLogger("orphans")
 
@@ -111,7 +111,7 @@ class Orphans:
         """Let go of what the kernel has closed; returns how many files it still reads."""
         with self._lock:
             for oid, file in list(self._files.items()):
-                if kernel.is_sole_open(file.fill_fd):
+                if is_sole_open(file.fill_fd):
                     self._stop_holding(oid, file)
                     self.unmark(file.fill_fd)
                     self._let_go(oid)

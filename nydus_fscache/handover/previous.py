@@ -8,7 +8,7 @@ from pathlib import Path
 from nydus_fscache.errors import MountpointError
 from nydus_fscache.image.binding import Binding
 from nydus_fscache.kernel import mountinfo
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.mount import umount
 from nydus_fscache.transport.registry import Transports
 
 log = logging.getLogger("service")
@@ -34,7 +34,7 @@ def unmount_useless(target: Path) -> None:
         "mounting it again", target,
     )  # fmt: skip
     try:
-        kernel.umount(target)
+        umount(target)
     except MountpointError:
-        kernel.umount(target, lazy=True)
+        umount(target, lazy=True)
         log.error("%s was in use: restart the programs that have files of it open", target)

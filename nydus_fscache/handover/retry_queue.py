@@ -24,7 +24,7 @@ FIRST_PAUSE_S = 0.25
 
 
 @dataclass(slots=True)
-class Waiting:
+class PendingRestore:
     """``remount``: its mount was of no use any more, and is to be made anew."""
 
     binding: Binding
@@ -56,14 +56,14 @@ class Waiting:
         }
 
 
-class WaitingRoom:
+class RetryQueue:
     """All of them.  Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[Waiting] = []
+        self._waiting: list[PendingRestore] = []
 
-    def all(self) -> list[Waiting]:
+    def all(self) -> list[PendingRestore]:
         with self._lock:
             return list(self._waiting)
 
@@ -71,11 +71,11 @@ class WaitingRoom:
         """Of those that are to be served over a transport."""
         return [w.binding.address for w in self.all() if w.binding.transport == transport]
 
-    def add(self, waiting: Waiting) -> None:
+    def add(self, waiting: PendingRestore) -> None:
         with self._lock:
             self._waiting.append(waiting)
 
-    def remove(self, waiting: Waiting) -> bool:
+    def remove(self, waiting: PendingRestore) -> bool:
         """False: somebody has done so before."""
         with self._lock:
             was_here = waiting in self._waiting
@@ -85,18 +85,19 @@ class WaitingRoom:
 
     def serve(
         self,
-        try_again: Callable[[Waiting], None],
-        deny: Callable[[], None],
+        try_again: Callable[[PendingRestore], None],
+        fail_pending: Callable[[], None],
         stopped: threading.Event,
     ) -> None:
-        """Until all are gone: ``try_again`` who is due; ``deny`` once, when one is overdue."""
-        denied = False
+        """Until all are gone: ``try_again`` those that are due; ``fail_pending`` once, when one is
+        overdue."""
+        failed = False
         while (waiting := self.all()) and not stopped.is_set():
             for one in waiting:
                 if one.due():
                     try_again(one)
-            if not denied and any(one.overdue() for one in self.all()):
+            if not failed and any(one.overdue() for one in self.all()):
                 log.error("images not served for %.0f s: EIO for readers", keeper.DENY_AFTER_S)
-                deny()
-                denied = True
+                fail_pending()
+                failed = True
             stopped.wait(_TICK_S)

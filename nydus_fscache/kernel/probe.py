@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from nydus_fscache.errors import CacheDirError
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.mount import has_erofs
+from nydus_fscache.kernel.syscalls import fs_name, has_io_uring, is_admin
 
 _CACHE_FILE_SYSTEMS = ("ext4", "xfs", "btrfs")
 NEED_ROOT = "run it as root, outside of containers and user namespaces: sudo"
@@ -51,7 +52,7 @@ class Report:
 
 
 def privileges() -> Finding:
-    if kernel.is_admin():
+    if is_admin():
         return Finding("privileges", True, "CAP_SYS_ADMIN in the initial user namespace")
     who = "root of a user namespace, or without CAP_SYS_ADMIN" if os.geteuid() == 0 else "not root"
     return Finding("privileges", False, who, NEED_ROOT)
@@ -67,7 +68,7 @@ def cache_dir(root: Path) -> Finding:
     existing = existing_parent(root)
     if not existing.is_dir():
         return Finding(name, False, f"{existing} is no directory", "choose another with --root")
-    file_system = kernel.fs_name(existing)
+    file_system = fs_name(existing)
     if file_system not in _CACHE_FILE_SYSTEMS:
         detail = f"{root} is on {file_system}, which cannot hold the cache"
         return Finding(name, False, detail, "choose a directory on ext4, xfs or btrfs with --root")
@@ -80,7 +81,7 @@ def cache_dir(root: Path) -> Finding:
 
 
 def erofs_driver() -> Finding:
-    if kernel.has_erofs():
+    if has_erofs():
         return Finding("EROFS", True, "the kernel has the driver")
     remedy = "install the kernel's modules, or a kernel with CONFIG_EROFS_FS"
     return Finding("EROFS", False, "the kernel has no EROFS driver", remedy)
@@ -88,7 +89,7 @@ def erofs_driver() -> Finding:
 
 def io_uring() -> Finding:
     """Never a reason against a transport: there is a fall-back."""
-    detail = "available" if kernel.has_io_uring() else "forbidden here; poll and read do instead"
+    detail = "available" if has_io_uring() else "forbidden here; poll and read do instead"
     return Finding("io_uring", True, detail)
 
 

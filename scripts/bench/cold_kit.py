@@ -185,11 +185,11 @@ class Daemon:
 
 def mount_local(image: Path, blobs: list[Path], target: Path) -> None:
     """The kernel's EROFS over local files, without a loop device between."""
-    from nydus_fscache.kernel import syscalls as kernel  # noqa: PLC0415
+    from nydus_fscache.kernel.mount import mount_erofs  # noqa: PLC0415 - only with the product
 
     fds = [os.open(p, os.O_RDONLY) for p in (image, *blobs)]
     try:
-        kernel.mount_erofs(fds[0], fds[1:], target)
+        mount_erofs(fds[0], fds[1:], target)
     finally:
         for fd in fds:
             os.close(fd)

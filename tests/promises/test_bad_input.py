@@ -7,11 +7,11 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from rig import Rig, mounts_below, read_errno, regular_files
+from unprivileged import CLI_AS_NOBODY
 
 from nydus_fscache.api.client import Client
 from nydus_fscache.errors import FscacheError
@@ -151,31 +151,15 @@ def test_cache_on_tmpfs(rig: Rig, golden: Path) -> None:
         subprocess.run(["umount", str(rig.root)], check=True)
 
 
-_AS_NOBODY = """
-import os, sys
-from nydus_fscache.kernel import probe
-from nydus_fscache.cli.fscache import bind
-from nydus_fscache.cli.fscache import main
-from nydus_fscache.cli.fscache import mount
-from nydus_fscache.cli.fscache import serve
-from nydus_fscache.cli.fscache import status
-from nydus_fscache.cli.fscache import stop
-from nydus_fscache.cli.fscache import umount
-os.setgroups([]); os.setgid(65534); os.setuid(65534)
-sys.exit(main.main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.parametrize("command", ["mount", "umount", "status", "serve", "stop"])
 def test_not_root(rig: Rig, golden: Path, command: str) -> None:
-    """Modules are loaded first, since nobody may not read a checkout."""
     image = golden / "images" / "one-lz4"
     words = {
         "mount": [image / "image.boot", rig.mountpoint(), "--blob-dir", image / "blobs"],
         "umount": [rig.mountpoint()],
     }.get(command, [])
     done = subprocess.run(
-        [sys.executable, "-c", _AS_NOBODY, command, "--root", rig.root, *words],
+        [*CLI_AS_NOBODY, command, "--root", rig.root, *words],
         capture_output=True,
         text=True,
         timeout=60,

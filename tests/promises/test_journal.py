@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nydus_fscache.cache.presence import PageMap
 from nydus_fscache.core.core import Core
-from nydus_fscache.handover import fail_pending as denial
+from nydus_fscache.handover import fail_pending
 
 SLOTS = 8
 FAN_ALLOW, FAN_DENY_EIO = 1, 2 | errno.EIO << 24
@@ -34,15 +34,15 @@ def test_a_damaged_one_is_not_believed(
 ) -> None:
     with mmap.mmap(-1, 4096) as memory:
         memory[: len(body)] = body
-        for version in (head[0], denial.JOURNAL_VERSION):
-            words = (denial.JOURNAL_MAGIC, version, head[1], *offsets, *used)
-            denial.JOURNAL.pack_into(memory, 0, *words)
-            for at, meta in denial.journal_slots(memory):
-                assert 0 <= at <= len(memory) - denial.EVENT_SIZE
-                assert 0 <= meta <= len(memory) - denial.META.size
-            assert all(isinstance(number, int) for number in denial.owed(memory))
-            for at in denial.message_slots(memory):
-                assert 0 <= at <= len(memory) - denial.MESSAGE_SIZE
+        for version in (head[0], fail_pending.JOURNAL_VERSION):
+            words = (fail_pending.JOURNAL_MAGIC, version, head[1], *offsets, *used)
+            fail_pending.JOURNAL.pack_into(memory, 0, *words)
+            for at, meta in fail_pending.journal_slots(memory):
+                assert 0 <= at <= len(memory) - fail_pending.EVENT_SIZE
+                assert 0 <= meta <= len(memory) - fail_pending.META.size
+            assert all(isinstance(number, int) for number in fail_pending.owed(memory))
+            for at in fail_pending.message_slots(memory):
+                assert 0 <= at <= len(memory) - fail_pending.MESSAGE_SIZE
         with contextlib.suppress(OSError):  # refused, and nothing worse
             Core(memory)
 
@@ -53,7 +53,7 @@ def test_one_that_was_only_begun_holds_nothing() -> None:
     with ours, theirs:
         ours.setblocking(False)
         for device in ("fanotify", "cachefiles"):
-            assert denial.deny_all({device: ours.fileno(), "journal": journal}) == 0
+            assert fail_pending.fail_all({device: ours.fileno(), "journal": journal}) == 0
     os.close(journal)
 
 
@@ -66,9 +66,9 @@ def journal() -> mmap.mmap:
 
 def record(memory: mmap.mmap, slot: int, number: int, off: int, oid: int, kind: int = 6) -> None:
     """An event that a predecessor had read and not answered; ``oid`` 0: not looked up yet."""
-    at, meta = denial.journal_slots(memory)[slot]
+    at, meta = fail_pending.journal_slots(memory)[slot]
     EVENT.pack_into(memory, at, 48, 3, 0, 24, 0x100000, number, 1, kind, 0, 24, 0, off, 4096)
-    denial.META.pack_into(memory, meta, 0, oid, 0)
+    fail_pending.META.pack_into(memory, meta, 0, oid, 0)
 
 
 @pytest.mark.parametrize("all_served", [True, False])

@@ -70,7 +70,7 @@ def start_reader(files: list[tuple[str, str]], seed: int) -> tuple[int, int]:
 
 def mount_all(round_: str) -> list[Path]:
     """All images cold: in a domain of their own, of which the cache has nothing."""
-    from nydus_fscache.kernel import syscalls as kernel
+    from nydus_fscache.kernel.mount import mount_erofs_fsid
 
     points = []
     for name in NAMES:
@@ -78,7 +78,7 @@ def mount_all(round_: str) -> list[Path]:
         rig.run("bind", IMAGES / name / "image.boot", "--blob-dir", IMAGES / name / "blobs",
                 "--fsid", fsid, "--domain", domain)
         points.append(rig.mountpoint(fsid))
-        kernel.mount_erofs_fsid(points[-1], fsid, domain)
+        mount_erofs_fsid(points[-1], fsid, domain)
     return points
 
 
@@ -103,7 +103,7 @@ def kill_keeper_then_service() -> None:
 
 
 def killed_under_readers(kill: Callable[[], None], wanted_kills: int, prefix: str = "") -> str:
-    from nydus_fscache.kernel import syscalls as kernel
+    from nydus_fscache.kernel.mount import umount
 
     kills, rounds, longest = 0, 0, 0.0
     while kills < wanted_kills:
@@ -127,7 +127,7 @@ def killed_under_readers(kill: Callable[[], None], wanted_kills: int, prefix: st
         waiting = rig.status()["requests"]["waiting"]
         assert waiting == 0, f"{waiting} requests are open"
         for at in points:
-            kernel.umount(at)
+            umount(at)
         rounds += 1
     return f"{kills} kills, {rounds} cold rounds, longest pause {longest:.2f} s"
 

@@ -33,7 +33,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    from nydus_fscache.api.client import daemon_argv  # noqa: PLC0415 - start-up time of other commands
+    from nydus_fscache.handover.commands import daemon_argv  # noqa: PLC0415 - start-up time of other commands
 
     require_root("serve")
     args.root.mkdir(mode=0o700, parents=True, exist_ok=True)

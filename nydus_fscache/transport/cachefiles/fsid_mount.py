@@ -22,14 +22,14 @@ from pathlib import Path
 
 from nydus_fscache import errors
 from nydus_fscache.errors import FscacheError, KernelRefused
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.mount import mount_erofs_fsid
 
 PATIENCE_S = 100.0
 _PR_SET_PDEATHSIG = 1
 
 
 def mount_apart(target: Path, fsid: str, domain: str) -> None:
-    """Raises what ``kernel.mount_erofs_fsid`` does, or ``KernelRefused`` when it does not end."""
+    """Raises what ``mount_erofs_fsid`` does, or ``KernelRefused`` when it does not end."""
     words = [str(os.getpid()), str(target), fsid, domain]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", __name__, *words],
@@ -58,7 +58,7 @@ def main() -> int:
     if os.getppid() != int(parent):  # it died before we asked to be told
         return 1
     try:
-        kernel.mount_erofs_fsid(Path(target), fsid, domain)
+        mount_erofs_fsid(Path(target), fsid, domain)
     except FscacheError as e:
         print(json.dumps({"kind": type(e).__name__, "message": str(e), "hint": e.hint}))
         return 1

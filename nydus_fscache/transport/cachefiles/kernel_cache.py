@@ -36,7 +36,7 @@ from pathlib import Path
 from nydus_fscache.cache.evict import Cached
 from nydus_fscache.errors import CacheDirError, KernelRefused, UsageError
 from nydus_fscache.files import data_ranges, remove, replace_file, status_of_ours, sync
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.syscalls import boot_id, syncfs
 from nydus_fscache.transport.cachefiles import cull
 
 log = logging.getLogger("cachefiles")
@@ -308,7 +308,7 @@ class KernelCache:
         """After a power cut a block may be allocated and yet old: what was cached is not
         trusted.  ``USED_IN`` names the boot during which data were written, until they are
         synced."""
-        marker, boot = self.directory / USED_IN, kernel.boot_id()
+        marker, boot = self.directory / USED_IN, boot_id()
         if status_of_ours(marker) is not None and marker.read_bytes() != boot.encode():
             log.warning("the machine stopped while cachefiles was in use: cached data are dropped")
             for name in ("cache", "graveyard"):
@@ -320,7 +320,7 @@ class KernelCache:
         """All cached data are on the disk: they outlive a reboot."""
         fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            kernel.syncfs(fd)
+            syncfs(fd)
         finally:
             os.close(fd)
         (self.directory / USED_IN).unlink(missing_ok=True)

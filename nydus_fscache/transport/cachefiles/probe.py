@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from nydus_fscache.errors import FscacheError
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.mount import erofs_has_option
 from nydus_fscache.kernel.probe import NEED_ROOT, Finding
 
 _CACHEFILES = Path("/dev/cachefiles")
@@ -28,7 +28,7 @@ def cachefiles(_root: Path) -> Finding:
         if symbols and "cachefiles_ondemand_copen" not in symbols:
             return Finding(name, False, "cachefiles was built without on-demand mode", remedy)
     try:
-        if not kernel.erofs_has_option("fsid"):
+        if not erofs_has_option("fsid"):
             return Finding(name, False, "EROFS was built without on-demand mode", remedy)
         os.close(os.open(_CACHEFILES, os.O_RDWR | os.O_CLOEXEC))
     except FscacheError as e:

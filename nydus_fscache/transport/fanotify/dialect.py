@@ -10,7 +10,7 @@ from nydus_fscache.core.core import Core
 from nydus_fscache.core.park import Park
 from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.image.binding import Binding
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.leases import try_write_lease
 from nydus_fscache.kernel.probe import Finding
 from nydus_fscache.transport.fanotify import probe
 from nydus_fscache.transport.fanotify.transport import GROUP, NAME, FanotifyTransport
@@ -37,7 +37,7 @@ class FanotifyDialect:
 
     def holds(self, binding: Binding, park: Park) -> bool:
         """The superblock holds the bootstrap open for as long as it lives."""
-        return not kernel.try_write_lease(self._images / f"{binding.digest}.boot")
+        return not try_write_lease(self._images / f"{binding.digest}.boot")
 
     def is_useless(self, binding: Binding, park: Park) -> bool:
         """Without the group nobody was asked: readers have seen holes as zeros, cached pages may

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nydus_fscache.errors import FscacheError, KernelRefused
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.fanotify import mark_add, pre_content_group
+from nydus_fscache.kernel.mount import create_erofs
 from nydus_fscache.kernel.probe import Finding, existing_parent
 from rafs_v6.format import erofs
 
@@ -56,7 +57,7 @@ def _nameless_file(directory: Path, content: bytes) -> Iterator[int]:
 def _mount_from_file(directory: Path) -> None:
     with _nameless_file(directory, _tiny_image()) as fd:
         try:
-            os.close(kernel.create_erofs([("source", f"/proc/self/fd/{fd}")]))
+            os.close(create_erofs([("source", f"/proc/self/fd/{fd}")]))
         except KernelRefused as e:
             raise KernelRefused(
                 f"no file-backed EROFS: {e}",
@@ -83,11 +84,11 @@ def deliver_event(directory: Path) -> None:
     The reader is a thread, and ends in any case: closing the group, which nobody
     else holds, lets it through.
     """
-    group = kernel.pre_content_group()
+    group = pre_content_group()
     done = threading.Event()
     try:
         with _nameless_file(directory, b"x") as fd:
-            kernel.mark_add(group, fd)
+            mark_add(group, fd)
             # A mark covers what is opened after it, so by name again.
             reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
             threading.Thread(target=_read_one, args=(reader, done), daemon=True).start()

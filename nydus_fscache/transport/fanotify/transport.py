@@ -24,7 +24,9 @@ from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.image.binding import Address
 from nydus_fscache.image.image import Image
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.fanotify import mark_add, mark_remove, pre_content_group
+from nydus_fscache.kernel.leases import try_write_lease
+from nydus_fscache.kernel.mount import mount_erofs
 from nydus_fscache.transport.base import Bound
 
 log = logging.getLogger("fanotify")
@@ -48,7 +50,7 @@ class FanotifyTransport:
     def __init__(self, core: Core, objects: Objects, park: Park) -> None:
         inherited = park.take(GROUP)
         if inherited is None:
-            self._group = kernel.pre_content_group()
+            self._group = pre_content_group()
             park.keep(GROUP, self._group)
         else:
             self._group = inherited
@@ -82,7 +84,7 @@ class FanotifyTransport:
     def mount(self, bound: Bound, target: Path) -> None:
         source = os.open(bound.image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            kernel.mount_erofs(source, [obj.fill_fd for obj in bound.objects], target)
+            mount_erofs(source, [obj.fill_fd for obj in bound.objects], target)
         finally:
             os.close(source)
 
@@ -92,14 +94,14 @@ class FanotifyTransport:
         path = bound.image.path
         if any(other.image.path == path for other in mounted):
             return False
-        return not kernel.try_write_lease(path)
+        return not try_write_lease(path)
 
     def unbind(self, bound: Bound) -> None:
         for obj in bound.objects:
             self._objects.release(obj, self._remove_mark)
 
     def _mark(self, obj: CacheObject) -> None:
-        kernel.mark_add(self._group, obj.fill_fd)
+        mark_add(self._group, obj.fill_fd)
         if obj.complete:  # the last unit came between the caller's look and the mark
             self._unmark(obj)
 
@@ -110,7 +112,7 @@ class FanotifyTransport:
 
     def _remove_mark(self, fd: int) -> None:
         try:
-            kernel.mark_remove(self._group, fd)
+            mark_remove(self._group, fd)
         except KernelRefused as e:
             log.debug("mark was gone: %s", e)
 

@@ -6,23 +6,25 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from unprivileged import CLI_AS_NOBODY
 
 import nydus_fscache
 from nydus_fscache.cli.fscache.main import COMMANDS, parser_for
 from nydus_fscache.cli.output import printable, size, table
 
 CLI = [sys.executable, "-m", "nydus_fscache"]
-NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+IN_USER_NAMESPACE = ["unshare", "--user", "--map-root-user", *CLI]
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT")
 
 
-def run(*args: str | Path, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run(*args: str | Path, cli: Sequence[str] = CLI) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*before, *CLI, *map(str, args)], capture_output=True, text=True, timeout=30, check=False
+        [*cli, *map(str, args)], capture_output=True, text=True, timeout=30, check=False
     )
 
 
@@ -78,7 +80,7 @@ def test_a_reader_that_goes_away_is_no_noise(golden: Path) -> None:
 @root_only
 def test_not_root() -> None:
     for words in (("mount", "x", "/mnt", "--blob-dir", "/"), ("stop",), ("umount", "/mnt")):
-        done = run(*words, before=tuple(NOBODY))
+        done = run(*words, cli=CLI_AS_NOBODY)
         assert done.returncode == 7
         assert "hint: " in done.stderr
 
@@ -107,9 +109,9 @@ def test_doctor(tmp_path: Path) -> None:
 
 
 @root_only
-@pytest.mark.parametrize("before", [NOBODY, ["unshare", "--user", "--map-root-user"]])
-def test_doctor_without_privileges(before: list[str]) -> None:
-    done = run("doctor", before=tuple(before))
+@pytest.mark.parametrize("cli", [CLI_AS_NOBODY, IN_USER_NAMESPACE])
+def test_doctor_without_privileges(cli: list[str]) -> None:
+    done = run("doctor", cli=cli)
     assert done.returncode == 5
     assert "NO privileges" in done.stdout
     assert "sudo" in done.stdout

@@ -5,19 +5,28 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from unprivileged import as_nobody
 
 from nydus_fscache.errors import KernelRefused, MountpointError
 from nydus_fscache.kernel import mountinfo
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.fanotify import mark_add, mark_remove, pre_content_group
+from nydus_fscache.kernel.leases import try_write_lease
+from nydus_fscache.kernel.mount import erofs_has_option, has_erofs, mount_erofs, umount
+from nydus_fscache.kernel.syscalls import (
+    boot_id,
+    fs_name,
+    has_io_uring,
+    is_admin,
+    raise_nofile_limit,
+)
 
 pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not kernel.is_admin(), reason="NOT ROOT: mounts cannot be tested"
+    os.geteuid() != 0 or not is_admin(), reason="NOT ROOT: mounts cannot be tested"
 )
 
 CONTENT = b"content " * 2000
@@ -26,7 +35,7 @@ CONTENT = b"content " * 2000
 def unmount_below(directory: Path) -> None:
     for info in reversed(mountinfo.mounts()):
         if info.mountpoint.startswith(f"{directory}/"):
-            kernel.umount(Path(info.mountpoint), lazy=True)
+            umount(Path(info.mountpoint), lazy=True)
 
 
 @pytest.fixture
@@ -56,7 +65,7 @@ def make_image(place: Path, *options: str) -> Path:
 def mount(image: Path, target: Path, *devices: Path) -> None:
     with ExitStack() as files:
         fds = [files.enter_context(p.open("rb")).fileno() for p in (image, *devices)]
-        kernel.mount_erofs(fds[0], fds[1:], target)
+        mount_erofs(fds[0], fds[1:], target)
 
 
 def test_mount_read_umount(place: Path) -> None:
@@ -66,10 +75,10 @@ def test_mount_read_umount(place: Path) -> None:
     found = mountinfo.find_mount(target)
     assert found is not None
     assert found.fstype == "erofs"
-    assert kernel.fs_name(target) == "erofs"
+    assert fs_name(target) == "erofs"
     with pytest.raises(OSError, match="Read-only"):
         (target / "file").write_bytes(b"")
-    kernel.umount(target)
+    umount(target)
     assert mountinfo.find_mount(target) is None
 
 
@@ -109,36 +118,36 @@ def test_mountpoint_with_odd_name_is_found(place: Path) -> None:
     target.mkdir()
     mount(make_image(place), target)
     assert mountinfo.find_mount(target) is not None
-    kernel.umount(target)
+    umount(target)
 
 
 def test_umount_of_what_is_busy_or_not_mounted(place: Path) -> None:
     target = place / "m"
     with pytest.raises(MountpointError, match="nothing is mounted"):
-        kernel.umount(target)
+        umount(target)
     mount(make_image(place), target)
     with (target / "file").open("rb"):
         with pytest.raises(MountpointError, match="in use"):
-            kernel.umount(target)
-        kernel.umount(target, lazy=True)
+            umount(target)
+        umount(target, lazy=True)
 
 
 def test_lease_tells_whether_the_kernel_still_reads_the_file(place: Path) -> None:
     image, target = make_image(place), place / "m"
-    assert kernel.try_write_lease(image)
+    assert try_write_lease(image)
     mount(image, target)
-    assert not kernel.try_write_lease(image)
+    assert not try_write_lease(image)
     with (target / "file").open("rb"):
-        kernel.umount(target, lazy=True)
+        umount(target, lazy=True)
         assert mountinfo.find_mount(target) is None
-        assert not kernel.try_write_lease(image)
-    assert kernel.try_write_lease(image)
-    assert kernel.try_write_lease(place / "missing")
+        assert not try_write_lease(image)
+    assert try_write_lease(image)
+    assert try_write_lease(place / "missing")
 
 
 def pre_content() -> int:
     try:
-        return kernel.pre_content_group()
+        return pre_content_group()
     except KernelRefused as e:
         pytest.skip(f"NO PRE-CONTENT EVENTS: {e}")
 
@@ -150,12 +159,12 @@ def test_marks(place: Path) -> None:
     try:
         with path.open("rb") as f:
             try:
-                kernel.mark_add(group, f.fileno())
+                mark_add(group, f.fileno())
             except KernelRefused as e:
                 pytest.skip(f"NO PRE-CONTENT EVENTS: {e}")
-            kernel.mark_add(group, f.fileno())  # again is no error
-            kernel.mark_remove(group, f.fileno())
-            kernel.mark_remove(group, f.fileno())
+            mark_add(group, f.fileno())  # again is no error
+            mark_remove(group, f.fileno())
+            mark_remove(group, f.fileno())
         assert path.read_bytes() == b"x"  # would wait for ever, were it still marked
     finally:
         os.close(group)
@@ -163,40 +172,38 @@ def test_marks(place: Path) -> None:
 
 def test_mark_on_tmpfs_is_refused() -> None:
     shm = Path("/dev/shm")
-    if not shm.is_dir() or kernel.fs_name(shm) != "tmpfs":
+    if not shm.is_dir() or fs_name(shm) != "tmpfs":
         pytest.skip("NO TMPFS at /dev/shm")
     group = pre_content()
     fd = os.open(shm, os.O_TMPFILE | os.O_RDWR)
     try:
         with pytest.raises(KernelRefused) as caught:
-            kernel.mark_add(group, fd)
+            mark_add(group, fd)
         assert caught.value.hint
     finally:
         os.close(fd)
         os.close(group)
 
 
-@pytest.mark.parametrize("call", ["pre_content_group()", "create_erofs([])"])
+@pytest.mark.parametrize("call", ["fanotify.pre_content_group()", "mount.create_erofs([])"])
 def test_not_root_is_told_so(call: str) -> None:
-    imports = "from nydus_fscache.kernel import syscalls as kernel"
-    code = f"{imports}\nassert not kernel.is_admin()\nkernel.{call}"
+    code = (
+        "from nydus_fscache.kernel import fanotify, mount, syscalls\n"
+        f"assert not syscalls.is_admin()\n{call}"
+    )
     done = subprocess.run(
-        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
+        as_nobody(code), capture_output=True, text=True, timeout=30, check=False
     )
     assert "NotPrivileged" in done.stderr
 
 
 def test_options_of_the_driver() -> None:
-    assert kernel.has_erofs()
-    assert kernel.erofs_has_option("device")
-    assert not kernel.erofs_has_option("nosuchoption")
+    assert has_erofs()
+    assert erofs_has_option("device")
+    assert not erofs_has_option("nosuchoption")
 
 
 def test_facts_of_this_boot() -> None:
-    assert len(kernel.boot_id()) == 36
-    assert kernel.raise_nofile_limit() > 0
-    assert kernel.has_io_uring() in (True, False)
+    assert len(boot_id()) == 36
+    assert raise_nofile_limit() > 0
+    assert has_io_uring() in (True, False)

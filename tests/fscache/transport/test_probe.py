@@ -13,19 +13,21 @@ import pytest
 
 from nydus_fscache.errors import CacheDirError, KernelRefused
 from nydus_fscache.kernel import probe
-from nydus_fscache.kernel import syscalls as kernel
+from nydus_fscache.kernel.fanotify import pre_content_group
+from nydus_fscache.kernel.mount import umount
+from nydus_fscache.kernel.syscalls import fs_name, is_admin
 from nydus_fscache.transport import registry
 from nydus_fscache.transport.fanotify import probe as fanotify
 
 pytestmark = pytest.mark.skipif(
-    not kernel.is_admin(), reason="NOT ROOT: transports cannot be probed"
+    not is_admin(), reason="NOT ROOT: transports cannot be probed"
 )
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     if not probe.cache_dir(tmp_path).ok:
-        pytest.skip(f"TEMPORARY FILES ARE ON {kernel.fs_name(tmp_path)}: set TMPDIR")
+        pytest.skip(f"TEMPORARY FILES ARE ON {fs_name(tmp_path)}: set TMPDIR")
     return tmp_path
 
 
@@ -39,7 +41,7 @@ def overlay(tmp_path: Path) -> Iterator[Path]:
     try:
         yield target
     finally:
-        kernel.umount(target)
+        umount(target)
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
     try:
         yield tmp_path
     finally:
-        kernel.umount(tmp_path)
+        umount(tmp_path)
 
 
 def test_an_event_is_delivered_and_nothing_stays(root: Path) -> None:
@@ -103,8 +105,8 @@ def test_root_below_a_file(root: Path) -> None:
 
 
 def test_event_that_never_comes_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = kernel.pre_content_group
-    monkeypatch.setattr(kernel, "mark_add", lambda _group, _fd: None)
+    group = pre_content_group
+    monkeypatch.setattr(fanotify, "mark_add", lambda _group, _fd: None)
     with pytest.raises(KernelRefused, match="no event came"):
         fanotify.deliver_event(root)
     os.close(group())

@@ -1,0 +1,17 @@
+"""The commands by which keeper and service are started, by whatever starts them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_NOT_FROM_HERE = ["-P"]  # root must not import what lies in the current directory
+_KEEPER = Path(__file__).with_name("keeper.py")
+
+
+def daemon_argv(
+    root: Path, python: str = sys.executable, keeper: Path = _KEEPER
+) -> tuple[list[str], list[str]]:
+    """The commands of keeper and service; the service's goes behind the keeper's."""
+    service = [python, *_NOT_FROM_HERE, "-m", "nydus_fscache.daemon.main", "--root", str(root)]
+    return [python, "-I", "-S", str(keeper)], service
