@@ -12,13 +12,9 @@ from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.image.binding import Binding
 from nydus_fscache.kernel.probe import Finding
 from nydus_fscache.transport.cachefiles import probe
+from nydus_fscache.transport.cachefiles.domains import names_of
 from nydus_fscache.transport.cachefiles.kernel_cache import KernelCache, is_held
-from nydus_fscache.transport.cachefiles.transport import (
-    DESCRIPTOR,
-    NAME,
-    CachefilesTransport,
-    names_of,
-)
+from nydus_fscache.transport.cachefiles.transport import DESCRIPTOR, NAME, CachefilesTransport
 
 
 class CachefilesDialect:

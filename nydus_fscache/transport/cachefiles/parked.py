@@ -27,7 +27,7 @@ def domain_of(event: Opened) -> str:
 
 
 @dataclass(slots=True)
-class Held:
+class UnboundObject:
     """An object that no image is bound for, as the C core knows it: nothing of it is there.
 
     ``misses``: offset and length of what readers wait for."""

@@ -21,7 +21,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from nydus_fscache.cache.presence import PAGE, PageMap
 from nydus_fscache.core.core import Core
 from nydus_fscache.core.events import Closed, DeviceError, Event, Opened, ReadMiss, StaleRead
 from nydus_fscache.core.park import Park
-from nydus_fscache.errors import KernelRefused, UsageError
+from nydus_fscache.errors import UsageError
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.fetch.job import Source
 from nydus_fscache.fetch.objects import Objects
@@ -37,52 +36,33 @@ from nydus_fscache.files import data_ranges
 from nydus_fscache.image.binding import Address
 from nydus_fscache.image.image import Image
 from nydus_fscache.transport.base import Bound
+from nydus_fscache.transport.cachefiles.bootstraps import Bootstraps
 from nydus_fscache.transport.cachefiles.device import (
     DEVICE,
     has_file,
     open_and_bind,
     wait_for_backing_file,
 )
+from nydus_fscache.transport.cachefiles.domains import (
+    BoundNames,
+    Domain,
+    domain_key,
+    free_address,
+    names_of,
+)
 from nydus_fscache.transport.cachefiles.fsid_mount import mount_apart
 from nydus_fscache.transport.cachefiles.kernel_cache import (
     KernelCache,
-    checked_name,
     is_held,
     open_cookies,
 )
-from nydus_fscache.transport.cachefiles.parked import Held, ParkedObjects, domain_of
+from nydus_fscache.transport.cachefiles.parked import ParkedObjects, UnboundObject, domain_of
 
 log = logging.getLogger("cachefiles")
 
 NAME = "cachefiles"
 DESCRIPTOR = "cachefiles"  # the device's name at the keeper, which knows what to do with it
-DEFAULT_DOMAIN = "nydus-fscache"
 _RESEND_PAUSE_S = 0.2  # in which READs that were lost are gathered
-_FILL_STEP = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class BoundNames:
-    """Nothing is open until the kernel asks; ``objects`` are those that it has opened."""
-
-    image: Image
-    address: Address
-    objects: list[CacheObject]
-
-
-@dataclass(slots=True)
-class _Bootstrap:
-    """The bootstrap's object in the C core; its page map must outlive it."""
-
-    image: Image
-    pages: PageMap
-    filling: bool = False
-
-
-@dataclass(slots=True)
-class _Domain:
-    images: dict[str, Image] = field(default_factory=dict)  # by fsid
-    bound: dict[str, BoundNames] = field(default_factory=dict)
 
 
 class CachefilesTransport:
@@ -95,9 +75,9 @@ class CachefilesTransport:
         self._objects = objects
         self._lock = threading.RLock()
         self._cache = cache
-        self._domains: dict[str, _Domain] = {}
-        self._bootstraps: dict[int, _Bootstrap] = {}  # by number, as in the C core
-        self._held: dict[int, Held] = {}  # by number
+        self._domains: dict[str, Domain] = {}
+        self._bootstraps = Bootstraps(core)
+        self._unbound: dict[int, UnboundObject] = {}  # by number
         self._kernel_objects: dict[int, int] = {}  # the kernel's numbers by ours
         self._awaited: set[str] = set()  # domains of which images are bound soon
         self._unanswered: list[Opened] = []  # OPENs of these
@@ -121,7 +101,7 @@ class CachefilesTransport:
         if not self._took_over:
             return
         for event in self._parked.take_all():
-            self._hold_left(event)
+            self._hold_inherited(event)
         for event in self._parked.asked:
             self._open(event, again=True)
         # an OPEN that waits for its image would come again, and fail: it has its descriptor
@@ -150,7 +130,7 @@ class CachefilesTransport:
         with self._lock:
             self._awaited = set()
             opens, self._unanswered = self._unanswered, []
-            for oid, held in self._held.items():
+            for oid, held in self._unbound.items():
                 held.misses.clear()
                 self._core.fail(oid, 0, held.size, errno.EIO)
         for event in opens:
@@ -161,10 +141,7 @@ class CachefilesTransport:
         self._cache.mark_synced()
 
     def new_address(self, digest: str, taken: Collection[Address]) -> Address:
-        """Named after the image, so that its cached bootstrap serves the next mount too."""
-        names, base = {names_of(address)[0] for address in taken}, digest[:32]
-        fsid = next(f for n in range(1 << 20) if (f := f"{base}-{n}" if n else base) not in names)
-        return {"fsid": fsid, "domain": DEFAULT_DOMAIN}
+        return free_address(digest, taken)
 
     def user_address(self, request: Mapping[str, Any]) -> Address:
         fsid, domain = str(request.get("fsid", "")), str(request.get("domain", ""))
@@ -176,12 +153,12 @@ class CachefilesTransport:
     def bind(self, image: Image, address: Address) -> BoundNames:
         fsid, key = names_of(address)[0], domain_key(address)
         with self._lock:
-            entry = self._domains.get(key) or _Domain()
-            _check_shared(entry, image, fsid, key)
+            entry = self._domains.get(key) or Domain()
+            entry.check(image, fsid, key)
             blobs = {b.info.blob_id: b.identity for b in image.blobs}
             self._cache.prepare(key, fsid, image.path, blobs)
             names = BoundNames(image, address, [])
-            for obj in [o for bound in entry.bound.values() for o in bound.objects]:
+            for obj in entry.objects():
                 if obj.source.blob_id in blobs:
                     self._objects.add_source(obj, Source(image.backend, obj.source.blob_id))
             self._domains[key] = entry
@@ -189,11 +166,11 @@ class CachefilesTransport:
             entry.bound[fsid] = names
             for event in self._parked.take(key, {fsid, *blobs}):
                 if (oid := self._adopt(event)) is None:
-                    self._hold_left(event)
+                    self._hold_inherited(event)
                 else:
                     self._begin(oid)
-            for oid in [o for o, held in self._held.items() if domain_of(held.event) == key]:
-                self._take_held(oid)
+            for oid in [o for o, held in self._unbound.items() if domain_of(held.event) == key]:
+                self._take_unbound(oid)
             opens = [e for e in self._unanswered if domain_of(e) == key]
             self._unanswered = [e for e in self._unanswered if e not in opens]
         for event in opens:
@@ -206,8 +183,7 @@ class CachefilesTransport:
             return {
                 f"{domain}/{obj.source.blob_id}": obj.pages.bytes_present()
                 for domain, entry in self._domains.items()
-                for bound in entry.bound.values()
-                for obj in bound.objects
+                for obj in entry.objects()
             }
 
     def mount(self, bound: Bound, target: Path) -> None:
@@ -216,13 +192,7 @@ class CachefilesTransport:
     def in_use(self, bound: Bound, mounted: Collection[Bound]) -> bool:
         fsid, key = names_of(bound.address)[0], domain_key(bound.address)
         with self._lock:
-            entry = self._domains.get(key) or _Domain()
-            others = {
-                blob.info.blob_id
-                for other, its in entry.images.items()
-                if other != fsid
-                for blob in its.blobs
-            }
+            others = (self._domains.get(key) or Domain()).blobs_of_others(fsid)
         blobs = {blob.info.blob_id for blob in bound.image.blobs} - others
         return is_held(key, fsid, blobs)
 
@@ -295,10 +265,8 @@ class CachefilesTransport:
         return 0, -errno.ENOENT
 
     def _size(self, oid: int) -> int:
-        bootstrap, obj = self._bootstraps.get(oid), self._objects.get(oid)
-        if bootstrap is not None:
-            return bootstrap.image.size
-        return obj.chunks.flat_size if obj is not None else 0
+        obj = self._objects.get(oid)
+        return obj.chunks.flat_size if obj is not None else self._bootstraps.size(oid)
 
     def _adopt(self, event: Opened, held: tuple[int, PageMap] | None = None) -> int | None:
         """The number of the object when an image is bound that has it.  With the lock.
@@ -323,14 +291,14 @@ class CachefilesTransport:
         self, event: Opened, image: Image, held: tuple[int, PageMap] | None
     ) -> int:
         oid, pages = held or self._number(event, image.size)
-        self._bootstraps[oid] = _Bootstrap(image, pages)
+        self._bootstraps.add(oid, image, pages)
         return oid
 
     def _number(self, event: Opened, size: int) -> tuple[int, PageMap]:
         return self._objects.number_kernel(event.kernel_object, event.fd, size)
 
     def _open_blob(
-        self, event: Opened, domain: str, entry: _Domain, held: tuple[int, PageMap] | None
+        self, event: Opened, domain: str, entry: Domain, held: tuple[int, PageMap] | None
     ) -> CacheObject | None:
         obj = None
         for fsid, image in entry.images.items():
@@ -358,11 +326,11 @@ class CachefilesTransport:
             log.error("%s in domain %s cannot be served: EIO", event.cookie, domain)
         size = max(os.lseek(event.fd, 0, os.SEEK_END), PAGE)
         oid, pages = self._number(event, size)
-        self._held[oid] = Held(event, size, pages)
+        self._unbound[oid] = UnboundObject(event, size, pages)
         self._kernel_objects[oid] = event.kernel_object
         return oid, size
 
-    def _hold_left(self, event: Opened) -> None:
+    def _hold_inherited(self, event: Opened) -> None:
         try:
             with self._lock:
                 self._hold(event)
@@ -371,59 +339,50 @@ class CachefilesTransport:
             self._parked.let_go(event.kernel_object)
             os.close(event.fd)
 
-    def _take_held(self, oid: int) -> None:
+    def _take_unbound(self, oid: int) -> None:
         """An image is bound that may have the object.  With the lock."""
-        held = self._held[oid]
-        entry = self._domains[domain_of(held.event)]
-        sizes = {fsid: image.size for fsid, image in entry.images.items()}
-        for image in entry.images.values():
-            sizes |= {blob.info.blob_id: blob.chunks.flat_size for blob in image.blobs}
+        held = self._unbound[oid]
+        size = self._domains[domain_of(held.event)].size_of(held.event.cookie)
         # a page map of another size would be written beyond its end
-        if -(-sizes.get(held.event.cookie, 0) // PAGE) != -(-held.size // PAGE):
+        if -(-size // PAGE) != -(-held.size // PAGE):
             return
         if self._adopt(held.event, (oid, held.pages)) is not None:
-            del self._held[oid]
+            del self._unbound[oid]
             self._begin(oid)
             if obj := self._objects.get(oid):
                 for off, length in held.misses:
                     obj.demand(off, length)
 
     def _begin(self, oid: int) -> None:
-        with self._lock:
-            bootstrap, obj = self._bootstraps.get(oid), self._objects.get(oid)
-            if bootstrap is not None:
-                self._fill_soon(oid, bootstrap)
+        if self._bootstraps.fill(oid):
+            return
+        with self._lock:  # a CLOSE that is handled meanwhile would free the descriptor's number
+            obj = self._objects.get(oid)
+            fd = os.dup(obj.fill_fd) if obj is not None else -1
         if obj is not None:
-            self._in_background(self._find_present, obj)
+            self._in_background(self._find_present, obj, fd)
 
     def _close(self, oid: int) -> None:
         with self._lock:
             if (kernel_object := self._kernel_objects.pop(oid, None)) is not None:
                 self._parked.let_go(kernel_object)
-            if self._bootstraps.pop(oid, None) or self._held.pop(oid, None):
+            if self._bootstraps.remove(oid) or oid in self._unbound:
+                self._unbound.pop(oid, None)
                 self._core.remove_object(oid)
                 return
             obj = self._objects.get(oid)
             if obj is None:
                 return
             for entry in self._domains.values():
-                for bound in entry.bound.values():
-                    if obj in bound.objects:
-                        bound.objects.remove(obj)
+                entry.forget(obj)
         self._in_background(self._objects.release, obj)
 
     def _missed(self, event: ReadMiss) -> bool:
-        """Of a bootstrap, or of an object that no image is bound for.
-
-        Nobody waits for long for a bootstrap that is being written; what could not be is tried
-        again.
-        """
+        """Of a bootstrap, or of an object that no image is bound for."""
+        if self._bootstraps.fill(event.object):
+            return True
         with self._lock:
-            bootstrap = self._bootstraps.get(event.object)
-            if bootstrap is not None:
-                self._fill_soon(event.object, bootstrap)
-                return True
-            held = self._held.get(event.object)
+            held = self._unbound.get(event.object)
             if held is not None and domain_of(held.event) in self._awaited:
                 held.misses.append((event.off, event.len))
                 return True
@@ -450,66 +409,17 @@ class CachefilesTransport:
     def _in_background(self, work: Callable[..., object], *args: Any) -> None:
         threading.Thread(target=work, args=args, daemon=True).start()
 
-    def _fill_soon(self, oid: int, bootstrap: _Bootstrap) -> None:
-        """With the lock."""
-        if not bootstrap.filling:
-            bootstrap.filling = True
-            self._in_background(self._fill_bootstrap, oid, bootstrap)
-
-    def _fill_bootstrap(self, oid: int, bootstrap: _Bootstrap) -> None:
-        """Write it whole: the kernel reads metadata page by page, one request each."""
-        image, error = bootstrap.image, 0
-        try:
-            with image.path.open("rb") as f:
-                for off in range(0, image.size, _FILL_STEP):
-                    self._core.fill_flat(oid, off, f.read(_FILL_STEP))
-        except OSError as e:
-            log.error("bootstrap of %s: %s", image.digest, e)
-            error = errno.EIO
-        with self._lock:
-            bootstrap.filling = False
-        if error:  # after that: who comes later starts another try
-            self._core.fail(oid, 0, image.size, error)
-
-    def _find_present(self, obj: CacheObject) -> None:
+    def _find_present(self, obj: CacheObject, fd: int) -> None:
+        """``fd``: of the object's file, closed here."""
         size = obj.chunks.flat_size
         extents: list[tuple[int, int]] = []
         try:
-            wait_for_backing_file(obj.fill_fd)
-            for off, end in data_ranges(obj.fill_fd, size):
+            wait_for_backing_file(fd)
+            for off, end in data_ranges(fd, size):
                 extents.append((off, size if end >= size - size % PAGE else end))
         except OSError as e:
             log.warning("blob %s: what is cached cannot be told: %s", obj.name, e)
+        finally:
+            os.close(fd)
         obj.found_on_disk(extents)
         self._objects.on_found()
-
-
-def names_of(address: Address) -> tuple[str, str]:
-    """(fsid, domain), as mount(2) takes them; the domain may be empty.  Raises ``UsageError``."""
-    fsid, domain = address.get("fsid", ""), address.get("domain", "")
-    return checked_name(fsid, "fsid"), checked_name(domain, "domain") if domain else ""
-
-
-def domain_key(address: Address) -> str:
-    """The domain that the kernel puts an image in."""
-    fsid, domain = names_of(address)
-    return domain or fsid
-
-
-def _check_shared(entry: _Domain, image: Image, fsid: str, domain: str) -> None:
-    """The kernel knows what is in a domain by one name alone, and has one file for it."""
-    known = {b.info.blob_id: b.identity for i in entry.images.values() for b in i.blobs}
-    if fsid in entry.images:
-        raise KernelRefused(f"{fsid} is bound already", hint="unbind it, or take another fsid")
-    if fsid in known or {fsid, *entry.images} & {b.info.blob_id for b in image.blobs}:
-        raise KernelRefused(
-            f"in domain {domain} a blob would have the name of a bootstrap",
-            hint="bind it in a domain of its own",
-        )
-    for blob in image.blobs:
-        if known.get(blob.info.blob_id, blob.identity) != blob.identity:
-            raise KernelRefused(
-                f"another image of domain {domain} describes blob {blob.info.blob_id} "
-                "differently",
-                hint="bind it in a domain of its own",
-            )
