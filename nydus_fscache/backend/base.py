@@ -43,7 +43,7 @@ class Backend(ABC):
         """New credentials (base64 of user:password) for all later requests; false: has none."""
         return False
 
-    def distrust(self, blob_id: str, asked_at: float) -> bool:
+    def mark_corrupt(self, blob_id: str, asked_at: float) -> bool:
         """Bytes of this blob that were asked for then (monotonic) were wrong.
 
         True when it helps to ask again, as they will come from elsewhere.  Only a

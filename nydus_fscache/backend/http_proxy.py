@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 
 from nydus_fscache.backend.http_backend import HttpBackend
-from nydus_fscache.config.options import Options, parse_url
+from nydus_fscache.config.http_options import take_http_options
+from nydus_fscache.config.options import Options
+from nydus_fscache.config.url import Url, parse_url
 from nydus_fscache.errors import UsageError
 from nydus_fscache.http.pool import PooledResponse
-from nydus_fscache.http.route import Ask
-from nydus_fscache.http.url import Url
+from nydus_fscache.http.route import RequestTemplate
 
 
 class HttpProxy(HttpBackend):
@@ -24,7 +25,9 @@ class HttpProxy(HttpBackend):
     def __init__(self, options: Options) -> None:
         addr = options.text("addr")
         path = "/" + options.text("path", "").strip("/")
-        super().__init__(options, scheme=False)
+        http = take_http_options(options, scheme=False)
+        options.end()
+        super().__init__(http)
         if addr.startswith(("http://", "https://")):
             base = parse_url(addr, "http-proxy.addr")
         elif addr.startswith("/") and os.path.exists(addr):
@@ -37,7 +40,7 @@ class HttpProxy(HttpBackend):
         self._base = base
         self._folder = (base.target.rstrip("/") + path).rstrip("/") + "/"
 
-    def fetch(self, blob_id: str, ask: Ask) -> PooledResponse:
+    def fetch(self, blob_id: str, template: RequestTemplate) -> PooledResponse:
         base = self._base
         url = Url(base.scheme, base.host, base.port, self._folder + blob_id)
-        return self.routes.send(url, ask, authorise=lambda: self.own_headers, blob_id=blob_id)
+        return self.routes.send(url, template, authorise=lambda: self.own_headers, blob_id=blob_id)

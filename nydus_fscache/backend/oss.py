@@ -10,10 +10,11 @@ from ipaddress import ip_address
 from urllib.parse import quote
 
 from nydus_fscache.backend.http_backend import HttpBackend
-from nydus_fscache.config.options import Options, parse_url
+from nydus_fscache.config.http_options import take_http_options
+from nydus_fscache.config.options import Options
+from nydus_fscache.config.url import Url, parse_url
 from nydus_fscache.http.pool import PooledResponse
-from nydus_fscache.http.route import Ask
-from nydus_fscache.http.url import Url
+from nydus_fscache.http.route import RequestTemplate
 
 
 def oss_signature(
@@ -39,16 +40,18 @@ class Oss(HttpBackend):
         self._prefix = options.text("object_prefix", "")
         self._key_id = options.text("access_key_id", "")
         self._secret = options.text("access_key_secret", "")
-        super().__init__(options)
-        base = parse_url(f"{self.scheme}://{endpoint}", "oss.endpoint")
+        http = take_http_options(options)
+        options.end()
+        super().__init__(http)
+        base = parse_url(f"{http.scheme}://{endpoint}", "oss.endpoint")
         self._folder = "/"
         if _is_address(base.host):  # an address has no subdomains
             self._folder = f"/{quote(self._bucket, safe='')}/"
         else:
-            base = parse_url(f"{self.scheme}://{self._bucket}.{endpoint}", "oss.bucket_name")
+            base = parse_url(f"{http.scheme}://{self._bucket}.{endpoint}", "oss.bucket_name")
         self._base = base
 
-    def fetch(self, blob_id: str, ask: Ask) -> PooledResponse:
+    def fetch(self, blob_id: str, template: RequestTemplate) -> PooledResponse:
         base = self._base
         name = self._prefix + blob_id
         target = self._folder + quote(name, safe="/-_.~")
@@ -60,10 +63,10 @@ class Oss(HttpBackend):
                 return headers
             date = formatdate(usegmt=True)
             resource = f"/{self._bucket}/{name}"
-            signature = oss_signature(self._secret, ask.method, headers, date, resource)
+            signature = oss_signature(self._secret, template.method, headers, date, resource)
             return {**headers, "Date": date, "Authorization": f"OSS {self._key_id}:{signature}"}
 
-        return self.routes.send(url, ask, authorise=authorise, blob_id=blob_id)
+        return self.routes.send(url, template, authorise=authorise, blob_id=blob_id)
 
 
 def _is_address(host: str) -> bool:

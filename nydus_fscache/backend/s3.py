@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from urllib.parse import quote
 
 from nydus_fscache.backend.http_backend import HttpBackend
-from nydus_fscache.config.options import Options, parse_url
+from nydus_fscache.config.http_options import take_http_options
+from nydus_fscache.config.options import Options
+from nydus_fscache.config.url import Url, parse_url
 from nydus_fscache.errors import UsageError
 from nydus_fscache.http.pool import PooledResponse
-from nydus_fscache.http.route import Ask
-from nydus_fscache.http.url import Url
+from nydus_fscache.http.route import RequestTemplate
 
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _DEFAULT_ENDPOINT = "s3.amazonaws.com"
@@ -80,13 +81,15 @@ class S3(HttpBackend):
             raise UsageError("s3 needs both access_key_id and access_key_secret, or none")
         if addressing not in ("path", "virtual") or not bucket:
             raise UsageError("s3 has no such addressing", hint="addressing is path or virtual")
-        super().__init__(options)
+        http = take_http_options(options)
+        options.end()
+        super().__init__(http)
         virtual = addressing == "virtual"
         host = f"{bucket}.{endpoint}" if virtual else endpoint
-        self._base = parse_url(f"{self.scheme}://{host}", "s3.endpoint")
+        self._base = parse_url(f"{http.scheme}://{host}", "s3.endpoint")
         self._folder = "/" if virtual else f"/{quote(bucket, safe='')}/"
 
-    def fetch(self, blob_id: str, ask: Ask) -> PooledResponse:
+    def fetch(self, blob_id: str, template: RequestTemplate) -> PooledResponse:
         base = self._base
         target = self._folder + quote(self._prefix + blob_id, safe="/-_.~")
         url = Url(base.scheme, base.host, base.port, target)
@@ -94,9 +97,9 @@ class S3(HttpBackend):
         def authorise() -> dict[str, str]:
             if not self._keys.key_id:
                 return self.own_headers
-            ranged = {k: v for k, v in ask.headers.items() if k == "Range"}
+            ranged = {k: v for k, v in template.headers.items() if k == "Range"}
             now = datetime.now(UTC)
-            signature = sign_v4(ask.method, url, ranged, self._keys, now)
+            signature = sign_v4(template.method, url, ranged, self._keys, now)
             return {**self.own_headers, **signature}
 
-        return self.routes.send(url, ask, authorise=authorise, blob_id=blob_id)
+        return self.routes.send(url, template, authorise=authorise, blob_id=blob_id)

@@ -6,20 +6,26 @@ costs an hour at night, so we only ignore names that other tools are known to wr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from nydus_fscache.config.url import Url, parse_url
 from nydus_fscache.errors import UsageError
-from nydus_fscache.http.url import Url
 
 MAX_NUMBER = 10**9
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_VALUE = re.compile(r"[\x20-\x7e]*")
 
 
-def parse_url(text: str, option: str) -> Url:
-    try:
-        return Url.parse(text)
-    except ValueError as e:
-        raise UsageError(f"{option} is no URL: {e}", hint="http://host[:port]/…") from e
+def is_header(name: object, value: object) -> bool:
+    """May both be sent as a header?  A line break would begin another one."""
+    return (
+        isinstance(name, str)
+        and isinstance(value, str)
+        and bool(_TOKEN.fullmatch(name))
+        and bool(_VALUE.fullmatch(value))
+    )
 
 
 class Options:
@@ -71,10 +77,15 @@ class Options:
         value = self._take(name, [], (list,), "a list of tables")
         return [Options(f"{self.kind}.{name}", table) for table in value]
 
-    def text_table(self, name: str) -> dict[str, str]:
+    def headers(self, name: str) -> dict[str, str]:
+        """Headers of HTTP: names are tokens, values printable ASCII."""
         value = self._take(name, {}, (dict,), "a table of strings")
-        if not all(isinstance(v, str) for pair in value.items() for v in pair):
-            raise UsageError(f"{self.kind}.{name} holds no strings", hint='{"Name": "value"}')
+        for key, text in value.items():
+            if not is_header(key, text):
+                raise UsageError(
+                    f"{self.kind}.{name}: {key!r} is not a header that HTTP can carry",
+                    hint='{"Name": "value"}, both of ASCII letters',
+                )
         return dict(value)
 
     def url(self, name: str) -> Url | None:

@@ -163,7 +163,7 @@ class Receiver:
             raise OSError(error, errno.errorcode.get(error, str(error)))
         how = "does not match its digest" if error == errno.EILSEQ else "does not decode"
         reason = f"{filled.bad} {how}"
-        if target.source.backend.distrust(target.source.blob_id, asked_at):
+        if target.source.backend.mark_corrupt(target.source.blob_id, asked_at):
             log.warning("blob %s: %s: asking the origin", target.name, reason)
             raise _WrongBytesHere
         log.error("blob %s: %s: its readers get EIO", target.name, reason)

@@ -1,4 +1,4 @@
-"""Makes connections: name, address, proxy, TLS; each step within the clock of its request."""
+"""Makes connections: name, address, proxy, TLS; each step within the deadline of its request."""
 
 from __future__ import annotations
 
@@ -9,38 +9,11 @@ import threading
 from base64 import b64encode
 from dataclasses import dataclass
 
+from nydus_fscache.config.http_options import Tls
+from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError, UsageError
-from nydus_fscache.http.url import Url
-from nydus_fscache.http.wire import Clock, Connection
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """What to trust, and who we are."""
-
-    skip_verify: bool = False
-    ca_cert_files: tuple[str, ...] = ()
-    client_cert_file: str = ""
-    client_key_file: str = ""
-
-    def context(self) -> ssl.SSLContext:
-        """``UsageError`` when a file cannot be read."""
-        context = ssl.create_default_context()
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["http/1.1"])
-        if self.skip_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        file = ""
-        try:
-            for file in self.ca_cert_files:
-                context.load_verify_locations(file)
-            if self.client_cert_file:
-                file = self.client_cert_file
-                context.load_cert_chain(file, self.client_key_file or None)
-        except OSError as e:  # ssl.SSLError is one
-            raise UsageError(f"cannot use {file}: {e}", hint="a PEM file is needed") from e
-        return context
+from nydus_fscache.http.tls import tls_context
+from nydus_fscache.http.wire import Connection, Deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +40,22 @@ class Dialer:
         if tls.ca_cert_files or tls.client_cert_file:
             self._tls_context()  # wrong files are told at once, not by the first read
 
-    def connect(self, url: Url, proxy: ForwardProxy | None, clock: Clock) -> Connection:
+    def connect(self, url: Url, proxy: ForwardProxy | None, deadline: Deadline) -> Connection:
         hop = proxy.url if proxy else url
         peer = url.base if proxy is None else f"{url.base} through {hop.base}"
-        clock = Clock(clock.deadline, min(clock.stall_s, self._timeout_s))
-        sock = _dial(hop, clock)
+        deadline = Deadline(deadline.at, min(deadline.stall_s, self._timeout_s))
+        sock = _dial(hop, deadline)
         try:
             if hop.scheme == "https":
-                sock = self._wrap(sock, hop, clock)
+                sock = self._wrap(sock, hop, deadline)
             if proxy and url.scheme == "https":
                 if hop.scheme == "https":
                     raise UsageError(
                         f"{hop.base}: a tunnel inside TLS is not supported",
                         hint="give the proxy as http://, or set proxy.use_http",
                     )
-                _tunnel(sock, url, proxy, clock)
-                sock = self._wrap(sock, url, clock)
+                _tunnel(sock, url, proxy, deadline)
+                sock = self._wrap(sock, url, deadline)
         except BaseException:
             sock.close()
             raise
@@ -91,11 +64,11 @@ class Dialer:
     def _tls_context(self) -> ssl.SSLContext:
         with self._lock:
             if self._context is None:
-                self._context = self._tls.context()
+                self._context = tls_context(self._tls)
             return self._context
 
-    def _wrap(self, sock: socket.socket, url: Url, clock: Clock) -> socket.socket:
-        sock.settimeout(clock.wait_s())
+    def _wrap(self, sock: socket.socket, url: Url, deadline: Deadline) -> socket.socket:
+        sock.settimeout(deadline.wait_s())
         try:
             return self._tls_context().wrap_socket(sock, server_hostname=url.host)
         except ssl.SSLCertVerificationError as e:
@@ -114,22 +87,22 @@ class Dialer:
             raise BackendError(f"{url.base}: TLS handshake broke: {e}", retryable=True) from e
 
 
-def _dial(url: Url, clock: Clock) -> socket.socket:
+def _dial(url: Url, deadline: Deadline) -> socket.socket:
     if url.scheme == "unix":
-        return _dial_one(socket.AF_UNIX, url.host, url, clock)
-    addresses = _resolve(url, clock)
+        return _dial_one(socket.AF_UNIX, url.host, url, deadline)
+    addresses = resolve(url, deadline)
     for family, address in addresses[:-1]:
         try:
-            return _dial_one(family, address, url, clock)
+            return _dial_one(family, address, url, deadline)
         except BackendError:
             continue
-    return _dial_one(*addresses[-1], url, clock)
+    return _dial_one(*addresses[-1], url, deadline)
 
 
-def _dial_one(family: int, address: object, url: Url, clock: Clock) -> socket.socket:
+def _dial_one(family: int, address: object, url: Url, deadline: Deadline) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.settimeout(clock.wait_s())
+        sock.settimeout(deadline.wait_s())
         sock.connect(address)  # type: ignore[arg-type]  # what getaddrinfo gave, or a path
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -145,12 +118,12 @@ def _dial_one(family: int, address: object, url: Url, clock: Clock) -> socket.so
     return sock
 
 
-_Addresses = list[tuple[int, object]]
+Addresses = list[tuple[int, object]]
 
 
-def _resolve(url: Url, clock: Clock) -> _Addresses:
+def resolve(url: Url, deadline: Deadline) -> Addresses:
     """IPv4 first.  In a thread, as getaddrinfo knows no time-out."""
-    answers: queue.SimpleQueue[_Addresses | OSError] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[Addresses | OSError] = queue.SimpleQueue()
 
     def ask() -> None:
         try:
@@ -163,7 +136,7 @@ def _resolve(url: Url, clock: Clock) -> _Addresses:
 
     threading.Thread(target=ask, name="resolve", daemon=True).start()
     try:
-        answer = answers.get(timeout=clock.wait_s())
+        answer = answers.get(timeout=deadline.wait_s())
     except queue.Empty:
         answer = OSError("no answer in time")
     if isinstance(answer, OSError):
@@ -175,17 +148,17 @@ def _resolve(url: Url, clock: Clock) -> _Addresses:
     return answer
 
 
-def _tunnel(sock: socket.socket, url: Url, proxy: ForwardProxy, clock: Clock) -> None:
+def _tunnel(sock: socket.socket, url: Url, proxy: ForwardProxy, deadline: Deadline) -> None:
     host = f"[{url.host}]" if ":" in url.host else url.host
     lines = [f"CONNECT {host}:{url.port} HTTP/1.1", f"Host: {host}:{url.port}"]
     lines += [f"{name}: {value}" for name, value in proxy.headers().items()]
     head = b""
     try:
-        sock.settimeout(clock.wait_s())
+        sock.settimeout(deadline.wait_s())
         sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
         # byte by byte: what follows the head belongs to TLS, and heads here are short
         while not head.endswith(b"\r\n\r\n") and len(head) < 4096:
-            sock.settimeout(clock.wait_s())
+            sock.settimeout(deadline.wait_s())
             byte = sock.recv(1)
             if not byte:
                 break

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 
+from nydus_fscache.config.http_options import Tls
 from nydus_fscache.errors import BackendError
-from nydus_fscache.http.dial import Dialer, ForwardProxy, Tls
-from nydus_fscache.http.wire import Clock, Connection, Request, Response
+from nydus_fscache.http.dial import Dialer, ForwardProxy
+from nydus_fscache.http.wire import Connection, Deadline, Request, Response
 
 _IDLE_S = 55.0  # most servers and balancers close after 60
 _MAX_IDLE = 16
@@ -59,19 +60,19 @@ class Pool:
         self._closed = False
 
     def exchange(
-        self, request: Request, clock: Clock, proxy: ForwardProxy | None = None
+        self, request: Request, deadline: Deadline, proxy: ForwardProxy | None = None
     ) -> PooledResponse:
         """Send the request; the head of the answer has arrived when this returns."""
-        if not self._slots.acquire(timeout=max(0.0, clock.left())):
+        if not self._slots.acquire(timeout=max(0.0, deadline.left())):
             raise BackendError(f"{request.url.base}: too many requests at once", retryable=True)
         try:
-            return self._exchange(request, clock, proxy)
+            return self._exchange(request, deadline, proxy)
         except BaseException:
             self._slots.release()
             raise
 
     def _exchange(
-        self, request: Request, clock: Clock, proxy: ForwardProxy | None
+        self, request: Request, deadline: Deadline, proxy: ForwardProxy | None
     ) -> PooledResponse:
         key = (request.url.origin, proxy.url.origin if proxy else None)
         if proxy and request.url.scheme == "http":
@@ -80,17 +81,17 @@ class Pool:
         connection = self._idle_connection(key)
         if connection is not None:
             try:
-                return self._on(connection, key, request, clock)
+                return self._on(connection, key, request, deadline)
             except BackendError as e:
                 if not e.retryable or connection.timed_out:
                     raise
-        return self._on(self._dialer.connect(request.url, proxy, clock), key, request, clock)
+        return self._on(self._dialer.connect(request.url, proxy, deadline), key, request, deadline)
 
     def _on(
-        self, connection: Connection, key: _Key, request: Request, clock: Clock
+        self, connection: Connection, key: _Key, request: Request, deadline: Deadline
     ) -> PooledResponse:
         try:
-            return PooledResponse(self, key, connection.exchange(request, clock))
+            return PooledResponse(self, key, connection.exchange(request, deadline))
         except BaseException:
             connection.close()
             raise

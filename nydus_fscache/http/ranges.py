@@ -12,28 +12,30 @@ import re
 from collections.abc import Callable
 
 from nydus_fscache.errors import BackendError
-from nydus_fscache.http.pool import PooledResponse
-from nydus_fscache.http.retry import Patience, StatusError
+from nydus_fscache.http.answer import Answer, StatusError
+from nydus_fscache.http.retry import RetryPolicy
 
 # to read past more than this for each range costs more than any cache saves
 SKIP_LIMIT = 32 * 1024 * 1024
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
-AskRange = Callable[[int, int], PooledResponse]  # (offset, length) -> any answer but a redirect
+OpenRange = Callable[[int, int], Answer]  # (offset, length) -> any answer but a redirect
 
 
 class ResumingRange:
     """``what`` names the blob in messages."""
 
-    def __init__(self, ask: AskRange, off: int, length: int, patience: Patience, what: str) -> None:
+    def __init__(
+        self, ask: OpenRange, off: int, length: int, policy: RetryPolicy, what: str
+    ) -> None:
         self._ask = ask
         self._off = off
         self._end = off + length
-        self._patience = patience
+        self._policy = policy
         self._what = what
         self.total: int | None = None  # bytes of the whole blob, where the server says so
-        self._body: PooledResponse | None = None
+        self._body: Answer | None = None
         self._body_end = off  # where the answer that is being received ends
         if length:
             self._reopen()
@@ -46,7 +48,7 @@ class ResumingRange:
                 count = self._receive(buf)
             except BackendError as e:
                 self._finish_body(str(e))
-                self._patience.failed(e)
+                self._policy.failed(e)
                 continue
             if count:
                 self._off += count
@@ -65,7 +67,7 @@ class ResumingRange:
                 self._open()
             except BackendError as e:
                 self._finish_body(str(e))
-                self._patience.failed(e)
+                self._policy.failed(e)
 
     def _finish_body(self, why: str) -> None:
         if self._body is not None and self._body.report is not None:
@@ -98,7 +100,7 @@ class ResumingRange:
         else:
             raise StatusError(self._what, body)
 
-    def _ranged(self, body: PooledResponse, content_range: str | None) -> int:
+    def _ranged(self, body: Answer, content_range: str | None) -> int:
         wanted = self._end - self._off
         if content_range is None:
             if body.length != wanted:
@@ -118,7 +120,7 @@ class ResumingRange:
                 raise self._too_short(body, self.total)
         return end
 
-    def _skip_to_offset(self, body: PooledResponse) -> None:
+    def _skip_to_offset(self, body: Answer) -> None:
         if body.length is not None and body.length < self._end:
             raise self._too_short(body, body.length)
         if self._off > SKIP_LIMIT:
@@ -134,14 +136,14 @@ class ResumingRange:
                 raise self._wrong(body, "a body that ends before the range")
             left -= count
 
-    def _wrong(self, body: PooledResponse, what: str) -> BackendError:
+    def _wrong(self, body: Answer, what: str) -> BackendError:
         return BackendError(
             f"{self._what}: {body.peer} sent {what}",
             hint="the server, or a proxy before it, does not handle ranges correctly",
             retryable=body.report is not None,  # a mirror or proxy: the origin may do better
         )
 
-    def _too_short(self, body: PooledResponse, size: int) -> BackendError:
+    def _too_short(self, body: Answer, size: int) -> BackendError:
         return BackendError(
             f"{self._what}: {size} bytes at {body.peer}, {self._end} are needed",
             hint="the blob was cut or is another one: upload it again",

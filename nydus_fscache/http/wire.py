@@ -1,7 +1,7 @@
 """HTTP/1.1 on one connection, as thin as ranged reads allow.
 
 Bodies are received straight into the caller's buffer.  Every wait is bounded by
-the clock of the request.  What a server sends is hostile: the head is bounded,
+the deadline of the request.  What a server sends is hostile: the head is bounded,
 framing that is ambiguous is an error.  Nothing here retries, and nothing here
 knows redirects, credentials or blobs.
 """
@@ -12,24 +12,24 @@ import socket
 import time
 from dataclasses import dataclass, field
 
+from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError
-from nydus_fscache.http.url import Url
 
 _HEAD_LIMIT = 32 * 1024
 _NO_BODY = frozenset((204, 304))
 
 
-class Clock:
-    """The waits of one request: each is bounded by ``stall_s``, all by ``deadline``."""
+class Deadline:
+    """The waits of one request: each is bounded by ``stall_s``, all end ``at`` (monotonic)."""
 
-    __slots__ = ("deadline", "stall_s")
+    __slots__ = ("at", "stall_s")
 
-    def __init__(self, deadline: float, stall_s: float) -> None:
-        self.deadline = deadline
+    def __init__(self, at: float, stall_s: float) -> None:
+        self.at = at
         self.stall_s = stall_s
 
     def left(self) -> float:
-        return self.deadline - time.monotonic()
+        return self.at - time.monotonic()
 
     def wait_s(self) -> float:
         left = self.left()
@@ -80,14 +80,14 @@ class Connection:
     def _broken(self, what: str) -> BackendError:
         return BackendError(f"{self.peer}: {what}", retryable=True)
 
-    def _arm(self, clock: Clock) -> None:
-        self._armed_s = clock.wait_s()
+    def _arm(self, deadline: Deadline) -> None:
+        self._armed_s = deadline.wait_s()
         self._sock.settimeout(self._armed_s)
 
-    def exchange(self, request: Request, clock: Clock) -> Response:
+    def exchange(self, request: Request, deadline: Deadline) -> Response:
         """Send, and receive the head of the answer."""
         try:
-            self._arm(clock)
+            self._arm(deadline)
             self._sock.sendall(request.encode())
         except TimeoutError as e:
             self.timed_out = True
@@ -95,18 +95,18 @@ class Connection:
         except OSError as e:
             raise self._broken(f"connection broke: {e.strerror or e}") from e
         while True:
-            status, headers, minor = self._head(clock)
+            status, headers, minor = self._head(deadline)
             if status >= 200:
                 tokens = headers.get("connection", "").lower()
                 keep = "close" not in tokens and (minor == 1 or "keep-alive" in tokens)
                 head = request.method == "HEAD"
-                return Response(self, clock, status, headers, keep=keep, bodyless=head)
+                return Response(self, deadline, status, headers, keep=keep, bodyless=head)
 
-    def recv_into(self, buf: memoryview, clock: Clock) -> int:
+    def recv_into(self, buf: memoryview, deadline: Deadline) -> int:
         """At least one byte, or ``BackendError``; 0 at the end of the connection."""
-        left = clock.left()
+        left = deadline.left()
         if left < self._armed_s:  # the time-out of the socket is only changed when it must be
-            self._arm(clock)
+            self._arm(deadline)
         try:
             return self._sock.recv_into(buf)
         except TimeoutError as e:
@@ -115,17 +115,17 @@ class Connection:
         except OSError as e:
             raise self._broken(f"connection broke: {e.strerror or e}") from e
 
-    def take(self, buf: memoryview, clock: Clock) -> int:
+    def take(self, buf: memoryview, deadline: Deadline) -> int:
         """Body bytes: what came with the head first, then straight from the socket."""
         ready = self._end - self._start
         if not ready:
-            return self.recv_into(buf, clock)
+            return self.recv_into(buf, deadline)
         count = min(ready, len(buf))
         buf[:count] = self._view[self._start : self._start + count]
         self._start += count
         return count
 
-    def take_until(self, mark: bytes, clock: Clock) -> bytes:
+    def take_until(self, mark: bytes, deadline: Deadline) -> bytes:
         """Everything before ``mark``, which is consumed."""
         while (at := self._buffer.find(mark, self._start, self._end)) < 0:
             if self._start:
@@ -134,7 +134,7 @@ class Connection:
                 self._start, self._end = 0, len(rest)
             if self._end == _HEAD_LIMIT:
                 raise BackendError(f"{self.peer}: answer head of more than {_HEAD_LIMIT} bytes")
-            count = self.recv_into(self._view[self._end :], clock)
+            count = self.recv_into(self._view[self._end :], deadline)
             if not count:
                 raise self._broken("closed the connection before it answered")
             self._end += count
@@ -144,8 +144,8 @@ class Connection:
             self._start = self._end = 0
         return found
 
-    def _head(self, clock: Clock) -> tuple[int, dict[str, str], int]:
-        lines = self.take_until(b"\r\n\r\n", clock).decode("latin-1").split("\r\n")
+    def _head(self, deadline: Deadline) -> tuple[int, dict[str, str], int]:
+        lines = self.take_until(b"\r\n\r\n", deadline).decode("latin-1").split("\r\n")
         version, _, rest = lines[0].partition(" ")
         code = rest[:3]
         if version not in ("HTTP/1.1", "HTTP/1.0") or not (code.isascii() and code.isdigit()):
@@ -172,7 +172,7 @@ class Response:
     def __init__(
         self,
         connection: Connection,
-        clock: Clock,
+        deadline: Deadline,
         status: int,
         headers: dict[str, str],
         *,
@@ -180,7 +180,7 @@ class Response:
         bodyless: bool,
     ) -> None:
         self._connection = connection
-        self._clock = clock
+        self._deadline = deadline
         self.status = status
         self.headers = headers
         self.peer = connection.peer
@@ -217,7 +217,7 @@ class Response:
             return 0
         if self._chunked or self.length is not None:
             buf = buf[: self._left]
-        count = self._connection.take(buf, self._clock)
+        count = self._connection.take(buf, self._deadline)
         if not count:
             if self.length is None and not self._chunked:
                 self._done = True
@@ -230,9 +230,9 @@ class Response:
 
     def _next_chunk(self) -> bool:
         if not self._first_chunk:
-            self._connection.take_until(b"\r\n", self._clock)
+            self._connection.take_until(b"\r\n", self._deadline)
         self._first_chunk = False
-        size = self._connection.take_until(b"\r\n", self._clock).partition(b";")[0].strip()
+        size = self._connection.take_until(b"\r\n", self._deadline).partition(b";")[0].strip()
         try:
             self._left = int(size, 16)
         except ValueError:
@@ -240,7 +240,7 @@ class Response:
         if self._left < 0:
             raise BackendError(f"{self.peer}: malformed chunk of an answer")
         if not self._left:
-            while self._connection.take_until(b"\r\n", self._clock):
+            while self._connection.take_until(b"\r\n", self._deadline):
                 pass  # trailers
             self._done = True
         return not self._done

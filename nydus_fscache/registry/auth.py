@@ -1,5 +1,7 @@
 """Authorises requests to one registry: basic, and bearer tokens that renew themselves.
 
+Tokens are fetched by ``http.session``; the headers serve any HTTP layer.
+
 Any number of threads may ask; one token request serves them all.  A token is
 renewed in the background before it expires, so that no reader waits for it.
 Credentials go to the registry and to the token server it names, and to the
@@ -16,10 +18,10 @@ import time
 from base64 import b64decode, b64encode
 from urllib.parse import urlencode
 
+from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError, UsageError
-from nydus_fscache.http.pool import Pool
-from nydus_fscache.http.url import Url
-from nydus_fscache.http.wire import Clock, Request
+from nydus_fscache.http.session import Call, Session
+from nydus_fscache.http.wire import Deadline
 from nydus_fscache.registry.challenge import Challenge
 
 CLIENT_ID = "nydus-registry-client"
@@ -44,15 +46,23 @@ def check_auth(auth: str) -> str:
     return auth
 
 
+def scope_of(repo: str, actions: str = "pull") -> str:
+    """``actions``: pull, or pull,push."""
+    return f"repository:{repo}:{actions}"
+
+
 class Authenticator:
-    """``Authorization`` headers for one repository of one registry."""
+    """``Authorization`` headers for one scope (``scope_of``, blanks between several).
+
+    ``scheme``: of the registry itself.  ``session`` asks token servers.
+    """
 
     def __init__(
-        self, pool: Pool, scheme: str, repo: str, *, auth: str = "", token: str = ""
+        self, session: Session, scheme: str, scope: str, *, auth: str = "", token: str = ""
     ) -> None:
-        self._pool = pool
+        self._session = session
         self._scheme = scheme
-        self._repo = repo
+        self._scope = scope
         self._auth = check_auth(auth)
         self._lock = threading.Lock()  # held while a token is fetched
         self._header = f"Bearer {token}" if token else ""
@@ -66,32 +76,32 @@ class Authenticator:
         self._auth = check_auth(auth)
         self._header = ""
 
-    def header(self, clock: Clock) -> dict[str, str]:
+    def header(self, deadline: Deadline) -> dict[str, str]:
         """What to send now; nothing while the registry has not asked."""
         header = self._header
         now = time.monotonic()
         if now >= self._expires_at or (not header and self._challenge):
-            header = self._renew(header, clock)
+            header = self._renew(header, deadline)
         elif now >= self._renew_at and not self._renewing:
             self._renewing = True
             threading.Thread(target=self._renew_early, args=(header,), daemon=True).start()
         return {"Authorization": header} if header else {}
 
-    def refused(self, sent: dict[str, str], challenge: Challenge, clock: Clock) -> None:
+    def refused(self, sent: dict[str, str], challenge: Challenge, deadline: Deadline) -> None:
         """A request that carried ``sent`` got 401: the next ``header()`` meets the challenge."""
         self._challenge = challenge
-        self._renew(sent.get("Authorization", ""), clock)
+        self._renew(sent.get("Authorization", ""), deadline)
 
     def _renew_early(self, used: str) -> None:
         try:
-            self._renew(used, Clock(time.monotonic() + _RENEW_WAIT_S, _RENEW_WAIT_S))
+            self._renew(used, Deadline(time.monotonic() + _RENEW_WAIT_S, _RENEW_WAIT_S))
         except BackendError:
             self._renew_at = time.monotonic() + _RENEW_WAIT_S  # the old one still serves
         finally:
             self._renewing = False
 
-    def _renew(self, used: str, clock: Clock) -> str:
-        if not self._lock.acquire(timeout=max(0.0, clock.left())):
+    def _renew(self, used: str, deadline: Deadline) -> str:
+        if not self._lock.acquire(timeout=max(0.0, deadline.left())):
             raise BackendError("no token in time", hint="the token server is slow", retryable=True)
         try:
             challenge = self._challenge
@@ -102,7 +112,7 @@ class Authenticator:
                 self._renew_at = self._expires_at = float("inf")
                 return self._header
             auth = self._auth
-            token, ttl_s = self._fetch(challenge, auth, clock)
+            token, ttl_s = self._fetch(challenge, auth, deadline)
             if auth == self._auth:  # else: new credentials came meanwhile
                 now = time.monotonic()
                 early = _EARLY_S + random.uniform(0, min(ttl_s / 10, 300))  # noqa: S311
@@ -113,7 +123,7 @@ class Authenticator:
         finally:
             self._lock.release()
 
-    def _fetch(self, challenge: Challenge, auth: str, clock: Clock) -> tuple[str, float]:
+    def _fetch(self, challenge: Challenge, auth: str, deadline: Deadline) -> tuple[str, float]:
         try:
             realm = Url.parse(challenge.realm)
         except ValueError as e:
@@ -124,13 +134,13 @@ class Authenticator:
                 hint="the registry's token realm must be https",
             )
         query = {"service": challenge.service} if challenge.service else {}
-        query["scope"] = challenge.scope or f"repository:{self._repo}:pull"
+        query["scope"] = _joined(challenge.scope, self._scope)
         query["client_id"] = CLIENT_ID
         if not self._by_get:
-            status, body = self._post(realm, query, auth, clock)
+            status, body = self._post(realm, query, auth, deadline)
             if status == 200:
                 return _token(body, realm)
-        status, body = self._get(realm, query, auth, clock)
+        status, body = self._get(realm, query, auth, deadline)
         if status == 200:
             self._by_get = True
             return _token(body, realm)
@@ -142,7 +152,7 @@ class Authenticator:
         )
 
     def _post(
-        self, realm: Url, query: dict[str, str], auth: str, clock: Clock
+        self, realm: Url, query: dict[str, str], auth: str, deadline: Deadline
     ) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         user, _, secret = b64decode(auth).decode().partition(":")
@@ -151,21 +161,36 @@ class Authenticator:
         elif auth:
             headers["Authorization"] = f"Basic {auth}"
             query = {**query, "grant_type": "password", "username": user, "password": secret}
-        return self._ask(Request("POST", realm, headers, urlencode(query).encode()), clock)
+        call = Call("POST", realm, own_headers=headers, body=urlencode(query).encode())
+        return self._ask(call, deadline)
 
-    def _get(self, realm: Url, query: dict[str, str], auth: str, clock: Clock) -> tuple[int, bytes]:
+    def _get(
+        self, realm: Url, query: dict[str, str], auth: str, deadline: Deadline
+    ) -> tuple[int, bytes]:
         mark = "&" if "?" in realm.target else "?"
-        url = Url(realm.scheme, realm.host, realm.port, f"{realm.target}{mark}{urlencode(query)}")
+        url = realm.with_target(f"{realm.target}{mark}{urlencode(query)}")
         identity = b64decode(auth).startswith(f"{IDENTITY_USER}:".encode())
         headers = {"Authorization": f"Basic {auth}"} if auth and not identity else {}
-        return self._ask(Request("GET", url, headers), clock)
+        return self._ask(Call("GET", url, own_headers=headers), deadline)
 
-    def _ask(self, request: Request, clock: Clock) -> tuple[int, bytes]:
-        response = self._pool.exchange(request, clock)
-        try:
-            return response.status, response.read(_TOKEN_LIMIT)
-        finally:
-            response.close()
+    def _ask(self, call: Call, deadline: Deadline) -> tuple[int, bytes]:
+        with self._session.send_once(call, deadline) as answer:
+            return answer.status, answer.read(_TOKEN_LIMIT)
+
+
+def _joined(offered: str, wanted: str) -> str:
+    """The scope that the registry names, with the actions that are wanted besides.
+
+    A registry behind another name calls its repositories otherwise, and knows best.
+    """
+    more = dict(scope.rsplit(":", 1) for scope in wanted.split())
+    scopes = []
+    for scope in offered.split():
+        name, _, actions = scope.rpartition(":")
+        named = actions.split(",")
+        named += [a for a in more.get(name, "").split(",") if a and a not in named]
+        scopes.append(f"{name}:{','.join(named)}")
+    return " ".join(scopes) or wanted
 
 
 def _token(body: bytes, realm: Url) -> tuple[str, float]:

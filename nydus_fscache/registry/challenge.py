@@ -1,14 +1,17 @@
-"""``WWW-Authenticate``: what a server wants to see before it answers.  No I/O."""
+"""``WWW-Authenticate``: what a server wants to see before it answers.  No I/O.
+
+Servers offer several schemes (Negotiate, NTLM, Digest, … of a proxy before them), in one
+header or in many; those that we do not speak are passed over, wherever they stand.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from urllib.request import parse_http_list
 
-# scheme, or name=value with a value that may be quoted
-_PART = re.compile(
-    r'\s*,?\s*(?:([\w-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))|([\w-]+)(?=\s|$))'
-)
+_LIMIT = 16 * 1024  # characters; honest ones have some hundred
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,20 +25,39 @@ class Challenge:
 
 
 def parse_challenge(header: str) -> Challenge | None:
-    """Bearer before basic when both are offered; None when neither is."""
-    offers: dict[str, dict[str, str]] = {}
-    at, params = 0, dict[str, str]()
-    while match := _PART.match(header, at):
-        name, quoted, plain, scheme = match.groups()
-        at = match.end()
+    """Bearer before basic when both are offered; None when neither is.
+
+    Several headers are joined by commas (RFC 9110, 5.2).  Linear in time.
+    """
+    if len(header) > _LIMIT:
+        return None
+    offers: list[tuple[str, dict[str, str]]] = []
+    for item in parse_http_list(header):
+        scheme, parameter = _split(item.strip())
         if scheme:
-            params = offers.setdefault(scheme.lower(), {})
-        else:
-            value = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-            params[name.lower()] = value
-    bearer = offers.get("bearer")
-    if bearer and "realm" in bearer:
-        return Challenge(
-            "bearer", bearer["realm"], bearer.get("service", ""), bearer.get("scope", "")
-        )
-    return Challenge("basic") if "basic" in offers else None
+            offers.append((scheme, {}))
+        name, equals, value = parameter.partition("=")
+        if offers and equals and name:
+            offers[-1][1].setdefault(name.strip().lower(), _unquoted(value.strip()))
+    for scheme, found in offers:
+        if scheme == "bearer" and found.get("realm"):
+            return Challenge(
+                "bearer", found["realm"], found.get("service", ""), found.get("scope", "")
+            )
+    return Challenge("basic") if any(scheme == "basic" for scheme, _ in offers) else None
+
+
+def _split(item: str) -> tuple[str, str]:
+    """Scheme, where the item begins with one, and what follows it."""
+    words = item.split(None, 1)
+    if not words or not _TOKEN.fullmatch(words[0]):
+        return "", item
+    rest = words[1] if len(words) > 1 else ""
+    if rest.startswith("="):  # blanks around the = of a parameter
+        return "", item
+    return words[0].lower(), rest
+
+
+def _unquoted(value: str) -> str:
+    """``parse_http_list`` has taken the backslashes out already."""
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value

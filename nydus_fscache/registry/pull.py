@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import time
@@ -10,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nydus_fscache.config.options import parse_url
 from nydus_fscache.registry.client import RegistryClient
 from nydus_fscache.registry.credentials import find_auth
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
@@ -21,6 +19,7 @@ from nydus_fscache.registry.manifest import (
     nydus_image,
     parse_document,
 )
+from nydus_fscache.registry.options import take_registry_options
 from nydus_fscache.registry.reference import Reference
 
 _DEADLINE_S = 120.0
@@ -63,13 +62,12 @@ def pull_bootstrap(
         "repo": ref.repo,
         **(options or {}),
     }
-    parse_url(f"{table['scheme']}://{ref.host}", "the registry's host")
     if "auth" not in table and (auth := find_auth(ref.host, environ)):
         table["auth"] = auth
     deadline = time.monotonic() + _DEADLINE_S
-    with RegistryClient(table) as client:
+    with RegistryClient.of(take_registry_options(table)) as client:
         image, digest = _image(client, ref, deadline)
-        layer = client.blob(image.bootstrap, limit=LAYER_LIMIT, deadline=deadline)
+        layer = client.blob(ref.repo, image.bootstrap, limit=LAYER_LIMIT, deadline=deadline)
     return PulledImage(
         reference=str(ref),
         manifest_digest=digest,
@@ -83,11 +81,11 @@ def pull_bootstrap(
 
 def _image(client: RegistryClient, ref: Reference, deadline: float) -> tuple[NydusImage, str]:
     """The image, and the digest of its manifest."""
-    body, content_type = client.manifest(ref, deadline=deadline)
-    document = parse_document(body)
-    if is_index(document, content_type):
+    found = client.manifest(ref.repo, ref.manifest, deadline=deadline)
+    document = parse_document(found.body)
+    if is_index(document, found.media_type):
         architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
         chosen = choose_manifest(document, architecture)
-        body, content_type = client.manifest(chosen, deadline=deadline)
-        document = parse_document(body)
-    return nydus_image(document, str(ref)), f"sha256:{hashlib.sha256(body).hexdigest()}"
+        found = client.manifest(ref.repo, chosen.digest, deadline=deadline)
+        document = parse_document(found.body)
+    return nydus_image(document, str(ref)), found.digest

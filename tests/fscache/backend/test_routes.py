@@ -75,10 +75,10 @@ def test_mirror_that_lies_is_left_for_that_blob(
         backend = registry(make, origin, mirrors=[{"host": mirror.url}])
         assert read(backend, blob_id) != data[100:1100]  # only a digest can tell
         asked_at = time.monotonic()
-        assert backend.distrust(blob_id, asked_at)
-        assert backend.distrust(blob_id, asked_at)  # another range that was under way
+        assert backend.mark_corrupt(blob_id, asked_at)
+        assert backend.mark_corrupt(blob_id, asked_at)  # another range that was under way
         assert read(backend, blob_id) == data[100:1100]
-        assert not backend.distrust(blob_id, time.monotonic())  # nobody else is left
+        assert not backend.mark_corrupt(blob_id, time.monotonic())  # nobody else is left
 
 
 def test_mirror_that_breaks_in_the_middle(

@@ -19,8 +19,8 @@ from servers import free_port, wait_for_port
 
 from nydus_fscache.backend.oss import oss_signature
 from nydus_fscache.backend.s3 import Keys, sign_v4
+from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError, UsageError
-from nydus_fscache.http.url import Url
 
 REGION = "eu-central-1"
 

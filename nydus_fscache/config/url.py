@@ -1,4 +1,4 @@
-"""URLs as the HTTP layer needs them: parsed once, safe to send, safe to print.
+"""URLs of configurations and of requests: parsed once, safe to send, safe to print.
 
 ``str(url)`` never shows the query: the query of a redirected URL is a signature.
 Anything that could split a request (spaces, control characters) is refused.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
+
+from nydus_fscache.errors import UsageError
 
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
@@ -46,6 +48,16 @@ class Url:
         """The target of a ``Location`` header, which may be relative."""
         return Url.parse(urljoin(f"{self.base}{self.target}", location))
 
+    def with_target(self, target: str) -> Url:
+        """The same place, another path and query."""
+        return Url(self.scheme, self.host, self.port, target)
+
+    def as_http(self) -> Url:
+        """The same without TLS, as a caching proxy wants to see it."""
+        if self.scheme != "https":
+            return self
+        return Url("http", self.host, 80 if self.port == 443 else self.port, self.target)
+
     @property
     def origin(self) -> tuple[str, str, int]:
         """What credentials belong to."""
@@ -68,3 +80,11 @@ class Url:
 
     def __repr__(self) -> str:  # a dataclass would print the query
         return f"Url({str(self)!r})"
+
+
+def parse_url(text: str, option: str) -> Url:
+    """``UsageError`` names the option."""
+    try:
+        return Url.parse(text)
+    except ValueError as e:
+        raise UsageError(f"{option} is not a URL: {e}", hint="http://host[:port]/…") from e
