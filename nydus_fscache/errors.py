@@ -75,3 +75,7 @@ class DaemonError(FscacheError):
     """The daemon does not run, does not answer, or died."""
 
     exit_code = 9
+
+
+class DaemonEnding(DaemonError):
+    """It takes no more work: it ends, or another version takes its place.  To be tried again."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
+import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,15 @@ from nydus_fscache.cache.store import Store
 from nydus_fscache.config.tuning import tuning_of
 from nydus_fscache.errors import BadImage, MountpointError, UsageError
 from nydus_fscache.fetch.prefetch import POLICIES
-from nydus_fscache.kernel.mountinfo import find_mount
 
 MAX_BOOTSTRAP = 1 << 30
+# a service that is started anew needs them
+_PROGRAM = (
+    sys.prefix,
+    sys.base_prefix,
+    os.path.realpath(sys.executable),
+    str(Path(__file__).parents[2]),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,34 +67,44 @@ def digest_of(text: str) -> str:
     return digest
 
 
-def mountpoint_of(request: dict[str, Any], store: Store) -> Path:
-    """A free directory whose mount does not hide the cache."""
-    path = Path(str(request.get("mountpoint", "")))
-    if not path.is_absolute():
-        raise UsageError(f"mountpoint {path} is not absolute")
-    if not path.is_dir():
-        missing = "does not exist" if not path.exists() else "is not a directory"
-        raise MountpointError(f"mountpoint {path} {missing}", hint=f"mkdir -p {path}")
-    if find_mount(path) is not None:
-        raise MountpointError(f"mountpoint {path} is busy", hint=f"nydus-fscache umount {path}")
-    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(store.root))
-    if root.is_relative_to(real) or any(
-        real.is_relative_to(d) for d in (*_caches(store), Path(os.path.realpath(store.images)))
+def mountpoint_of(request: dict[str, Any], store: Store, read: Iterable[str]) -> Path:
+    """A directory, its path resolved, whose mount hides neither what the daemon needs nor
+    ``read``, the files and directories that backends read."""
+    asked = str(request.get("mountpoint", ""))
+    if not os.path.isabs(asked):
+        raise UsageError(
+            f"mountpoint {asked!r} is not absolute", hint="name a directory by its path"
+        )
+    point = Path(os.path.realpath(asked))
+    if not point.exists():
+        raise MountpointError(f"mountpoint {asked} does not exist", hint=f"mkdir -p {asked}")
+    if not point.is_dir():
+        raise MountpointError(f"mountpoint {asked} is not a directory", hint="name a directory")
+    inside = (*_caches(store), Path(os.path.realpath(store.images)))
+    ours = (os.path.realpath(store.root), *_PROGRAM)
+    if any(Path(o).is_relative_to(point) for o in ours) or any(
+        point.is_relative_to(d) for d in inside
     ):
-        raise UsageError(f"{path} would hide the daemon's own files", hint="mount it elsewhere")
-    return path
+        raise UsageError(f"{asked} would hide the daemon's own files", hint="mount it elsewhere")
+    for path in read:
+        if Path(os.path.realpath(path)).is_relative_to(point):
+            raise UsageError(
+                f"a mount at {asked} would hide {path}, which an image is read from",
+                hint="mount it elsewhere",
+            )
+    return point
 
 
-def image_of(request: dict[str, Any], store: Store, mounted: Collection[str]) -> WantedImage:
-    """``mounted``: mountpoints of this daemon, which cannot be where the image comes from."""
+def image_of(request: dict[str, Any], store: Store, devices: Collection[str]) -> WantedImage:
+    """``devices``: of the mounts of this daemon, which an image cannot come from."""
     path, backend = request.get("bootstrap"), request.get("backend")
     tuning = request.get("tuning") or {}
     if not isinstance(path, str) or not isinstance(backend, dict):
         raise UsageError("a request needs bootstrap (path) and backend (object)")
-    for read in [path, *_paths_in(backend)]:
-        _check_apart(read, store, mounted)
+    for read in [path, *paths_in(backend)]:
+        _check_apart(read, store, devices)
     if not isinstance(tuning, dict):
-        raise UsageError("tuning is no object")
+        raise UsageError("tuning is not an object")
     tuning_of(tuning, "tuning")
     source = str(request.get("source") or path)
     return WantedImage(_read_bootstrap(path), backend, tuning, source)
@@ -94,9 +112,14 @@ def image_of(request: dict[str, Any], store: Store, mounted: Collection[str]) ->
 
 def _read_bootstrap(path: str) -> bytes:
     try:
-        with open(path, "rb") as f:
+        # a pipe or a terminal would have us wait for a writer
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        with open(fd, "rb") as f:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadImage(f"{path} is not a regular file", hint="name a bootstrap")
             # by its size: read(n) sets aside n bytes, and a small machine has no GiB
-            data = f.read(min(os.fstat(f.fileno()).st_size, MAX_BOOTSTRAP) + 1)
+            data = f.read(min(status.st_size, MAX_BOOTSTRAP) + 1)
     except OSError as e:
         raise BadImage(f"cannot read {path}: {e.strerror}", hint="name a bootstrap") from e
     if len(data) > MAX_BOOTSTRAP:
@@ -104,7 +127,7 @@ def _read_bootstrap(path: str) -> bytes:
     return data
 
 
-def _check_apart(path: str, store: Store, mounted: Collection[str]) -> None:
+def _check_apart(path: str, store: Store, devices: Collection[str]) -> None:
     """What the daemon reads must not come out of its own cache, or a mount of its own: it
     would wait for itself."""
     real = Path(os.path.realpath(path))
@@ -112,7 +135,7 @@ def _check_apart(path: str, store: Store, mounted: Collection[str]) -> None:
         raise UsageError(f"{path} is in the cache", hint="name the place of the image's blobs")
     with contextlib.suppress(OSError, ValueError):
         device = real.stat().st_dev
-        if any(os.stat(point).st_dev == device for point in mounted):
+        if f"{os.major(device)}:{os.minor(device)}" in devices:
             raise UsageError(f"{path} is on a mount of this daemon", hint="copy it to a disk first")
 
 
@@ -121,9 +144,9 @@ def _caches(store: Store) -> list[Path]:
     return [Path(os.path.realpath(d)) for d in (store.blobs.directory, store.cachefiles)]
 
 
-def _paths_in(config: Any) -> list[str]:
+def paths_in(config: Any) -> list[str]:
     """All that may be a path in a backend's configuration."""
     if isinstance(config, str):
         return [config] if config.startswith("/") else []
     values = config.values() if isinstance(config, dict) else config
-    return [p for v in values for p in _paths_in(v)] if isinstance(values, Iterable) else []
+    return [p for v in values for p in paths_in(v)] if isinstance(values, Iterable) else []

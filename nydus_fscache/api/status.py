@@ -14,7 +14,9 @@ from nydus_fscache.fetch.objects import Objects
 
 @dataclass(frozen=True, slots=True)
 class MountStatus:
-    """The fields are the contract's.  ``mounted``: by us, and the kernel has it still."""
+    """The fields are the contract's.  ``mounted``: by us, and the kernel has it still;
+    ``state``: "mounting", "mounted", "unmounted" (in use still) or "bound"; ``device``: of the file
+    system, "major:minor", "" when it is not known."""
 
     mountpoint: str
     image: str
@@ -23,6 +25,8 @@ class MountStatus:
     fsid: str
     domain: str
     mounted: bool
+    state: str
+    device: str
     backend: str
     blobs: list[str]
 

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.image.binding import Binding
 from nydus_fscache.image.image import Image
+from nydus_fscache.kernel.mountinfo import MountId
 from nydus_fscache.transport.base import Bound
+
+
+class Phase(Enum):
+    """Of the mount of an image; ``SUPERBLOCK``: unmounted, by whomever, and served for as long as
+    the kernel has its superblock (open files, bind mounts, overlays, other namespaces)."""
+
+    USERS = "bound"  # the user mounts it, and we are not told
+    MOUNTING = "mounting"
+    MOUNTED = "mounted"
+    SUPERBLOCK = "unmounted"
 
 
 @dataclass(slots=True, eq=False)
 class ActiveMount:
-    """An entry of ``state.json`` with what lives in this process; a ``prefetch.Loadable``."""
+    """An entry of ``state.json`` with what lives in this process; a ``prefetch.Loadable``.
+
+    ``phase`` and ``mount`` are the mount table's to change (mounts.py)."""
 
     binding: Binding
     image: Image
     bound: Bound
-    mounted: bool = False
-    mounting: bool = False  # not mounted yet, and not to be released either
+    phase: Phase = Phase.MOUNTING
+    mount: MountId | None = None
+
+    @property
+    def mounted(self) -> bool:
+        return self.phase is Phase.MOUNTED
 
     @property
     def name(self) -> str:

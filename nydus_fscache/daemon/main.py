@@ -22,7 +22,7 @@ from nydus_fscache.api import native
 from nydus_fscache.api import server as api
 from nydus_fscache.daemon import privilege
 from nydus_fscache.daemon.service import Service
-from nydus_fscache.errors import DaemonError, FscacheError, MountpointError
+from nydus_fscache.errors import DaemonError, FscacheError
 from nydus_fscache.handover import upgrade
 from nydus_fscache.handover.commands import daemon_argv
 from nydus_fscache.handover.link import Handover
@@ -78,9 +78,11 @@ def _run(root: Path) -> int:
     if service.successor is not None:
         service.make_way()
         return 0
-    calls.close()
+    if not service.close():
+        return DaemonError.exit_code  # not meant: the keeper starts another
+    # the last step: who was not answered finds no daemon, and may start one
     (root / "api.sock").unlink(missing_ok=True)
-    service.close()
+    calls.close()
     return 0
 
 
@@ -88,7 +90,7 @@ def _stop_on_signals(service: Service) -> None:
     def stop() -> None:
         try:
             service.stop({})
-        except MountpointError as e:
+        except FscacheError as e:
             logging.getLogger("daemon").error("asked to stop, but: %s (%s)", e, e.hint)
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -25,7 +25,8 @@ FIRST_PAUSE_S = 0.25
 
 @dataclass(slots=True)
 class PendingRestore:
-    """``remount``: its mount was of no use any more, and is to be made anew."""
+    """``remount``: its mount was of no use any more, and is to be made anew; ``unmounted``: the old
+    one is gone, by us."""
 
     binding: Binding
     remount: bool
@@ -33,6 +34,7 @@ class PendingRestore:
     since: float = field(default_factory=time.monotonic)
     next_try: float = 0.0
     pause_s: float = FIRST_PAUSE_S
+    unmounted: bool = False
 
     def due(self) -> bool:
         return time.monotonic() >= self.next_try

@@ -56,7 +56,7 @@ def parse(document: Any, name: str, hint: str) -> State:
         cache_limit = int(document.get("cache_limit", 0))
         for b in bindings:
             strings = (b.digest, b.transport, b.mountpoint, b.source, *b.address.values())
-            tables = (b.backend, b.address, b.tuning, b.prefetch)
+            tables = (b.backend, b.address, b.tuning, b.prefetch, b.mount)
             if not all(isinstance(s, str) for s in strings) or not all(
                 isinstance(t, dict) for t in tables
             ):

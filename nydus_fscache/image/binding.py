@@ -24,3 +24,5 @@ class Binding:
     tuning: dict[str, Any] = field(default_factory=dict)  # see Tuning
     # of the last prefetch, which a successor goes on with: its number, policy and paths
     prefetch: dict[str, Any] = field(default_factory=dict)
+    # the kernel's name of the mount (mountinfo.MountId), as soon as there is one
+    mount: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,46 @@
+"""What is done once a second: deadlines of readers, records that are behind, what comes free."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+
+from nydus_fscache.daemon.binder import Binder
+from nydus_fscache.daemon.engine import Engine
+from nydus_fscache.daemon.record import Record
+
+log = logging.getLogger("service")
+
+REQUEST_DEADLINE_S = 90.0
+HOUSEKEEPING_S = 1.0
+
+
+class Housekeeper:
+    def __init__(self, engine: Engine, binder: Binder, record: Record) -> None:
+        self._engine = engine
+        self._binder = binder
+        self._record = record
+
+    def run(self, stopped: threading.Event) -> None:
+        """Until then, in a thread of its own."""
+        while not stopped.wait(HOUSEKEEPING_S):
+            try:
+                self._tidy()
+            except Exception:  # deadlines must be kept whatever else goes wrong
+                log.exception("housekeeping")
+
+    def _tidy(self) -> None:
+        engine = self._engine
+        expired = engine.core.expire(REQUEST_DEADLINE_S, errno.EIO)
+        if expired:
+            log.error("%d requests got EIO after %.0f s", expired, REQUEST_DEADLINE_S)
+        for obj in engine.objects.all():
+            try:
+                obj.persist_when_due()
+            except (OSError, ValueError) as e:
+                log.error("blob %s: presence is not recorded: %s", obj.name, e)
+        engine.tracer.collect()
+        self._binder.release_in_background()
+        engine.orphans.sweep()
+        self._record.catch_up()

@@ -1,0 +1,357 @@
+"""The one truth about mounts: every mount of this daemon, from the claim of its place to its end.
+
+Guarantees: this alone mounts and unmounts; one mount of ours at a place; a mount is known by the
+kernel's name of it, so that only ours is ever unmounted, wherever it was moved to and whatever
+lies on top; what the kernel says is believed over what was done here; work that could mount is
+counted from its first line, so that the daemon ends only when nothing can be mounted any more.
+
+Claimed (a place is taken), mounting, mounted, unmounted with a superblock that is in use: see
+``Phase``.  "Ending" is a state of the whole table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from nydus_fscache.daemon.active_mount import ActiveMount, Phase
+from nydus_fscache.errors import DaemonEnding, DaemonError, MountpointError
+from nydus_fscache.image.binding import Binding
+from nydus_fscache.kernel import holders, mountinfo
+from nydus_fscache.kernel.mount import umount
+from nydus_fscache.kernel.mountinfo import MountId
+from nydus_fscache.kernel.syscalls import boot_id
+from nydus_fscache.transport.registry import Transports
+
+log = logging.getLogger("mounts")
+
+END_PATIENCE_S = 90.0  # for work under way, when the daemon is to end
+WATCH_S = 1.0
+SETTLE_S = 0.05  # between two looks at the mount table: changes come in crowds
+
+
+class MountTable:
+    """Thread-safe.  ``lock``: for those who look at several mounts at once."""
+
+    def __init__(self, transports: Transports) -> None:
+        self.lock = threading.RLock()
+        self.on_change: Callable[[], object] = list  # somebody else unmounted or moved one
+        self._idle = threading.Condition(self.lock)
+        self._unmounting = threading.Lock()  # nobody of ours mounts between a look and an umount
+        self._transports = transports
+        self._active: list[ActiveMount] = []
+        self._ours: MountId | None = None  # which is unmounted by us just now
+        self._claims: set[tuple[str, tuple[int, int]]] = set()  # path; device and inode below
+        self._working = 0
+        self._ending = False
+
+    # -- who may begin, and the end ----------------------------------------------------------
+
+    @contextlib.contextmanager
+    def work(self) -> Iterator[None]:
+        """Around all that may mount or bind; raises ``DaemonEnding``."""
+        with self.lock:
+            if self._ending:
+                raise DaemonEnding("the daemon is ending", hint="try again in a moment")
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._working -= 1
+                self._idle.notify_all()
+
+    @property
+    def ending(self) -> bool:
+        return self._ending
+
+    def refuse_work(self) -> None:
+        """From now on; what is under way goes on."""
+        with self.lock:
+            self._ending = True
+
+    def allow_work(self) -> None:
+        """The daemon does not end after all."""
+        with self.lock:
+            self._ending = False
+
+    def end_if_idle(self) -> bool:
+        """``refuse_work`` unless something is under way, mounted or bound."""
+        with self.lock:
+            if not (self._working or self._active):
+                self._ending = True
+            return self._ending
+
+    def wait_for_work(self) -> None:
+        """Until all work has ended that was under way; raises ``DaemonError``."""
+        with self.lock:
+            if not self._idle.wait_for(lambda: not self._working, END_PATIENCE_S):
+                raise DaemonError("a mount is still under way", hint="try again when it has ended")
+
+    def check_going_on(self) -> None:
+        """For work under way that is about to do more; raises ``DaemonEnding``."""
+        if self._ending:
+            raise DaemonEnding("the daemon is ending", hint="try again in a moment")
+
+    # -- what there is -----------------------------------------------------------------------
+
+    def all(self) -> list[ActiveMount]:
+        with self.lock:
+            return list(self._active)
+
+    def mounted_at(self, mountpoint: str) -> ActiveMount | None:
+        """Ours at a path, by whatever spelling."""
+        self.refresh()
+        real = os.path.realpath(mountpoint)
+        with self.lock:
+            found = [a for a in self._active if a.mounted]
+            return next((a for a in found if a.binding.mountpoint in (real, mountpoint)), None)
+
+    def devices(self) -> set[str]:
+        """Of the file systems that this daemon serves."""
+        with self.lock:
+            return {a.mount.device for a in self._active if a.mount is not None}
+
+    def add(self, active: ActiveMount) -> None:
+        with self.lock:
+            self._active.append(active)
+
+    def remove(self, active: ActiveMount) -> None:
+        with self.lock:
+            self._active.remove(active)
+
+    # -- mounting ----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def claim(self, point: Path) -> Iterator[None]:
+        """The place of a mount that is coming (a directory, its path resolved).
+
+        Raises ``MountpointError`` when something is mounted or about to be mounted there.
+        """
+        status = point.stat()
+        below = status.st_dev, status.st_ino
+        with self.lock:
+            found = mountinfo.find_mount(point)
+            if found is not None:
+                ours = any(a.mounted and a.binding.mountpoint == str(point) for a in self._active)
+                hint = f"nydus-fscache umount {point}" if ours else "name another directory"
+                what = "is busy" if ours else f"is busy: {_described(found)} is mounted there"
+                raise MountpointError(f"mountpoint {point} {what}", hint=hint)
+            if any(str(point) == path or below == inode for path, inode in self._claims):
+                raise MountpointError(
+                    f"mountpoint {point} is busy: another mount has begun there",
+                    hint="name another directory",
+                )
+            self._claims.add((str(point), below))
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._claims.discard((str(point), below))
+
+    def mount(self, active: ActiveMount) -> None:
+        """In the phase ``MOUNTING``; returns when it is ready to read."""
+        binding = active.binding
+        point = binding.mountpoint
+        before = {m.id for m in mountinfo.mounts()}
+        self._transports.get(binding.transport).mount(active.bound, Path(point))
+        with self.lock:
+            active.mount = _name_of([m for m in _at(point) if m.id not in before], point)
+            # none: somebody has unmounted it already
+            active.phase = Phase.MOUNTED if active.mount is not None else Phase.SUPERBLOCK
+            if active.mount is not None:
+                _record(binding, active.mount)
+
+    def adopt(self, binding: Binding) -> MountId | None:
+        """The mount that an earlier service made, if it is still there; wherever it is now."""
+        if not binding.mountpoint:
+            return None
+        name = _recorded(binding)
+        if name is None:  # killed before it was on record
+            others = {_recorded(a.binding) for a in self.all()}
+            old = [m for m in _at(binding.mountpoint) if m.fstype == "erofs"]
+            name = _name_of([m for m in old if not _is_any(m, others)], binding.mountpoint)
+        if name is None or (found := mountinfo.look_up([name]).get(name)) is None:
+            return None
+        binding.mountpoint = found.mountpoint
+        _record(binding, name)
+        return name
+
+    # -- unmounting --------------------------------------------------------------------------
+
+    def umount(self, active: ActiveMount, *, lazy: bool = False) -> None:
+        """Nothing to do when it is unmounted already.
+
+        Raises ``MountpointError`` when it is in use, or cannot be reached since something else is
+        mounted on top of it.
+        """
+        if active.mounted and active.mount is not None:
+            self.umount_name(active.mount, lazy=lazy)
+            active.phase = Phase.SUPERBLOCK
+
+    def umount_name(self, name: MountId, *, lazy: bool = False) -> None:
+        """The same, of a mount that is not bound."""
+        with self._unmounting:
+            now = mountinfo.look_up([name]).get(name)
+            if now is None:
+                return
+            point = Path(now.mountpoint)
+            _check_reachable(name, point)
+            self._ours = name
+            try:
+                umount(point, lazy=lazy)
+            except MountpointError as e:
+                if name not in mountinfo.look_up([name]):
+                    return
+                below = [m.mountpoint for m in mountinfo.mounts() if m.parent == now.id]
+                if below:
+                    raise MountpointError(
+                        f"cannot unmount {point}: {below[0]} is mounted in it",
+                        hint=f"umount {below[0]}, then try again",
+                    ) from e
+                raise
+
+    # -- what others do ----------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Compare with the kernel what is believed to be mounted."""
+        changed = False
+        with self.lock:
+            named = {a.mount: a for a in self._active if a.mounted and a.mount is not None}
+            if self._ours is not None:
+                named.pop(self._ours, None)
+            if not named:
+                return
+            found = mountinfo.look_up(named)
+            for name, active in named.items():
+                now, was = found.get(name), active.binding.mountpoint
+                if now is None:
+                    log.info("%s was unmounted by somebody else", was)
+                    active.phase = Phase.SUPERBLOCK
+                elif now.mountpoint != was:
+                    log.info("%s was moved to %s", was, now.mountpoint)
+                    active.binding.mountpoint = now.mountpoint
+                else:
+                    continue
+                changed = True
+        if changed:
+            self.on_change()
+
+    def watch(self, stopped: threading.Event) -> None:
+        """Until then, in a thread of its own: ``refresh`` when the kernel's table has changed."""
+        watch = mountinfo.Watch()
+        try:
+            while not stopped.is_set():
+                if watch.wait(WATCH_S):
+                    try:
+                        self.refresh()
+                    except Exception:  # the next look may fare better
+                        log.exception("the mount table cannot be read")
+                    stopped.wait(SETTLE_S)
+        finally:
+            watch.close()
+
+    # -- letting go --------------------------------------------------------------------------
+
+    def take_unused(self) -> list[ActiveMount]:
+        """Unmounted ones that the kernel has let go of; they are in the table no more."""
+        with self.lock:
+            left = [a for a in self._active if a.phase is Phase.SUPERBLOCK]
+            gone = [a for a in left if not self.in_use(a)]
+            self._active = [a for a in self._active if a not in gone]
+            return gone
+
+    def take_all(self) -> list[ActiveMount]:
+        with self.lock:
+            gone, self._active = self._active, []
+            return gone
+
+    def in_use(self, active: ActiveMount) -> bool:
+        """Does the kernel have the superblock of an image that is not mounted by us?"""
+        name = active.binding.transport
+        with self.lock:
+            mounted = [a.bound for a in self._active if a.mounted and a.binding.transport == name]
+        return self._transports.get(name).in_use(active.bound, mounted)
+
+    def release_held(self, patience_s: float, release: Callable[[], None]) -> list[str]:
+        """Wait for the kernel to let go of all that is unmounted: which it has still, and why."""
+        until = time.monotonic() + patience_s
+        while True:
+            release()
+            held = [a for a in self.all() if a.phase is Phase.SUPERBLOCK]
+            if not held or time.monotonic() > until:
+                return [_why_held(a) for a in held]
+            time.sleep(0.02)
+
+
+def _record(binding: Binding, name: MountId) -> None:
+    # numbers begin anew at a boot
+    binding.mount = {**asdict(name), "boot": boot_id()}
+
+
+def _recorded(binding: Binding) -> MountId | None:
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        told = binding.mount
+        if told["boot"] != boot_id():
+            return None
+        return MountId(int(told["unique"]), int(told["id"]), str(told["device"]))
+    return None
+
+
+def _at(point: str) -> list[mountinfo.Mount]:
+    return [m for m in mountinfo.mounts() if m.mountpoint == point]
+
+
+def _is_any(mount: mountinfo.Mount, names: set[MountId | None]) -> bool:
+    return any(n is not None and (n.id, n.device) == (mount.id, mount.device) for n in names)
+
+
+def _name_of(found: list[mountinfo.Mount], point: str) -> MountId | None:
+    """Of the lowest of these mounts at a place: ours is there before others mount on top."""
+    if not found:
+        return None
+    ours = found[0]
+    with contextlib.suppress(OSError):
+        top = mountinfo.mount_id_at(Path(point))
+        if top.id == ours.id:
+            return top
+    return MountId(0, ours.id, ours.device)
+
+
+def _check_reachable(name: MountId, point: Path) -> None:
+    """umount(2) takes a path, and takes off whatever that leads to."""
+    try:
+        top = mountinfo.mount_id_at(point)
+    except OSError as e:
+        raise MountpointError(
+            f"cannot unmount {point}: {e.strerror}", hint="unmount what hides it, then try again"
+        ) from e
+    same = top.unique == name.unique if name.unique else (top.id, top.device) == (
+        name.id, name.device,
+    )  # fmt: skip
+    if same:
+        return
+    cover = next((m for m in mountinfo.mounts() if m.id == top.id), None)
+    where = cover.mountpoint if cover is not None else str(point)
+    what = _described(cover) if cover is not None else "something else"
+    raise MountpointError(
+        f"cannot unmount {point}: {what} is mounted on top of it at {where}",
+        hint=f"umount {where}, then try again",
+    )
+
+
+def _described(mount: mountinfo.Mount) -> str:
+    return f"{mount.fstype} ({mount.source})" if mount.source != "none" else mount.fstype
+
+
+def _why_held(active: ActiveMount) -> str:
+    """With who has it, as far as that can be seen."""
+    device = active.mount.device if active.mount is not None else ""
+    reasons = holders.of_device(device) if device else []
+    return active.name + (f" ({'; '.join(reasons)})" if reasons else "")
