@@ -1,4 +1,4 @@
-"""cffi builder of rafs_v6._writer: the image builder's inner loop (build.h) on the codecs."""
+"""cffi builder of rafs_v6._writer: the image builder's inner loop (writer.h) on the codecs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ ffi.set_source(
         "csrc/writer/tables.c",
         "csrc/writer/gunzip.c",
         "csrc/writer/layout.c",
+        "csrc/writer/render.c",
     ],
     include_dirs=INCLUDES,
     libraries=CODEC_LIBS,

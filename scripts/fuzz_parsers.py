@@ -37,7 +37,7 @@ from nydus_fscache.registry import layer, manifest
 from rafs_v6.cli import main as nydus_image
 from rafs_v6.validate import is_sound, validate_tree
 from rafs_v6.writer.errors import BuildError
-from rafs_v6.writer.sources import TarSource
+from rafs_v6.writer.sources.tar import TarSource
 
 CORPUS = Path(__file__).resolve().parents[1] / "tests" / "corpus"
 PATIENCE_S = 10  # for one input, which takes a millisecond when all is well

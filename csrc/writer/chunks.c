@@ -1,4 +1,4 @@
-/* Parallel read, digest, compress and encrypt for the image builder: see build.h. */
+/* Parallel read, digest, compress and encrypt for the image builder: see writer.h. */
 
 #include <errno.h>
 #include <fcntl.h>
@@ -31,7 +31,7 @@ void rafs_contexts_free(struct rafs_contexts *contexts)
 }
 
 struct job {
-	void *items;		/* pieces or parcels */
+	void *items;		/* chunks or units */
 	uint32_t n;
 	atomic_uint next;
 	atomic_uint seats;	/* taken: each worker has the context of its own */
@@ -39,7 +39,7 @@ struct job {
 	const uint8_t *in;
 	uint8_t *out;
 	uint32_t digester;
-	const struct rafs_recipe *recipe;
+	const struct rafs_write_options *recipe;
 };
 
 static int read_whole(int fd, uint8_t *to, size_t len, uint64_t off)
@@ -67,7 +67,7 @@ static void *read_worker(void *arg)
 	uint32_t i;
 
 	while ((i = atomic_fetch_add(&job->next, 1)) < job->n) {
-		struct rafs_piece *p = (struct rafs_piece *)job->items + i;
+		struct rafs_read_chunk *p = (struct rafs_read_chunk *)job->items + i;
 		uint8_t *to = job->out + p->at;
 
 		p->error = read_whole(p->fd, to, p->len, p->off);
@@ -82,14 +82,14 @@ static void *read_worker(void *arg)
 }
 
 /*
- * Compressed size, or 0 when the parcel does not shrink.  The target is one
- * byte shorter than the parcel: what does not fit there is stored raw anyway,
+ * Compressed size, or 0 when the unit does not shrink.  The target is one
+ * byte shorter than the unit: what does not fit there is stored raw anyway,
  * and zstd answers with an error rather than write beyond it.
  */
-static int64_t shrink(ZSTD_CCtx *zstd, const struct job *job, const struct rafs_parcel *p,
+static int64_t shrink(ZSTD_CCtx *zstd, const struct job *job, const struct rafs_write_unit *p,
 		      uint8_t *bounce, size_t bounce_len)
 {
-	const struct rafs_recipe *how = job->recipe;
+	const struct rafs_write_options *how = job->recipe;
 	const uint8_t *from = job->in + p->at;
 	int64_t got;
 
@@ -110,11 +110,11 @@ static int64_t shrink(ZSTD_CCtx *zstd, const struct job *job, const struct rafs_
 	return got;
 }
 
-/* Compress (format.md 3.1), then encrypt, in place at the parcel's own room in out. */
-static int store(ZSTD_CCtx *zstd, const struct job *job, struct rafs_parcel *p,
+/* Compress (format.md 3.1), then encrypt, in place at the unit's own room in out. */
+static int store(ZSTD_CCtx *zstd, const struct job *job, struct rafs_write_unit *p,
 		 uint8_t *bounce, size_t bounce_len)
 {
-	const struct rafs_recipe *how = job->recipe;
+	const struct rafs_write_options *how = job->recipe;
 	uint8_t *to = job->out + p->at;
 	int64_t got = shrink(zstd, job, p, bounce, bounce_len);
 
@@ -153,7 +153,7 @@ static void *store_worker(void *arg)
 	if (compressor == RAFS_COMP_ZSTD && !*zstd)
 		*zstd = ZSTD_createCCtx();
 	while ((i = atomic_fetch_add(&job->next, 1)) < job->n) {
-		struct rafs_parcel *p = (struct rafs_parcel *)job->items + i;
+		struct rafs_write_unit *p = (struct rafs_write_unit *)job->items + i;
 		int error = compressor == RAFS_COMP_ZSTD && !*zstd ? -ENOMEM : 0;
 
 		if (compressor == RAFS_COMP_LZ4_BLOCK &&
@@ -188,23 +188,23 @@ static int fits(uint64_t at, uint32_t len, uint32_t room, size_t arena_len)
 	return len && len <= RAFS_MAX_CHUNK_SIZE && at <= arena_len && arena_len - at >= room;
 }
 
-int rafs_build_read(struct rafs_piece *pieces, uint32_t n, uint8_t *arena, size_t arena_len,
+int rafs_build_read(struct rafs_read_chunk *chunks, uint32_t n, uint8_t *arena, size_t arena_len,
 		    uint32_t digester, uint32_t threads)
 {
-	struct job job = { .items = pieces, .n = n, .out = arena, .digester = digester };
+	struct job job = { .items = chunks, .n = n, .out = arena, .digester = digester };
 
 	for (uint32_t i = 0; i < n; i++) {
-		if (!fits(pieces[i].at, pieces[i].len, 0, arena_len))
+		if (!fits(chunks[i].at, chunks[i].len, 0, arena_len))
 			return -EINVAL;
-		pieces[i].error = 0;
+		chunks[i].error = 0;
 	}
 	return run(&job, read_worker, threads);
 }
 
-int64_t rafs_build_store(struct rafs_parcel *parcels, uint32_t n, const uint8_t *arena,
-			 uint8_t *out, size_t arena_len, const struct rafs_recipe *recipe)
+int64_t rafs_build_store(struct rafs_write_unit *units, uint32_t n, const uint8_t *arena,
+			 uint8_t *out, size_t arena_len, const struct rafs_write_options *recipe)
 {
-	struct job job = { .items = parcels, .n = n, .in = arena, .out = out, .recipe = recipe };
+	struct job job = { .items = units, .n = n, .in = arena, .out = out, .recipe = recipe };
 	const uint32_t room = recipe->encrypt ? RAFS_BUILD_ROOM : 0;
 	int64_t end = 0;
 	int rc;
@@ -212,14 +212,14 @@ int64_t rafs_build_store(struct rafs_parcel *parcels, uint32_t n, const uint8_t 
 	if (!recipe->contexts)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < n; i++)
-		if (!fits(parcels[i].at, parcels[i].len, room, arena_len))
+		if (!fits(units[i].at, units[i].len, room, arena_len))
 			return -EINVAL;
 	rc = run(&job, store_worker, recipe->threads);
 	if (rc)
 		return rc;
 	for (uint32_t i = 0; i < n; i++) {
-		memmove(out + end, out + parcels[i].at, parcels[i].clen);
-		end += parcels[i].clen;
+		memmove(out + end, out + units[i].at, units[i].clen);
+		end += units[i].clen;
 	}
 	return end;
 }

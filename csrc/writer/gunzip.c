@@ -1,6 +1,6 @@
 /*
  * A .gz inflated once, to a file, while the places are noted where inflating
- * can start again: see build.h.  zlib stops at every deflate block (Z_BLOCK).
+ * can start again: see writer.h.  zlib stops at every deflate block (Z_BLOCK).
  * Memory is one buffer, plus a point for every `spacing` plain bytes.
  */
 #include <errno.h>

@@ -1,4 +1,4 @@
-/* The chunk table of a bootstrap, and chunks by what they are: see build.h. */
+/* The chunk table of a bootstrap, and chunks by what they are: see writer.h. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,12 +1,12 @@
 /*
- * The builder's inner loop: read, digest, compress and encrypt many pieces of
+ * The builder's inner loop: read, digest, compress and encrypt many chunks of
  * files in one call, over several threads.  Also the cffi declaration of
  * rafs_v6._writer.  No dedup and no layout here: the caller decides between the
  * two calls what is to be stored, and in which units.
  */
 
 /* One chunk to be.  The caller fills the first part, rafs_build_read the second. */
-struct rafs_piece {
+struct rafs_read_chunk {
 	int32_t fd;
 	uint32_t len;		/* 1..RAFS_MAX_CHUNK_SIZE */
 	uint64_t off;		/* bytes, in fd */
@@ -17,15 +17,15 @@ struct rafs_piece {
 	uint8_t digest[32];
 };
 
-/* Read pieces into arena and digest them.  0, or an error of one of them. */
-int rafs_build_read(struct rafs_piece *pieces, uint32_t n, uint8_t *arena, size_t arena_len,
+/* Read chunks into arena and digest them.  0, or an error of one of them. */
+int rafs_build_read(struct rafs_read_chunk *chunks, uint32_t n, uint8_t *arena, size_t arena_len,
 		    uint32_t digester, uint32_t threads);
 
 /* What an encrypted unit takes at least: XTS has none below 16 bytes (format.md 6.1). */
 #define RAFS_BUILD_ROOM 18
 
 /* What is compressed and encrypted as one: a chunk, or a batch of small ones. */
-struct rafs_parcel {
+struct rafs_write_unit {
 	uint64_t at;		/* bytes, in both arenas; RAFS_BUILD_ROOM of them are its own */
 	uint32_t len;		/* 1..RAFS_MAX_CHUNK_SIZE */
 	uint32_t clen;		/* out: bytes stored */
@@ -37,7 +37,7 @@ struct rafs_contexts;
 struct rafs_contexts *rafs_contexts_new(void);
 void rafs_contexts_free(struct rafs_contexts *contexts);
 
-struct rafs_recipe {
+struct rafs_write_options {
 	struct rafs_contexts *contexts;	/* of one call at a time */
 	uint32_t compressor;
 	int32_t level;
@@ -48,12 +48,12 @@ struct rafs_recipe {
 };
 
 /*
- * Compress and encrypt parcels of arena and pack them back to back, in order,
+ * Compress and encrypt units of arena and pack them back to back, in order,
  * at the start of out, which is as large as arena.  Returns the bytes in out,
  * or a negative errno; -EILSEQ: 18 bytes that decryption would take for padded.
  */
-int64_t rafs_build_store(struct rafs_parcel *parcels, uint32_t n, const uint8_t *arena,
-			 uint8_t *out, size_t arena_len, const struct rafs_recipe *recipe);
+int64_t rafs_build_store(struct rafs_write_unit *units, uint32_t n, const uint8_t *arena,
+			 uint8_t *out, size_t arena_len, const struct rafs_write_options *recipe);
 
 /* Begin to write to the disk what was written to fd since off, so that a sync finds little left. */
 void rafs_build_flush(int fd, uint64_t off);
@@ -127,10 +127,10 @@ struct rafs_tree {
 	const uint8_t *xattrs;
 	const uint32_t *xattr_off;
 	const uint32_t *refs;	/* places of chunks; size / chunk_size of them, rounded up, a file */
-	const uint16_t *place_blob;
-	const uint32_t *place_index;
-	const uint64_t *place_flat;	/* bytes */
-	const uint16_t *blob_index;	/* of place_blob, in the blob table; 0xffff: not there */
+	const uint16_t *location_blob;
+	const uint32_t *location_index;
+	const uint64_t *location_flat;	/* bytes */
+	const uint16_t *blob_index;	/* of location_blob, in the blob table; 0xffff: not there */
 	/* Set by rafs_layout_place, n each. */
 	uint32_t *nid;
 	uint32_t *data;		/* block of a directory's or link's data */

@@ -18,7 +18,7 @@ _PATIENCE_S = 120.0  # for one read, of at most some 16 MiB
 
 
 class _Backends:
-    """See ``rafs_v6.cli.source.Backends``."""
+    """See ``rafs_v6.cli._images.Backends``."""
 
     @contextlib.contextmanager
     def open(self, config: Mapping[str, Any]) -> Iterator[Blobs]:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rafs_v6.cli import output
+from rafs_v6.cli import _common
 from rafs_v6.errors import RafsError
 
 if TYPE_CHECKING:
-    from rafs_v6.cli.source import Backends
+    from rafs_v6.cli._images import Backends
 
 _COMMANDS = (
     "create", "merge", "chunkdict", "check", "inspect", "stat", "diff", "unpack", "export",
@@ -43,7 +43,7 @@ class _Version(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
         values: object, option_string: str | None = None,
     ) -> None:  # fmt: skip
-        print(f"{parser.prog} {output.own_version()}")
+        print(f"{parser.prog} {_common.own_version()}")
         parser.exit()
 
 

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from rafs_v6.cli.output import add_common, examples, progress_line, report
-from rafs_v6.cli.source import add_blobs, add_bootstrap, bootstrap_path, open_blobs
+from rafs_v6.cli._common import add_common, examples, progress_line, report
+from rafs_v6.cli._images import add_blobs, add_bootstrap, bootstrap_path, open_blobs
 from rafs_v6.errors import shown
 from rafs_v6.tools.check.image import CheckReport, check_image, hint
 from rafs_v6.writer.errors import BuildError

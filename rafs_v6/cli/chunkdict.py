@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rafs_v6.cli.output import add_common, examples, report
+from rafs_v6.cli._common import add_common, examples, report
 from rafs_v6.writer.chunk_dict import generate
 
 _EXAMPLES = """\

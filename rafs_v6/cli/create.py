@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from rafs_v6.cli.output import (
+from rafs_v6.cli._common import (
     add_builder,
     progress_line,
     read_prefetch,
@@ -15,11 +15,10 @@ from rafs_v6.cli.output import (
 )
 from rafs_v6.format.erofs import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, Compressor, Digester
 from rafs_v6.writer.blob_file import ended_on_error
-from rafs_v6.writer.chunks import ChunkOptions
 from rafs_v6.writer.cipher import XtsKey
 from rafs_v6.writer.create import create_from_directory, create_from_tar
 from rafs_v6.writer.errors import BuildError
-from rafs_v6.writer.options import CreateOptions, Into
+from rafs_v6.writer.options import ChunkOptions, CreateOptions, Into
 from rafs_v6.writer.overlay import WhiteoutSpec
 
 _COMPRESSORS = {c.name.lower(): c for c in (Compressor.NONE, Compressor.LZ4_BLOCK, Compressor.ZSTD)}

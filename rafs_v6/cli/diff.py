@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from rafs_v6.cli.output import add_common, examples, write_json
-from rafs_v6.cli.source import add_blobs, open_blobs
+from rafs_v6.cli._common import add_common, examples, write_json
+from rafs_v6.cli._images import add_blobs, open_blobs
 from rafs_v6.errors import shown
 from rafs_v6.reader.image import Image
 from rafs_v6.tools.blobs import load_bootstrap, open_image

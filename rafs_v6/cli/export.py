@@ -7,8 +7,8 @@ import os
 import stat
 from pathlib import Path
 
-from rafs_v6.cli.output import add_log, examples, progress_line
-from rafs_v6.cli.source import (
+from rafs_v6.cli._common import add_log, examples, progress_line
+from rafs_v6.cli._images import (
     add_blobs,
     add_bootstrap,
     bootstrap_path,
@@ -36,9 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     # nydus-snapshotter calls it so
     parser.add_argument("--localfs-dir", dest="blob_dir", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=_threads, default=4, metavar="N", help="1 to 32")
-    parser.add_argument(
-        "-O", "--output", type=Path, metavar="FILE", help="default: BOOTSTRAP.disk"
-    )
+    parser.add_argument("-O", "--output", type=Path, metavar="FILE", help="default: BOOTSTRAP.disk")
     parser.add_argument(
         "--verity", action="store_true",
         help="append a dm-verity tree, and print the options of veritysetup for it",

@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from rafs_v6.cli.output import add_log, examples
-from rafs_v6.cli.source import add_bootstrap, bootstrap_path
+from rafs_v6.cli._common import add_log, examples
+from rafs_v6.cli._images import add_bootstrap, bootstrap_path
 from rafs_v6.errors import ImageError
 from rafs_v6.tools.blobs import load_bootstrap
 from rafs_v6.tools.inspect import Answer, BadQuestion, Inspector

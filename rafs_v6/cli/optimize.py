@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rafs_v6.cli.output import add_common, examples, report
-from rafs_v6.cli.source import add_blobs, add_bootstrap, bootstrap_path, need_blobs
+from rafs_v6.cli._common import add_common, examples, report
+from rafs_v6.cli._images import add_blobs, add_bootstrap, bootstrap_path, need_blobs
 from rafs_v6.tools.optimize import optimize
 from rafs_v6.tools.rewrite import Rewrite
 from rafs_v6.writer.errors import BuildError

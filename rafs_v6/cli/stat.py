@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from rafs_v6.cli.output import add_common, examples, write_json
+from rafs_v6.cli._common import add_common, examples, write_json
 from rafs_v6.errors import ImageError
 from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.tools.blobs import load_bootstrap

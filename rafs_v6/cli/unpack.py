@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from rafs_v6.cli.output import add_log, examples, progress_line
-from rafs_v6.cli.source import add_blobs, add_bootstrap, bootstrap_path, open_blobs
+from rafs_v6.cli._common import add_log, examples, progress_line
+from rafs_v6.cli._images import add_blobs, add_bootstrap, bootstrap_path, open_blobs
 from rafs_v6.reader.image import Image
 from rafs_v6.tools.blobs import Blobs, open_image
 from rafs_v6.tools.unpack import unpack

@@ -48,16 +48,14 @@ def compact(
     """
     tree = rewrite.tree
     files = [row for row in range(len(tree)) if tree.is_file(row)]
-    used: dict[str, dict[int, int]] = {}  # blob and chunk index to a place
+    used: dict[str, dict[int, int]] = {}  # blob and chunk index to a location
     for row in files:
-        for place in tree.chunks(row):
-            blob, number = tree.places.key(place)
-            used.setdefault(blob, {}).setdefault(number, place)
+        for location in tree.chunks(row):
+            blob, number = tree.locations.key(location)
+            used.setdefault(blob, {}).setdefault(number, location)
     index = rewrite.indexes()
     before = list(index)
-    sizes = {
-        name: _used_size(rewrite, index[name], used[name]) for name in before if name in used
-    }
+    sizes = {name: _used_size(rewrite, index[name], used[name]) for name in before if name in used}
     free = [
         name for name in sizes
         if name not in keep and not rewrite.entries[name].record.features & _FIXED

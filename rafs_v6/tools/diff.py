@@ -143,9 +143,7 @@ def _values(bootstrap: Bootstrap, inode: Inode) -> dict[str, object]:
 
 
 def _fetch(a: _Side, b: _Side, after: Image, with_maps: bool) -> Fetch:
-    have_places = {
-        (a.bootstrap.blobs[blob].blob_id, chunk) for blob, chunk in _used(a.bootstrap)
-    }
+    have_places = {(a.bootstrap.blobs[blob].blob_id, chunk) for blob, chunk in _used(a.bootstrap)}
     have_digests = {
         (a.bootstrap.blobs[key[0]].digester, a.records[key].digest)
         for key in _used(a.bootstrap) if key in a.records

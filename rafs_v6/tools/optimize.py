@@ -35,7 +35,7 @@ def optimize(rewrite: Rewrite, paths: Sequence[bytes], target: Path, directory: 
         raise BuildError("none of the paths is a file with data, or a directory with some")
     rewrite.prefetch = paths
     blob = rewrite.move(
-        (place for row in files for place in tree.chunks(row)), files, directory,
+        (location for row in files for location in tree.chunks(row)), files, directory,
         features=BlobFeatures.IS_SEPARATED_WITH_PREFETCH_FILES,
     )  # fmt: skip
     return Optimized(rewrite.write(target, last=blob), blob, len(files))

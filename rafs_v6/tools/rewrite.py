@@ -23,16 +23,17 @@ from rafs_v6.reader.image import Image
 from rafs_v6.reader.stream import Batch, UnitReader, grouped
 from rafs_v6.tools.blobs import Blobs, open_image
 from rafs_v6.tools.records import ChunkKey
+from rafs_v6.writer.blob_chunks import BlobChunks
 from rafs_v6.writer.blob_file import BlobFile, shrink, write_atomically
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
-from rafs_v6.writer.chunks import BlobChunks, ChunkOptions
 from rafs_v6.writer.cipher import XtsKey, looks_padded
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.load import Loaded, load, used_names
-from rafs_v6.writer.options import CreateOptions
+from rafs_v6.writer.locations import ChunkLocations
+from rafs_v6.writer.options import ChunkOptions, CreateOptions
 from rafs_v6.writer.prefetch import prefetch_rows
 from rafs_v6.writer.trailer import write_trailer
-from rafs_v6.writer.tree import Places, Tree
+from rafs_v6.writer.tree import Tree
 
 _ALONE = lib.RAFS_UNIT_BATCH | lib.RAFS_UNIT_ZRAN | lib.RAFS_UNIT_ENCRYPTED
 _LEVEL = 3
@@ -71,19 +72,20 @@ class Rewrite:
         self, chunks: Iterable[int], files: Iterable[int], directory: Path, *,
         features: int = 0,
     ) -> str:  # fmt: skip
-        """Copy ``chunks``, given as places, into one new blob in ``directory``, in their order, and
-        let ``files``, rows, refer to the copies; the new blob's id.  ``features``: more of
-        ``BlobFeatures`` for it.
+        """Copy ``chunks``, given as locations, into one new blob in ``directory``, in their order.
+
+        ``files``, rows, refer to the copies then.  Returns the new blob's id.  ``features``:
+        more of ``BlobFeatures`` for it.
 
         Copies of encrypted chunks are encrypted, and those of others beside them.
         """
         index, tree = self.indexes(), self.tree
 
-        def key(place: int) -> ChunkKey:
-            blob, number = tree.places.key(place)
+        def key(location: int) -> ChunkKey:
+            blob, number = tree.locations.key(location)
             return index.get(blob, -1), number
 
-        wanted = list(dict.fromkeys(key(place) for place in chunks))
+        wanted = list(dict.fromkeys(key(location) for location in chunks))
         infos = [self.image.bootstrap.blobs[i] for i in dict.fromkeys(i for i, _ in wanted)]
         compressor = infos[0].compressor
         options = ChunkOptions(
@@ -93,7 +95,7 @@ class Rewrite:
             cipher=XtsKey.random() if any(info.is_encrypted for info in infos) else None,
         )  # fmt: skip
         toc = all(i.features & BlobFeatures.INLINED_CHUNK_DIGEST for i in infos)
-        new_chunks = BlobChunks("", Places(), features=features | options.features)
+        new_chunks = BlobChunks("", ChunkLocations(), features=features | options.features)
         out = BlobFile(directory / "new")
         try:
             copies = self._copy(wanted, new_chunks, options, out.write)
@@ -109,17 +111,17 @@ class Rewrite:
         finally:
             out.discard()
         self.entries[blob_id] = BlobEntry(blob_id, record[-1], new_chunks.records)
-        new: dict[int, int] = {}  # places, by those in new_chunks
+        new: dict[int, int] = {}  # locations, by those in new_chunks
         for row in files:
             at = tree.at[row]
-            for i, place in enumerate(tree.chunks(row)):
-                copy = copies.get(key(place))
+            for i, location in enumerate(tree.chunks(row)):
+                copy = copies.get(key(location))
                 if copy is None:
                     continue
                 if copy not in new:
-                    made = new_chunks.places
+                    made = new_chunks.locations
                     index_in_blob, flat = made.index[copy], made.flat[copy]
-                    new[copy] = tree.places.add(blob_id, index_in_blob, flat)
+                    new[copy] = tree.locations.add(blob_id, index_in_blob, flat)
                 tree.refs[at + i] = new[copy]
         return blob_id
 
@@ -183,7 +185,7 @@ def _store(
         data = options.cipher.encrypt(data)
     record = ChunkRecord(
         digest, 0, flags, len(data), len(uncompressed), out.compressed_size,
-        out.places.flat[copy], 0, out.places.index[copy],
+        out.locations.flat[copy], 0, out.locations.index[copy],
         lib.rafs_crc32c(uncompressed, len(uncompressed)),
     )  # fmt: skip
     out.add(record)

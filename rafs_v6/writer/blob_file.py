@@ -48,9 +48,7 @@ def tar_header(name: bytes, size: int) -> bytes:
     return bytes(out)
 
 
-def shrink(
-    compressor: Compressor, data: bytes | bytearray
-) -> tuple[Compressor, bytes | bytearray]:
+def shrink(compressor: Compressor, data: bytes | bytearray) -> tuple[Compressor, bytes | bytearray]:
     """``data`` compressed, or as they are when that does not make them smaller."""
     if compressor is Compressor.NONE:
         return compressor, data

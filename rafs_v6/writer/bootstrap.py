@@ -29,9 +29,9 @@ from rafs_v6.format.erofs import (
     SuperFlags,
     round_up,
 )
+from rafs_v6.writer.chunk_records import ChunkRecords
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.layout import Layout
-from rafs_v6.writer.records import ChunkRecords
 from rafs_v6.writer.tree import ROOT, Tree
 
 _MAPPED_ALIGN = 0x80000  # lets boot and flat blobs be one device (format.md 1.4)
@@ -47,7 +47,7 @@ _HASH_FLAG = {Digester.BLAKE3: SuperFlags.HASH_BLAKE3, Digester.SHA256: SuperFla
 
 @dataclass(frozen=True, slots=True)
 class BlobEntry:
-    """A blob of the image: its name in ``Places.names``, its record, its chunk records."""
+    """A blob of the image: its name in ``ChunkLocations.names``, its record, its chunk records."""
 
     name: str
     record: BlobRecord
@@ -164,8 +164,8 @@ def _chunk_table(blobs: Sequence[BlobEntry]) -> bytearray:
     out = bytearray()
     for i, blob in enumerate(blobs):
         for k, value in enumerate(i.to_bytes(4, "little")):
-            blob.chunks.packed[_BLOB_INDEX_AT + k :: CHUNK_RECORD_SIZE] = (
-                bytes([value]) * len(blob.chunks)
+            blob.chunks.packed[_BLOB_INDEX_AT + k :: CHUNK_RECORD_SIZE] = bytes([value]) * len(
+                blob.chunks
             )
         if len(blobs) > 1:
             out += blob.chunks.packed

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rafs_v6.format.erofs import Digester
-from rafs_v6.writer.base import digested_chunks
+from rafs_v6.writer.base_image import digested_chunks
 from rafs_v6.writer.blob_file import write_atomically
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.writer.errors import BuildError
@@ -68,7 +68,7 @@ def generate(sources: Sequence[Path], target: Path) -> Dictionary:
         name = digest.hex().encode()
         row = tree.add(shelves[name[:2]], name, Node(stat.S_IFREG | 0o444, size=size))
         tree.at[row] = len(tree.refs)
-        tree.refs.append(tree.places.add(*found[digest, size]))
+        tree.refs.append(tree.locations.add(*found[digest, size]))
     used = used_names(tree)
     defaults = images[0].defaults
     write_atomically(target, write_bootstrap(tree, [blobs[name] for name in used], defaults))

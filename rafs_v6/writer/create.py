@@ -9,18 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from rafs_v6.format.erofs import TARFS_BLOCK, BlobFeatures, BlobRecord, Compressor
-from rafs_v6.writer.base import load_base
+from rafs_v6.writer.base_image import load_base
+from rafs_v6.writer.blob_chunks import BlobChunks
 from rafs_v6.writer.blob_file import BlobFile, write_atomically
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
-from rafs_v6.writer.chunks import BlobChunks, store_chunks
+from rafs_v6.writer.chunk_writer import write_chunks
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.load import used_names
 from rafs_v6.writer.options import CreateOptions, Into
 from rafs_v6.writer.overlay import apply_layer, drop_whiteouts
 from rafs_v6.writer.prefetch import prefetch_rows
-from rafs_v6.writer.refs import refer_chunks, tarfs_chunks
-from rafs_v6.writer.sources import DirectorySource, Source, TarSource
-from rafs_v6.writer.stored import StoredTar, open_stored
+from rafs_v6.writer.refer import refer_chunks, tarfs_chunks
+from rafs_v6.writer.sources.directory import DirectorySource
+from rafs_v6.writer.sources.source import Source
+from rafs_v6.writer.sources.tar import TarSource
+from rafs_v6.writer.sources.tar_file import TarFile, open_tar_file
 from rafs_v6.writer.trailer import blob_id_of, write_trailer
 from rafs_v6.writer.tree import Tree
 
@@ -45,7 +48,7 @@ def create_from_tar(
         raise BuildError(
             "--batch-size and --encrypt are for data that are stored: choose --type targz-rafs"
         )
-    stored = open_stored(source, digest=refers)
+    stored = open_tar_file(source, digest=refers)
     with (
         closing(stored.file),
         closing(TarSource(stored.file, estargz=estargz, refers=refers)) as tar,
@@ -55,7 +58,7 @@ def create_from_tar(
         return create(tar, options, stored if refers else None)
 
 
-def create(source: Source, options: CreateOptions, tar: StoredTar | None = None) -> list[str]:
+def create(source: Source, options: CreateOptions, tar: TarFile | None = None) -> list[str]:
     """Build an image of ``source``; the ids of its blobs (none when no file has data).
 
     ``tar``: what the image refers to instead of storing data; all of them lie in it.
@@ -69,11 +72,11 @@ def create(source: Source, options: CreateOptions, tar: StoredTar | None = None)
     if base.tree is not None:
         tree = source.tree = apply_layer(base.tree, tree, options.whiteouts)
     first = prefetch_rows(tree, options.prefetch)
-    chunks = BlobChunks(_OWN, tree.places, base.chunks)
+    chunks = BlobChunks(_OWN, tree.locations, base.chunks)
     out = BlobFile(target)
     try:
         if tar is None:
-            store_chunks(
+            write_chunks(
                 tree, source, chunks, options.chunks, out.write, first, options.progress
             )  # fmt: skip
         else:
@@ -103,7 +106,7 @@ def create(source: Source, options: CreateOptions, tar: StoredTar | None = None)
     return ids
 
 
-def _create_tarfs(tree: Tree, options: CreateOptions, tar: StoredTar) -> list[str]:
+def _create_tarfs(tree: Tree, options: CreateOptions, tar: TarFile) -> list[str]:
     if options.parent or options.chunk_dict:
         raise BuildError("a tarfs image stands alone: no --parent-bootstrap, no --chunk-dict")
     if options.inline_meta or options.toc or options.bootstrap is None:

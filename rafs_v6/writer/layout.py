@@ -1,6 +1,6 @@
-"""A tree becomes the metadata region of a bootstrap: places, then bytes (csrc/writer/layout.c).
+"""A tree becomes the metadata region of a bootstrap: locations, then bytes (csrc/writer/layout.c).
 
-Places follow upstream's first-fit rule, so that inline data share blocks with
+ChunkLocations follow upstream's first-fit rule, so that inline data share blocks with
 inodes.  Offsets here count from the region's start, which holds one empty block.
 """
 
@@ -26,7 +26,7 @@ _CTYPES = {
 
 
 class Layout:
-    """``Layout(tree)`` finds the places; ``render`` writes them for a given ``meta_addr``.
+    """``Layout(tree)`` finds the locations; ``render`` writes them for a given ``meta_addr``.
 
     ``block``: 4096 bytes, or 512 for tarfs.  The region's empty start is 4096 for both.
     ``blob_index``: the position of each blob in the blob table; ``BuildError`` when a
@@ -37,7 +37,7 @@ class Layout:
         self.inos = len(tree)
         self.has_xattr = any(tree.xattr)
         self._kept: list[Any] = []  # what C has pointers to
-        places, xattrs = tree.places, list(tree.packed_xattrs)
+        locations, xattrs = tree.locations, list(tree.packed_xattrs)
         t = self._tree = ffi.new("struct rafs_tree *")
         t.n, t.block, t.chunk_size = len(tree), block, max(tree.chunk_size, block)
         for name in (
@@ -48,10 +48,13 @@ class Layout:
         t.name = self._column(tree.name_off)
         t.xattrs = self._column(b"".join(xattrs))
         t.xattr_off = self._column(array("I", accumulate((len(x) for x in xattrs), initial=0)))
-        t.place_blob, t.place_index = self._column(places.blob), self._column(places.index)
-        t.place_flat = self._column(places.flat)
+        t.location_blob, t.location_index = (
+            self._column(locations.blob),
+            self._column(locations.index),
+        )
+        t.location_flat = self._column(locations.flat)
         t.blob_index = self._column(
-            array("H", (blob_index.get(name, _NO_BLOB) for name in places.names))
+            array("H", (blob_index.get(name, _NO_BLOB) for name in locations.names))
         )
         for name in ("nid", "data", "dlen", "nlink"):
             setattr(t, name, self._column(array("I", bytes(4 * len(tree)))))

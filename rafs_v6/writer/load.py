@@ -21,8 +21,8 @@ from rafs_v6.format.tables import is_inlined_id
 from rafs_v6.reader.bootstrap import Bootstrap, Inode
 from rafs_v6.reader.locate import locate_bootstrap
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults
+from rafs_v6.writer.chunk_records import ChunkRecords
 from rafs_v6.writer.errors import BuildError
-from rafs_v6.writer.records import ChunkRecords
 from rafs_v6.writer.tree import NONE, ROOT, Node, Tree
 
 _ID_LEN = 64
@@ -84,7 +84,7 @@ def load_blobs(
     for info, chunks in zip(boot.blobs, per_blob, strict=True):
         offset = boot.tables.ext.blob_table_offset + BlobRecord.SIZE * info.index
         record = BlobRecord.unpack(boot.data, offset)
-        record = (rename or (lambda r: settled(r, path)))(record)
+        record = (rename or (lambda r: standalone(r, path)))(record)
         for chunk in chunks:
             end = chunk.uncompressed_offset + chunk.uncompressed_size
             if (
@@ -121,7 +121,7 @@ def add_blob(blobs: dict[str, BlobEntry], blob: BlobEntry, path: Path) -> None:
         blobs[blob.name] = replace(have, chunks=ChunkRecords([*have.chunks, *more]))
 
 
-def settled(record: BlobRecord, path: Path) -> BlobRecord:
+def standalone(record: BlobRecord, path: Path) -> BlobRecord:
     """The record for use outside its own file, whose name says what it could not know (2.9)."""
     features = BlobFeatures(record.features)
     own = is_inlined_id(record.blob_id.decode("utf-8", "replace"))
@@ -143,9 +143,12 @@ def with_id(record: BlobRecord, name: str, path: Path) -> BlobRecord:
 
 def used_names(tree: Tree, first: Iterable[str] = ()) -> list[str]:
     """The blobs that files of ``tree`` refer to: those of ``first``, then in order of use."""
-    names, blob = tree.places.names, tree.places.blob
+    names, blob = tree.locations.names, tree.locations.blob
     found = dict.fromkeys(
-        blob[place] for row in range(len(tree)) if tree.is_file(row) for place in tree.chunks(row)
+        blob[location]
+        for row in range(len(tree))
+        if tree.is_file(row)
+        for location in tree.chunks(row)
     )
     used = dict.fromkeys(names[number] for number in found)
     return list(dict.fromkeys(name for name in first if name in used) | used)
@@ -181,7 +184,7 @@ def _tree(boot: Bootstrap, blobs: Sequence[str]) -> Tree:
             tree.at[row] = len(tree.refs)
             for c in boot.chunks(inode):
                 tree.refs.append(
-                    tree.places.add(blobs[c.blob_index], c.chunk_index, c.flat_off)
+                    tree.locations.add(blobs[c.blob_index], c.chunk_index, c.flat_off)
                 )  # fmt: skip
         return row
 

@@ -19,7 +19,7 @@ from rafs_v6.writer.load import (
     load,
     load_blobs,
     open_bootstrap,
-    settled,
+    standalone,
     used_names,
     with_id,
 )
@@ -108,7 +108,7 @@ def _load(path: Path, i: int, names: LayerNames, dictionary: Set[str]) -> Loaded
     def rename(record: BlobRecord) -> BlobRecord:
         known = record.blob_id.rstrip(b"\0").decode()
         if known in dictionary:
-            return settled(record, path)
+            return standalone(record, path)
         own.append(known)
         if len(own) > 1:
             raise BuildError(

@@ -1,15 +1,42 @@
-"""What ``create`` is told."""
+"""Options of building an image: plain values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from rafs_v6.writer.chunks import ChunkOptions
+from rafs_v6.format.erofs import BlobFeatures, Compressor, Digester
+from rafs_v6.writer.cipher import XtsKey
 from rafs_v6.writer.overlay import WhiteoutSpec
-from rafs_v6.writer.pieces import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOptions:
+    """``batch_size``: files of one chunk below half of it are compressed together; 0: none."""
+
+    compressor: Compressor
+    digester: Digester
+    chunk_size: int
+    level: int
+    threads: int
+    batch_size: int = 0
+    cipher: XtsKey | None = None
+
+    @property
+    def features(self) -> BlobFeatures:
+        """Those of the blob that follow."""
+        found = BlobFeatures(0)
+        if self.batch_size:
+            found |= BlobFeatures.BATCH | BlobFeatures.CHUNK_INFO_V2
+        if self.cipher is not None:
+            found |= BlobFeatures.ENCRYPTED | BlobFeatures.CHUNK_INFO_V2
+        return found
+
+
+Progress = Callable[[int, int], None]
+"""Is told of the bytes that were read, and of all there are."""
 
 
 class Into(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from enum import StrEnum
 
-from rafs_v6.writer.tree import ROOT, Node, Tree, arranged
+from rafs_v6.writer.tree import ROOT, Node, Tree, ordered
 
 _OCI_PREFIX = b".wh."
 _OCI_OPAQUE = b".wh..wh..opq"
@@ -47,7 +47,7 @@ class _Overlay:
     def made(self) -> Tree:
         top: _Entry = (ROOT, ROOT)
         chunk_size = self._upper.chunk_size or self._lower.chunk_size
-        return arranged(top, self._origin, self._below, chunk_size)
+        return ordered(top, self._origin, self._below, chunk_size)
 
     def _origin(self, entry: _Entry) -> tuple[Tree, int]:
         low, up = entry

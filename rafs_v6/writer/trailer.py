@@ -15,6 +15,7 @@ from rafs_v6.format.erofs import (
     Compressor,
     TocFlags,
 )
+from rafs_v6.writer.blob_chunks import BlobChunks
 from rafs_v6.writer.blob_file import (
     BlobFile,
     shrink,
@@ -23,7 +24,6 @@ from rafs_v6.writer.blob_file import (
     toc_flag,
 )
 from rafs_v6.writer.cct import cct_header
-from rafs_v6.writer.chunks import BlobChunks
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.options import CreateOptions
 

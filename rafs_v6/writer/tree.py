@@ -24,6 +24,7 @@ from rafs_v6.format.erofs import (
     XATTR_PREFIXES,
 )
 from rafs_v6.writer.errors import SourceError
+from rafs_v6.writer.locations import ChunkLocations
 
 _XATTR_KEY_MAX = 255
 _XATTR_VALUE_MAX = 65535
@@ -49,41 +50,13 @@ class Node:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
 
 
-class Places:
-    """Where chunks lie, by number: the blob (an index of ``names``), the chunk's index there and
-    its offset in the flat blob, in bytes."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.blob, self.index, self.flat = array("H"), array("I"), array("Q")
-        self._numbers: dict[str, int] = {}
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def add(self, blob: str, index: int, flat: int) -> int:
-        """The number of a new place."""
-        number = self._numbers.get(blob)
-        if number is None:
-            number = self._numbers[blob] = len(self.names)
-            self.names.append(blob)
-        self.blob.append(number)
-        self.index.append(index)
-        self.flat.append(flat)
-        return len(self.index) - 1
-
-    def key(self, place: int) -> tuple[str, int]:
-        """(blob, chunk index)"""
-        return self.names[self.blob[place]], self.index[place]
-
-
 class Tree:
     """Columns with a value for each row; row 0 is the root.
 
     ``size``: bytes, or of a directory its entries.  ``at``: by type, the first
     entry's row, the start of a link's target in ``targets``, a device number as it
     is on disk, or the first of a file's ``refs`` (``NONE``: its data are not stored
-    yet); ``refs`` are numbers of ``places``, one for each ``chunk_size`` bytes.
+    yet); ``refs`` are numbers of ``locations``, one for each ``chunk_size`` bytes.
     ``link``: the row of the first name of the same inode, mostly the row itself.
     ``extent``: where a file's data are in the source, as that knows it.
     """
@@ -99,7 +72,7 @@ class Tree:
         self.xattr_sets: list[Mapping[bytes, bytes]] = [{}]
         self.packed_xattrs = {b"": 0}  # to the number of the set, in order
         self.refs = array("I")
-        self.places = Places()
+        self.locations = ChunkLocations()
         self.chunk_size = chunk_size
 
     def __len__(self) -> int:
@@ -174,9 +147,9 @@ class Tree:
         return row
 
     def _copy_refs(self, source: Tree, row: int) -> int:
-        at, places = len(self.refs), source.places
-        for place in source.chunks(row):
-            self.refs.append(self.places.add(*places.key(place), places.flat[place]))
+        at, locations = len(self.refs), source.locations
+        for location in source.chunks(row):
+            self.refs.append(self.locations.add(*locations.key(location), locations.flat[location]))
         return at
 
     def set_xattrs(self, row: int, xattrs: Mapping[bytes, bytes]) -> None:
@@ -204,7 +177,7 @@ class Tree:
         return range(self.at[row], self.at[row] + self.size[row]) if self.is_dir(row) else range(0)
 
     def chunks(self, row: int) -> array[int]:
-        """The places of a file's chunks, as they follow each other in it."""
+        """The locations of a file's chunks, as they follow each other in it."""
         at = self.at[row]
         count = -(-self.size[row] // self.chunk_size) if at != NONE else 0
         return self.refs[at : at + count]
@@ -248,7 +221,7 @@ class Tree:
         return files
 
 
-def arranged(
+def ordered(
     top: _Key, origin: Callable[[_Key], tuple[Tree, int]],
     below: Callable[[_Key], list[tuple[bytes, _Key]]], chunk_size: int,
 ) -> Tree:  # fmt: skip

@@ -84,8 +84,8 @@ class BlobCheck:
         return None
 
     def _check_size(self, info: BlobInfo, size: int) -> bool:
-        exact = info.is_separate or info.is_tarfs or not info.features & (
-            BlobFeatures.HAS_TAR_HEADER
+        exact = (
+            info.is_separate or info.is_tarfs or not info.features & (BlobFeatures.HAS_TAR_HEADER)
         )
         place = f"blob {info.blob_id}"
         right = self._check(
@@ -260,4 +260,3 @@ class BlobCheck:
 
     def _read(self, at: int, length: int) -> bytes:
         return self._blobs.read_at(self._info.meta_blob_id, at, length)
-

@@ -169,4 +169,3 @@ def _check_devices(bootstrap: Bootstrap, check: Checks) -> None:
             f"device slot {info.index}: mapped at {start:#x}, inside what ends at {end:#x}",
         )  # fmt: skip
         end = max(end, start + slot.blocks * bootstrap.block_size)
-

@@ -15,8 +15,8 @@ import rafs_v6
 from rafs_v6.cli import main
 from rafs_v6.format.erofs import Compressor, Digester
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
+from rafs_v6.writer.chunk_records import ChunkRecords
 from rafs_v6.writer.load import load, load_blobs, open_bootstrap
-from rafs_v6.writer.records import ChunkRecords
 from rafs_v6.writer.tree import ROOT, Node, Tree
 
 _SHARED = os.urandom(150_000)
@@ -200,7 +200,9 @@ def _with_used_records_only(boot: Path) -> None:
     """The chunk table as the original writes it."""
     image = load(boot)
     tree = image.tree
-    used = {tree.places.key(place) for row in range(len(tree)) for place in tree.chunks(row)}
+    used = {
+        tree.locations.key(location) for row in range(len(tree)) for location in tree.chunks(row)
+    }
     blobs = [
         replace(blob, chunks=ChunkRecords(c for c in blob.chunks if (name, c.index) in used))
         for name, blob in image.blobs.items()
@@ -261,7 +263,7 @@ def _of_254_blobs(lower: Path, target: Path) -> None:
         blobs.append(BlobEntry(str(i), named, blob.chunks))
         row = tree.add(ROOT, b"%d" % i, Node(stat.S_IFREG, size=chunk.uncompressed_size))
         tree.at[row] = len(tree.refs)
-        tree.refs.append(tree.places.add(str(i), chunk.index, chunk.uncompressed_offset))
+        tree.refs.append(tree.locations.add(str(i), chunk.index, chunk.uncompressed_offset))
     defaults = Defaults(boot.chunk_size, Compressor.LZ4_BLOCK, Digester.BLAKE3)
     target.write_bytes(b"".join(write_bootstrap(tree, blobs, defaults)))
 

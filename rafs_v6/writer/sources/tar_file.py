@@ -1,7 +1,7 @@
 """The object that an image is made from or refers to: a tar or a tar.gz, file or pipe.
 
 What cannot be sought in becomes an unnamed temporary file first (in $TMPDIR);
-a gzip stream is inflated once, in C, and the places are kept where inflating
+a gzip stream is inflated once, in C, and the locations are kept where inflating
 can start again.
 """
 
@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from rafs_v6._writer import ffi, lib
-from rafs_v6.writer.behind import Behind
+from rafs_v6.writer.background import Background
 from rafs_v6.writer.errors import SourceError
 
 _PIECE = 1 << 20
@@ -68,7 +68,7 @@ def _point(p: Any) -> GzipPoint:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTar:
+class TarFile:
     """``file``: the uncompressed tar, seekable; ``index``: where it was inflated
     from, None for a tar.
 
@@ -91,7 +91,7 @@ class StoredTar:
         self.file.close()
 
 
-def open_stored(source: Path, *, digest: bool) -> StoredTar:
+def open_tar_file(source: Path, *, digest: bool) -> TarFile:
     """Raises ``SourceError`` for a damaged gzip stream, ``OSError`` of reading and of the copy."""
     stream = source.open("rb")
     file: IO[bytes] = stream
@@ -116,7 +116,7 @@ def open_stored(source: Path, *, digest: bool) -> StoredTar:
         raise
     if file is not stream:
         stream.close()
-    return StoredTar(file, index, sha256.hexdigest() if sha256 else "", size)
+    return TarFile(file, index, sha256.hexdigest() if sha256 else "", size)
 
 
 def _each(
@@ -124,7 +124,7 @@ def _each(
 ) -> int:
     """``use`` ``piece`` and the rest of ``stream``, hashed beside that; bytes in all."""
     size = 0
-    hashing = Behind()
+    hashing = Background()
     try:
         while piece:
             if sha256 is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from threading import Thread
 
 
-class Behind:
+class Background:
     """One piece of work at a time, in order.
 
     What a piece raises is raised by the next ``start`` or by ``finish``.  ``close``

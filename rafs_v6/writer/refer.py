@@ -21,16 +21,17 @@ from rafs_v6.format.erofs import (
     ChunkV2Flags,
     Compressor,
 )
+from rafs_v6.writer.blob_chunks import BlobChunks, Original
 from rafs_v6.writer.cct import pack_v2
-from rafs_v6.writer.chunks import BlobChunks, ChunkOptions, Original
+from rafs_v6.writer.chunk_reader import ChunkReader, ReadBatch
 from rafs_v6.writer.errors import BuildError, SourceError
-from rafs_v6.writer.pieces import Batch, Pieces, Progress
-from rafs_v6.writer.sources import Source
-from rafs_v6.writer.stored import GzipIndex, GzipPoint, StoredTar
+from rafs_v6.writer.options import ChunkOptions, Progress
+from rafs_v6.writer.sources.source import Source
+from rafs_v6.writer.sources.tar_file import GzipIndex, GzipPoint, TarFile
 from rafs_v6.writer.tree import Tree
 
 # Uncompressed bytes after which a context takes no further chunk: a cold read inflates no more.
-_REACH = 2 << 20
+_CONTEXT_MAX = 2 << 20
 _MAX_INPUT = 2 * MAX_CHUNK_SIZE  # what a reader takes for one context (csrc/codec/chunkmap.c)
 _MAX_V2_SIZE = (1 << 24) - 1
 
@@ -52,11 +53,11 @@ class _Contexts:
     def __len__(self) -> int:
         return len(self._all)
 
-    def place(self, off: int, size: int) -> tuple[int, int, int]:
+    def locate(self, off: int, size: int) -> tuple[int, int, int]:
         """(zran word of the chunk record, compressed offset and size) of ``size`` uncompressed
         bytes at ``off``."""
         start, end = self._index.before(off), self._index.behind(off + size)
-        if not self._all or off + size - self._all[-1].start.out_off > _REACH:
+        if not self._all or off + size - self._all[-1].start.out_off > _CONTEXT_MAX:
             self._all.append(_Context(start))
         context = self._all[-1]
         context.out_len = off + size - context.start.out_off
@@ -92,44 +93,44 @@ class _Refer:
     ) -> None:  # fmt: skip
         self._tree, self._out = tree, out
         self.contexts = _Contexts(index) if index is not None else None
-        self.pieces = Pieces(
+        self.reader = ChunkReader(
             tree, source, options.digester, options.threads, self._process
         )  # fmt: skip
 
-    def _process(self, batch: Batch) -> None:
+    def _process(self, batch: ReadBatch) -> None:
         for i, (row, at) in enumerate(batch.users):
-            place = self._out.place(batch.array[i], self._tree, row)
-            if place is not None:
-                self._record(batch.array[i], at, place)
+            location = self._out.take(batch.chunks[i], self._tree, row)
+            if location is not None:
+                self._record(batch.chunks[i], at, location)
 
-    def _record(self, piece: Any, at: int, place: int) -> None:
+    def _record(self, chunk: Any, at: int, location: int) -> None:
         out = self._out
         if self.contexts is not None:
-            word, off, size = self.contexts.place(piece.off, piece.len)
+            word, off, size = self.contexts.locate(chunk.off, chunk.len)
             flags = ChunkV2Flags.ZRAN | ChunkV2Flags.COMPRESSED
         else:
-            word, off, size = piece.crc32c, piece.off, piece.len
+            word, off, size = chunk.crc32c, chunk.off, chunk.len
             flags = ChunkV2Flags.CRC if word else ChunkV2Flags(0)
         record = ChunkRecord(
-            bytes(piece.digest), 0,
+            bytes(chunk.digest), 0,
             ChunkFlags.HAS_CRC32C | (ChunkFlags.COMPRESSED if self.contexts is not None else 0),
-            size, piece.len, off, out.places.flat[place], at,
-            out.places.index[place], piece.crc32c,
+            size, chunk.len, off, out.locations.flat[location], at,
+            out.locations.index[location], chunk.crc32c,
         )  # fmt: skip
         out.records.append(record)
         out.cct += pack_v2(record, flags, word)
 
 
 def refer_chunks(
-    tree: Tree, source: Source, out: BlobChunks, options: ChunkOptions, tar: StoredTar,
+    tree: Tree, source: Source, out: BlobChunks, options: ChunkOptions, tar: TarFile,
     progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """The chunks of all files of ``tree`` that are not stored yet; their data lie in ``tar``."""
     refer = _Refer(tree, source, options, out, tar.index)
     try:
-        refer.pieces.add_all(in_tar_order(tree), progress)
+        refer.reader.add_all(in_tar_order(tree), progress)
     finally:
-        refer.pieces.close()
+        refer.reader.close()
     out.features = BlobFeatures.CHUNK_INFO_V2 | BlobFeatures.SEPARATE
     compressor = Compressor.NONE
     if refer.contexts is not None:
@@ -140,7 +141,7 @@ def refer_chunks(
     out.original = Original(tar.sha256, tar.size, compressor)
 
 
-def tarfs_chunks(tree: Tree, blob: str, tar: StoredTar) -> BlobChunks:
+def tarfs_chunks(tree: Tree, blob: str, tar: TarFile) -> BlobChunks:
     """Chunks whose flat offset is that in the tar, of 512-byte blocks; nothing is read.
 
     ``records`` has the last one only: without digests, all have the same key in
@@ -150,13 +151,13 @@ def tarfs_chunks(tree: Tree, blob: str, tar: StoredTar) -> BlobChunks:
         raise SourceError("a tar.gz cannot be mounted as it is: choose --type targz-ref")
     if tar.size % TARFS_BLOCK:
         raise SourceError(f"the tar is no whole number of blocks: {tar.size} bytes")
-    out = BlobChunks(blob, tree.places, features=BlobFeatures.TARFS, flat_size=tar.size)
+    out = BlobChunks(blob, tree.locations, features=BlobFeatures.TARFS, flat_size=tar.size)
     count = 0
     for row in in_tar_order(tree):
         tree.at[row] = len(tree.refs)
         for at in range(0, tree.size[row], tree.chunk_size):
             off, size = tree.extent[row] + at, min(tree.chunk_size, tree.size[row] - at)
-            tree.refs.append(tree.places.add(blob, count, off))
+            tree.refs.append(tree.locations.add(blob, count, off))
             last = ChunkRecord(bytes(32), 0, ChunkFlags(0), size, size, off, off, at, count, 0)
             count += 1
     if count:

@@ -5,50 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rafs_v6._writer import ffi, lib
 from rafs_v6.format.erofs import ChunkRecord, Digester
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults
+from rafs_v6.writer.chunk_index import ChunkIndex
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.load import add_blob, check_alike, load, load_blobs, open_bootstrap
-from rafs_v6.writer.tree import Places, Tree
-
-
-class Known:
-    """Chunks by digest and uncompressed size.  ``places``: those that are referred to instead of
-    being stored, by their numbers; numbers behind these are the caller's."""
-
-    def __init__(self) -> None:
-        self.places = Places()
-        self._keys: Any = ffi.gc(lib.rafs_keys_new(), lib.rafs_keys_free)
-        if self._keys == ffi.NULL:
-            raise MemoryError("chunks by digest")
-
-    def number(self, digest: Any, size: int) -> int:
-        """That of the chunk; of a new one, how many there were before."""
-        number = int(lib.rafs_keys_number(self._keys, digest, size))
-        if number < 0:
-            raise MemoryError("chunks by digest")
-        return number
-
-    def forget(self) -> None:
-        """Nothing is looked up any more: a bootstrap needs the room."""
-        ffi.release(self._keys)
-        self.places = Places()
+from rafs_v6.writer.tree import Tree
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class BaseImage:
     """``blobs`` by name, those of ``first`` (the parent's) lead the blob table."""
 
     tree: Tree | None
     blobs: Mapping[str, BlobEntry]
     first: Sequence[str]
-    chunks: Known
+    chunks: ChunkIndex
 
 
-def load_base(parent: Path | None, chunk_dict: Path | None, defaults: Defaults) -> Base:
+def load_base(parent: Path | None, chunk_dict: Path | None, defaults: Defaults) -> BaseImage:
     """``BuildError`` when either cannot share a bootstrap with an image of ``defaults``."""
     blobs: dict[str, BlobEntry] = {}
     if chunk_dict is not None:
@@ -67,11 +43,11 @@ def load_base(parent: Path | None, chunk_dict: Path | None, defaults: Defaults) 
         tree, first = below.tree, list(below.blobs)
         for blob in below.blobs.values():
             add_blob(blobs, blob, parent)
-    known = Known()
+    known = ChunkIndex()
     for blob, c in digested_chunks(blobs.values(), defaults.digester):
-        if known.number(c.digest, c.uncompressed_size) == len(known.places):
-            known.places.add(blob.name, c.index, c.uncompressed_offset)
-    return Base(tree, blobs, first, known)
+        if known.number(c.digest, c.uncompressed_size) == len(known.locations):
+            known.locations.add(blob.name, c.index, c.uncompressed_offset)
+    return BaseImage(tree, blobs, first, known)
 
 
 def digested_chunks(

@@ -1,0 +1,33 @@
+"""Where chunks lie: by number, so that a file's chunks are an array of numbers."""
+
+from __future__ import annotations
+
+from array import array
+
+
+class ChunkLocations:
+    """Where chunks lie, by number: the blob (an index of ``names``), the chunk's index there and
+    its offset in the flat blob, in bytes."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.blob, self.index, self.flat = array("H"), array("I"), array("Q")
+        self._numbers: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def add(self, blob: str, index: int, flat: int) -> int:
+        """The number of a new location."""
+        number = self._numbers.get(blob)
+        if number is None:
+            number = self._numbers[blob] = len(self.names)
+            self.names.append(blob)
+        self.blob.append(number)
+        self.index.append(index)
+        self.flat.append(flat)
+        return len(self.index) - 1
+
+    def key(self, location: int) -> tuple[str, int]:
+        """(blob, chunk index)"""
+        return self.names[self.blob[location]], self.index[location]
