@@ -70,6 +70,17 @@ def old_backend(document: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": old.get("type"), str(old.get("type")): old.get("config")}
 
 
+def with_registry_auth(text: str, auth: str, where: object) -> str:
+    """The document with other credentials (base64 of user:password) for its registry."""
+    document = document_of(text, where)
+    if "version" in document:
+        options = _table(_table(document, "backend"), "registry")
+    else:
+        options = _table(_table(_table(document, "device"), "backend"), "config")
+    options["auth"] = auth
+    return json.dumps(document)
+
+
 def of_backend(backend: dict[str, Any]) -> Config:
     """A backend object alone: the rest is found out."""
     return Config(backend, Tuning())

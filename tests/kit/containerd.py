@@ -55,6 +55,7 @@ class Stack:
     recover_policy: str = "restart"
     fs_driver: str = "fusedev"
     prefetch: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -148,11 +149,19 @@ disabled_plugins = {json.dumps(disabled)}
         self._wait_for(self.containerd_socket, "containerd")
 
     def push(self, image: Path, tag: str = "latest") -> str:
-        """A golden image; returns its reference.  Blobs go in the order of the device slots."""
+        """An image (image.boot and blobs/); returns its reference.
+
+        Layers go in the order of the device slots.  Of a zran image they are the blobs with the
+        metadata; the layers that these refer to are pushed beside them.
+        """
         boot = image / "image.boot"
-        order = [blob.blob_id for blob in rafs_v6.Bootstrap.from_file(boot).blobs]
+        blobs = rafs_v6.Bootstrap.from_file(boot).blobs
+        order = [blob.meta_blob_id if blob.is_separate else blob.blob_id for blob in blobs]
         contents = [(image / "blobs" / name).read_bytes() for name in order]
         with Pusher(self.host, image.name) as push:
+            for blob in blobs:
+                if blob.is_separate:
+                    push.blob((image / "blobs" / blob.blob_id).read_bytes())
             layer = bootstrap_layer(boot.read_bytes())
             push.manifest(tag, nydus_manifest(push, layer, contents))
         return f"{self.host}/{image.name}:{tag}"
@@ -236,8 +245,9 @@ disabled_plugins = {json.dumps(disabled)}
     def _spawn(self, name: str, argv: list[str]) -> None:
         with (self.base / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+                argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+                env={**os.environ, **self.environment},
+            )  # fmt: skip
 
     def _wait_for(self, socket: Path, name: str) -> None:
         end = time.monotonic() + PATIENCE_S
@@ -256,7 +266,9 @@ def stack(base: Path, nydusd: Path, nydus_image: Path, **options: Any) -> Iterat
     base.mkdir(parents=True)
     try:
         with docker_registry(base) as host:
-            made = Stack(base, host, nydusd, nydus_image, **options)
+            program = base / "nydusd"  # an upgrade writes over it
+            shutil.copy(nydusd, program)
+            made = Stack(base, host, program, nydus_image, **options)
             try:
                 made.start()
                 yield made

@@ -1,0 +1,195 @@
+"""The documents of nydusd's API, as pure functions of values.
+
+Shapes are those of nydusd 2.4 (docs/nydusd.md, "API").  Counters that only nydusd's own FUSE
+server could know (operations by kind, their latency) are 0 here: the kernel serves them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import nydus_fscache
+
+Document = dict[str, Any]
+
+# The snapshotter compares the commit of `nydusd --version` with the running daemon's: both are
+# this string, so that an upgrade happens exactly when the version changes.
+COMMIT = f"nydus-fscache-{nydus_fscache.__version__}"
+VERSION = {
+    "package_ver": f"v{nydus_fscache.__version__}",
+    "git_commit": COMMIT,
+    "build_time": "unknown",
+    "profile": "release",
+    "rustc": "none (nydus-fscache)",
+}
+VERSION_TEXT = (
+    f"Version: \t{VERSION['package_ver']}\nGit Commit: \t{COMMIT}\n"
+    f"Build Time: \t{VERSION['build_time']}\nProfile: \t{VERSION['profile']}\n"
+    f"Rustc: \t\t{VERSION['rustc']}\n"
+)
+
+_BUCKETS, _OPERATIONS = 8, 15
+_SUPER_OFFSET = 1024
+MAX_ERRORS, MAX_ERRORS_SIZE = 500, 51200
+_SECRETS = ("access_key_id", "access_key_secret", "auth", "registry_token")
+
+
+def error(message: str) -> Document:
+    return {"code": "UNDEFINED", "message": message}
+
+
+def daemon_info(
+    instance: str | None, supervisor: str | None, state: str, backends: Document | None
+) -> Document:
+    """``backends``: of version 1 of the API; None where there are none."""
+    return {
+        "version": VERSION,
+        "id": instance,
+        "supervisor": supervisor,
+        "state": state,
+        "backend_collection": backends,
+    }
+
+
+def backend_entry(mountpoint: str, mounted_at: float, backend: Mapping[str, Any]) -> Document:
+    """An element of ``backend_collection``, without the secrets of ``backend`` (version 2)."""
+    kind = str(backend.get("type"))
+    options = backend.get(kind)
+    shown = {k: v for k, v in options.items() if k not in _SECRETS} if options else {}
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S +00:00", time.gmtime(mounted_at))
+    return {
+        "backend_type": "Rafs",
+        "mountpoint": mountpoint,
+        "mounted_time": stamp,
+        "config": {"version": 2, "backend": {"type": kind, kind: shown}},
+    }
+
+
+def fs_metrics(mountpoint: str) -> Document:
+    """Of files and operations; see this module's docstring."""
+    return {
+        "files_account_enabled": False,
+        "access_pattern_enabled": False,
+        "record_latest_read_files_enabled": False,
+        "measure_latency": True,
+        "id": mountpoint,
+        "nr_opens": 0,
+        "data_read": 0,
+        "block_count_read": [0] * _BUCKETS,
+        "fop_hits": [0] * _OPERATIONS,
+        "fop_errors": [0] * _OPERATIONS,
+        "fop_cumulative_latency_total": [0] * _OPERATIONS,
+        "read_latency_dist": [0] * _BUCKETS,
+    }
+
+
+def backend_metrics(kind: str, blobs: Iterable[Mapping[str, Any]]) -> Document:
+    """``blobs``: elements of ``status``'s ``blobs`` (README, "The document of status")."""
+    found = list(blobs)
+    return {
+        "backend_type": kind,
+        "read_count": sum(int(blob["requests"]) for blob in found),
+        "read_errors": sum(int(blob["errors"]) for blob in found),
+        "read_amount_total": sum(int(blob["fetched"]) for blob in found),
+        "read_cumulative_latency_millis_total": 0,
+        "read_cumulative_latency_millis_dist": [0] * _BUCKETS,
+        "read_count_block_size_dist": [0] * _BUCKETS,
+        "read_latency_sizes_dist": [[0] * _BUCKETS for _ in range(_BUCKETS)],
+    }
+
+
+def blobcache_metrics(store: str, blobs: Iterable[Mapping[str, Any]]) -> Document:
+    """``underlying_files`` names every blob of the image, opened yet or not: the snapshotter
+    deletes the files of blobs that no image lists."""
+    found = list(blobs)
+    return {
+        "underlying_files": [f"{blob['id']}.blob.data" for blob in found],
+        "store_path": store,
+        "partial_hits": 0,
+        "whole_hits": 0,
+        "total": sum(int(blob["requests"]) for blob in found),
+        "entries_count": len(found),
+        "prefetch_data_amount": 0,
+        "prefetch_requests_count": 0,
+        "prefetch_workers": 0,
+        "prefetch_unmerged_chunks": 0,
+        "prefetch_cumulative_time_millis": 0,
+        "prefetch_begin_time_secs": 0,
+        "prefetch_begin_time_millis": 0,
+        "prefetch_end_time_secs": 0,
+        "prefetch_end_time_millis": 0,
+        "buffered_backend_size": sum(int(blob["present"]) for blob in found),
+        "data_all_ready": bool(found) and all(blob["complete"] for blob in found),
+    }
+
+
+class ErrorRing:
+    """The last errors, of bounded number and size, as ``/api/v1/daemon/events`` shows them."""
+
+    def __init__(self) -> None:
+        self._errors: deque[str] = deque()
+        self._size = 0
+        self._total_errors = 0
+        self._total_size = 0
+
+    def add(self, text: str) -> None:
+        line = f"{formatdate(usegmt=True)} - {text}"[:MAX_ERRORS_SIZE]
+        self._errors.append(line)
+        self._size += len(line)
+        self._total_errors += 1
+        self._total_size += len(line)
+        while len(self._errors) > MAX_ERRORS or self._size > MAX_ERRORS_SIZE:
+            self._size -= len(self._errors.popleft())
+
+    def document(self) -> Document:
+        return {
+            "max_errors": MAX_ERRORS,
+            "total_errors": self._total_errors,
+            "max_size": MAX_ERRORS_SIZE,
+            "total_size": self._total_size,
+            "errors": list(self._errors),
+        }
+
+
+def super_block(path: Path) -> Document:
+    """What ``GET /api/v1/daemon/backend`` says of the bootstrap at ``path``; reads its first
+    blocks alone.  Raises ``ImageError`` or ``OSError``."""
+    from rafs_v6.format.erofs import ExtSuperBlock, SuperBlock  # noqa: PLC0415 - start-up time
+
+    with path.open("rb") as file:
+        file.seek(_SUPER_OFFSET)
+        found = SuperBlock.unpack(file.read(SuperBlock.SIZE))
+        ext = ExtSuperBlock.unpack(file.read(ExtSuperBlock.SIZE))
+    timeout = {"secs": 0, "nanos": 0}
+    return {
+        "magic": found.magic,
+        "version": 0x600,
+        "sb_size": SuperBlock.SIZE + ExtSuperBlock.SIZE,
+        "root_inode": found.root_nid,
+        "chunk_size": ext.chunk_size,
+        "batch_size": 0,
+        "inodes_count": found.inos,
+        "flags": ext.flags,
+        "inode_table_entries": 0,
+        "inode_table_offset": 0,
+        "blob_table_size": ext.blob_table_size,
+        "blob_table_offset": ext.blob_table_offset,
+        "extended_blob_table_offset": 0,
+        "extended_blob_table_entries": 0,
+        "blob_device_table_count": found.extra_devices,
+        "blob_device_table_offset": found.devt_slotoff * 128,
+        "prefetch_table_offset": ext.prefetch_table_offset,
+        "prefetch_table_entries": ext.prefetch_table_size // 4,
+        "attr_timeout": timeout,
+        "entry_timeout": timeout,
+        "is_chunk_dict": False,
+        "meta_blkaddr": found.meta_blkaddr,
+        "root_nid": found.root_nid,
+        "chunk_table_offset": ext.chunk_table_offset,
+        "chunk_table_size": ext.chunk_table_size,
+    }

@@ -1,0 +1,44 @@
+"""The node's daemon as a front's ``Engine``: calls of its own API, and its start when none runs."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from nydus_fscache.api.client import Client
+from nydus_fscache.api.nydusd.documents import Document
+from nydus_fscache.errors import DaemonError
+
+
+class NodeDaemon:
+    """The daemon of ``root``: keeper and service, which outlive the front."""
+
+    def __init__(self, root: Path) -> None:
+        self._client = Client(root)
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        self._client.start_daemon()
+
+    def stop_if_idle(self) -> None:
+        """It serves nobody any more, unless another front has mounts."""
+        with contextlib.suppress(DaemonError):
+            if self._client.call("POST", "/v1/stop", {"if_idle": True}).get("stopped", True):
+                self._client.wait_for_end()
+
+    def mount(self, request: Document) -> Document:
+        self.start()
+        return self._document("POST", "/v1/mounts", request)
+
+    def umount(self, mountpoint: str) -> Document:
+        found = self._client.call("DELETE", "/v1/mounts", mountpoint=mountpoint)
+        return dict(found)
+
+    def status(self) -> Document:
+        return self._document("GET", "/v1/status")
+
+    def login(self, request: Document) -> Document:
+        return self._document("POST", "/v1/credentials", request)
+
+    def _document(self, method: str, path: str, request: Document | None = None) -> Document:
+        return dict(self._client.call(method, path, request))

@@ -1,0 +1,242 @@
+"""Unmodified containerd and nydus-snapshotter run containers on our ``nydusd``.
+
+The root filesystem of each is an overlay over our in-kernel EROFS mount; whatever of ours dies or
+is replaced, a container that reads cold data from the registry gets every byte and no error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cold_image
+import pytest
+from containerd import Stack, stack
+from trees import assert_tree
+
+BIN = Path(sys.executable).parent
+START_S = 60.0
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no containers")
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cold_image.create(tmp_path_factory.mktemp("cold"))
+
+
+@contextlib.contextmanager
+def running(**options: Any) -> Iterator[Stack]:
+    base = Path(f"/var/tmp/nf{os.getpid()}-{time.monotonic_ns() % 1_000_000}")
+    environment = {"NYDUS_FSCACHE_ROOT": str(base / "nf")}
+    nydusd, image = BIN / "nydusd", BIN / "nydus-image"
+    with stack(base, nydusd, image, environment=environment, **options) as made:
+        yield made
+
+
+def process_with(rig: Stack, *words: str) -> int:
+    """The one process of this rig whose command line has all of these words."""
+    found = []
+    for pid in rig.daemon_pids():
+        line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if all(any(word.encode() in part for part in line) for word in words):
+            found.append(pid)
+    assert found, (words, rig.logs())
+    return found[0]
+
+
+def front(rig: Stack) -> int:
+    return process_with(rig, "nydusd", "--mountpoint")
+
+
+def mounted(rig: Stack) -> Path:
+    """The in-kernel EROFS mount below a container; there is one."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = [
+        line.split()[4] for line in lines
+        if line.split()[4].startswith(f"{rig.base}/") and " - erofs " in line
+    ]  # fmt: skip
+    assert len(points) == 1, points
+    return Path(points[0])
+
+
+def wait_until(what: Callable[[], bool], why: str, patience_s: float = START_S) -> None:
+    end = time.monotonic() + patience_s
+    while not what():
+        assert time.monotonic() < end, why
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def cold_reader(rig: Stack, reference: str, name: str) -> Iterator[subprocess.Popen[str]]:
+    """A container that reads file after file; at the end it must have read right bytes only."""
+    reader = subprocess.Popen(
+        [
+            "ctr", "-a", str(rig.containerd_socket), "run", "--rm", "--snapshotter", "nydus",
+            reference, name, "/bin/sh", "-c", cold_image.READ,
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        time.sleep(1.5)  # it is in the middle of its reading, whatever happens next
+        assert reader.poll() is None, reader.communicate()[0]
+        yield reader
+        said, _ = reader.communicate(timeout=180)
+        assert said.strip() == f"read {cold_image.FILES}", f"{said}\n{rig.logs()}"
+    finally:
+        if reader.poll() is None:
+            reader.kill()
+        reader.communicate()
+
+
+@pytest.mark.parametrize("name", ["layers-zstd", "layers-zran"])
+@pytest.mark.parametrize("mode", ["shared", "dedicated"])
+def test_golden_image_runs(golden: Path, name: str, mode: str) -> None:
+    with running(daemon_mode=mode) as rig:
+        reference = rig.push(golden / "images" / name)
+        rig.pull(reference)
+        fetched = rig.ctr("content", "ls", "-q").stdout.split()
+        assert len(fetched) <= 3, "manifest, configuration and the layer of the bootstrap"
+        script = "import sys, os; print(os.stat('/').st_mode, sys.version_info[0])"
+        said = rig.run_container(reference, "one", "/usr/bin/python3.11", "-S", "-c", script)
+        assert said.stdout.split()[1] == "3"
+        assert_tree(mounted(rig), golden / "images" / name / "expected.jsonl")
+        removed_whole(rig, reference)
+
+
+def removed_whole(rig: Stack, reference: str) -> None:
+    rig.ctr("images", "rm", "--sync", reference)
+    wait_until(lambda: not rig.mounts(), f"{rig.mounts()} is left\n{rig.logs()}")
+    assert list((rig.snapshotter_root / "snapshots").iterdir()) == []
+    shared = rig.snapshotter_root / "mnt"
+    assert not shared.exists() or list(shared.iterdir()) == []
+
+
+def test_a_container_writes_and_copies_up(cold: Path) -> None:
+    with running() as rig:
+        reference = rig.push(cold)
+        rig.pull(reference)
+        script = "echo more >> /etc/marked && echo new > /etc/new && cat /etc/marked /etc/new"
+        said = rig.run_container(reference, "writer", "/bin/sh", "-c", script)
+        assert said.stdout == "marked\nmore\nnew\n"
+        again = rig.run_container(reference, "reader", "/bin/sh", "-c", "cat /etc/marked")
+        assert again.stdout == "marked\n"
+        removed_whole(rig, reference)
+
+
+def _kill_front(rig: Stack) -> None:
+    os.kill(front(rig), signal.SIGKILL)
+
+
+def _end_front(rig: Stack) -> None:
+    os.kill(front(rig), signal.SIGTERM)
+
+
+def _kill_service(rig: Stack) -> None:
+    os.kill(process_with(rig, "-m", "nydus_fscache.daemon.main"), signal.SIGKILL)
+
+
+def _kill_keeper(rig: Stack) -> None:
+    os.kill(process_with(rig, "keeper.py"), signal.SIGKILL)
+
+
+def _end_snapshotter(rig: Stack) -> None:
+    rig.end("snapshotter", signal.SIGTERM)
+    rig.start_snapshotter()
+
+
+def _kill_snapshotter(rig: Stack) -> None:
+    rig.end("snapshotter", signal.SIGKILL)
+    rig.start_snapshotter()
+
+
+def _kill_both(rig: Stack) -> None:
+    pid = front(rig)
+    rig.end("snapshotter", signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    rig.start_snapshotter()
+
+
+def _upgrade(rig: Stack) -> None:
+    before, following = front(rig), rig.base / "nydusd-next"
+    shutil.copy(rig.nydusd, following)
+    wanted = {"nydusd_path": str(following), "version": "next", "policy": "rolling"}
+    status, said = call(rig.system_socket, "PUT", "/api/v1/daemons/upgrade", wanted)
+    assert status in (200, 204), f"{said}\n{rig.logs()}"
+    assert front(rig) != before
+
+
+EVENTS = {
+    "kill": _kill_front,
+    "term": _end_front,
+    "kill-service": _kill_service,
+    "kill-keeper": _kill_keeper,
+    "snapshotter-term": _end_snapshotter,
+    "snapshotter-kill": _kill_snapshotter,
+    "kill-both": _kill_both,
+}
+
+
+@pytest.mark.parametrize("policy", ["restart", "failover"])
+def test_a_container_reads_on(cold: Path, policy: str) -> None:
+    """Through every event, one after the other; a container that is started after each runs."""
+    events = dict(EVENTS)
+    if policy == "failover":
+        events["upgrade"] = _upgrade
+    with running(recover_policy=policy) as rig:
+        reference = rig.push(cold)
+        rig.pull(reference)
+        with cold_reader(rig, reference, "reader") as reader:
+            for name, event in events.items():
+                before = front(rig)
+                event(rig)
+                if event in (_kill_front, _end_front, _kill_both):
+                    wait_until(
+                        lambda before=before: any(pid != before for pid in _fronts(rig)),  # type: ignore[misc]
+                        f"no front after {name}\n{rig.logs()}",
+                    )
+                time.sleep(1)
+                said = rig.run_container(reference, f"after-{name}", "/bin/cat", "/etc/marked")
+                assert said.stdout == "marked\n", name
+            assert reader.poll() is None, "it ended before the last event"
+            rig.ctr("images", "rm", "--sync", reference)
+        wait_until(lambda: not rig.mounts(), f"{rig.mounts()} is left\n{rig.logs()}")
+        assert list((rig.snapshotter_root / "snapshots").iterdir()) == []
+
+
+def _fronts(rig: Stack) -> list[int]:
+    with contextlib.suppress(AssertionError):
+        return [front(rig)]
+    return []
+
+
+class _Unix(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(str(self._path))
+
+
+def call(path: Path, method: str, target: str, body: Any = None) -> tuple[int, Any]:
+    connection = _Unix(path)
+    try:
+        connection.request(method, target, None if body is None else json.dumps(body))
+        answer = connection.getresponse()
+        data = answer.read()
+        return answer.status, json.loads(data) if data else None
+    finally:
+        connection.close()
