@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +96,48 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+class OpenFile:
+    """An open file that is used by several threads, and ends for all of them at once.
+
+    Of its own: a duplicate of ``fd``, made when it is first used.  After ``close`` each use is an
+    ``OSError``, and the number is free only when the last use that had begun has ended: a late
+    write can hit no other file.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._original = fd
+        self._fd = -1
+        self._uses = 0
+        self._closed = False
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[int]:
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, "the file is closed")
+            if self._fd < 0:
+                self._fd = fcntl.fcntl(self._original, fcntl.F_DUPFD_CLOEXEC, 3)
+            self._uses += 1
+        try:
+            yield self._fd
+        finally:
+            with self._lock:
+                self._uses -= 1
+                self._let_go()
+
+    def close(self) -> None:
+        """Before the descriptor that it was made of is closed.  Waits for nothing."""
+        with self._lock:
+            self._closed = True
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._closed and not self._uses and self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:

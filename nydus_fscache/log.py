@@ -12,6 +12,10 @@ import logging
 import logging.handlers
 import queue
 import sys
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
 
 QUEUE_RECORDS = 4096
 
@@ -34,6 +38,47 @@ class _DroppingHandler(logging.handlers.QueueHandler):
         if self.dropped:
             dropped, self.dropped = self.dropped, 0
             logging.getLogger("log").warning("%d log records were dropped", dropped)
+
+
+@dataclass(slots=True)
+class _Allowance:
+    left: float
+    since: float
+    omitted: int = 0
+
+
+class Sparingly:
+    """A logger for what readers can cause in a loop: of each key ``BURST`` lines, then one each
+    ``EVERY_S`` seconds, with the number of those left out.  Thread-safe."""
+
+    BURST = 5
+    EVERY_S = 5.0
+    KEYS = 1024
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._lock = threading.Lock()
+        self._allowances: OrderedDict[str, _Allowance] = OrderedDict()
+
+    def __call__(self, level: int, key: str, message: str, *args: object) -> None:
+        now = time.monotonic()
+        with self._lock:
+            allowance = self._allowances.setdefault(key, _Allowance(self.BURST, now))
+            self._allowances.move_to_end(key)
+            if len(self._allowances) > self.KEYS:
+                self._allowances.popitem(last=False)
+            regained = (now - allowance.since) / self.EVERY_S
+            allowance.left = min(float(self.BURST), allowance.left + regained)
+            allowance.since = now
+            if allowance.left < 1:
+                allowance.omitted += 1
+                return
+            allowance.left -= 1
+            omitted, allowance.omitted = allowance.omitted, 0
+        if omitted:
+            message += " (%d like it left out)"
+            args = (*args, omitted)
+        self._logger.log(level, message, *args)
 
 
 def start(level: str = "INFO") -> logging.handlers.QueueListener:

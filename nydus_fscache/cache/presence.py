@@ -24,6 +24,7 @@ from nydus_fscache.files import open_state_file
 log = logging.getLogger("presence")
 
 PAGE = 4096
+_LOOK = 1 << 20  # bytes of a page map that are looked at at once
 
 _CHUNK_MAP_HEADER = 4096
 _MAGIC, _VERSION, _MAGIC2, _ALL_READY = 0x424D4150, 1, 0x434D4150, 0x4D4D4150
@@ -77,7 +78,8 @@ class PageMap:
         return bool(int.from_bytes(self.memory[low:high], "little") & mask)
 
     def empty(self) -> bool:
-        return not self.memory[:].strip(b"\0")
+        parts = range(0, len(self.memory), _LOOK)
+        return not any(self.memory[at : at + _LOOK].strip(b"\0") for at in parts)
 
     def bytes_present(self) -> int:
         return int.from_bytes(self.memory, "little").bit_count() * PAGE

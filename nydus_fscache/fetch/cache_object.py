@@ -19,6 +19,7 @@ from nydus_fscache.cache.reuse import Copies
 from nydus_fscache.core.core import Core
 from nydus_fscache.core.units import unit_columns
 from nydus_fscache.fetch.extents import UnitTable, Window
+from nydus_fscache.fetch.failures import Failures
 from nydus_fscache.fetch.job import KIB, Counters, Extent, Filled, Job, Priority, Source
 from nydus_fscache.fetch.local import LocalUnits
 from nydus_fscache.fetch.pace import FIRST_WINDOW
@@ -72,7 +73,6 @@ class CacheObject:
         self.source = source
         self.core = core
         self.pages = pages
-        self.fill_fd = fill_fd
         self.counters = Counters()
         self.on_complete: Callable[[CacheObject], None] | None = None
         self.is_kernels = False  # its file is: presence is on no record but in the file itself
@@ -82,7 +82,9 @@ class CacheObject:
         coff, self._clen, ulen = unit_columns(chunks.blob, chunks.nunits)
         self._table = UnitTable(coff, self._clen, ulen)
         self._states = UnitStates(chunks)
+        self._failures = Failures()
         self._record = Record(chunks, record)
+        self.fill_fd = fill_fd
         self._local = LocalUnits(
             oid, self, chunks, core, self._clen, self.counters,
             lambda unit: self._arrived(unit, unit + 1),
@@ -175,7 +177,19 @@ class CacheObject:
         """A reader waits for flat bytes [off, off + length): fetch what nobody fetches yet."""
         aggressive = self._fetcher.loads_everything(self.source.backend)
         with self._changed:
-            wanted = [u for u in self.chunks.units_of(off, length) if self._must_ask(u)]
+            missing = [u for u in self.chunks.units_of(off, length) if self._must_ask(u)]
+            now = time.monotonic()
+            refused = {u: e for u in missing if (e := self._failures.pending(u, now))}
+            wanted = [u for u in missing if u not in refused]
+        for unit, error in refused.items():
+            self._refuse([unit], error)
+        if wanted:
+            self._fetch(off, wanted, aggressive)
+
+    def _fetch(self, off: int, wanted: list[int], aggressive: bool) -> None:
+        """A reader waits for the units ``wanted``, of a request at ``off``."""
+        with self._changed:
+            wanted = [u for u in wanted if self._states[u] == State.MISSING]
             if not wanted:
                 return
             pace = self._fetcher.pace(self.source.backend)
@@ -266,6 +280,8 @@ class CacheObject:
         """Neighbours that nobody asked for are taken only where they can be verified."""
         if self._states[unit] != State.MISSING:
             return False
+        if self._failures.is_doubtful(unit, time.monotonic()):
+            return False
         if self.chunks.digest_source == "none":
             return True
         blob = self.chunks.blob
@@ -306,13 +322,17 @@ class CacheObject:
         """Units [first, end) are verified and written."""
         with self._changed:
             new = [unit for unit in range(first, end) if self._states.found(unit)]
+            for unit in new:
+                self._failures.forget(unit)
             self._record.add(new, time.monotonic())
             complete = self.complete
             self._changed.notify_all()
         if complete and self.on_complete is not None:
             self.on_complete(self)
 
-    def failed(self, first: int, end: int, errno: int, reason: str) -> None:
+    def failed(
+        self, first: int, end: int, errno: int, reason: str, took_s: float = 0.0
+    ) -> None:
         """Data loaded ahead had few attempts; for a reader that joined it is asked again."""
         if first >= end:
             return
@@ -327,13 +347,21 @@ class CacheObject:
                 refused = sorted(refused + joined)
             self._states.free(units)
             self._states.take(again, State.DEMANDED)
+            now = time.monotonic()
+            for unit in units:
+                if self._states[unit] == State.MISSING:
+                    self._failures.note(unit, errno, now, took_s)
             self.counters.errors += 1
             self.counters.last_error = reason
             self._changed.notify_all()
         if refused:
-            (off, _), (_, flat_end) = map(self.chunks.unit_range, (refused[0], refused[-1]))
-            self.core.fail(self.oid, off, flat_end - off, errno)
+            self._refuse(refused, errno)
         self._submit_demand(again)
+
+    def _refuse(self, units: Sequence[int], errno: int) -> None:
+        """Readers of these adjacent units get the error."""
+        (off, _), (_, end) = map(self.chunks.unit_range, (units[0], units[-1]))
+        self.core.fail(self.oid, off, end - off, errno)
 
     # -- on disk -----------------------------------------------------------------------------
 
@@ -353,6 +381,7 @@ class CacheObject:
             self._closing = True
             while self._states.in_flight() and time.monotonic() < deadline:
                 self._changed.wait(max(0.0, deadline - time.monotonic()))
+        self._local.close()  # before the descriptor's number can become another file's
         self.core.remove_object(self.oid)
         if self._asked is not None:
             self._planner.learn_from(None)

@@ -93,8 +93,11 @@ class Target(Protocol):
         """Decode, verify and write units out of stored bytes that begin at ``stored_off``."""
         ...
 
-    def failed(self, first: int, end: int, errno: int, reason: str) -> None:
-        """Units [first, end) could not be had: free them, and tell who waits for one."""
+    def failed(
+        self, first: int, end: int, errno: int, reason: str, took_s: float = 0.0
+    ) -> None:
+        """Units [first, end) could not be had, after ``took_s``: free them, and tell the readers
+        that wait for one."""
         ...
 
 

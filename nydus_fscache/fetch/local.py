@@ -11,6 +11,7 @@ from nydus_fscache.cache.reuse import ChunkSource, Copies, copy_chunk, holds_chu
 from nydus_fscache.core.core import Core
 from nydus_fscache.fetch.job import Counters
 from nydus_fscache.fetch.units import Chunks
+from nydus_fscache.files import OpenFile
 
 Arrived = Callable[[int], None]  # a unit is verified and written
 
@@ -35,13 +36,19 @@ class LocalUnits:
         self._clen = clen
         self._counters = counters
         self._arrived = arrived
+        self._file = OpenFile(owner.fill_fd)
         self.candidates: set[int] = set()  # maybe in the file
         self.copies: Copies | None = None
 
     def take(self, units: Iterable[int]) -> list[int]:
-        """Units that are to be fetched all the same.  Raises ``OSError`` when a write fails."""
+        """Units that are to be fetched all the same.  Raises ``OSError`` when a write fails, or
+        after ``close``."""
         rest = [unit for unit in units if not self._recover(unit)]
         return rest if self.copies is None else self._copy(self.copies, rest)
+
+    def close(self) -> None:
+        """Nothing is read or written from now on but by calls that had begun."""
+        self._file.close()
 
     def _recover(self, unit: int) -> bool:
         """Is a candidate right?  Then it counts as present from now on."""
@@ -50,9 +57,10 @@ class LocalUnits:
         self.candidates.discard(unit)
         blob = self._chunks.blob
         record = blob.units[unit]
-        for chunk in range(record.first, record.first + record.count):
-            if not holds_chunk(self._owner.fill_fd, blob, chunk):
-                return False
+        with self._file.use() as fd:
+            for chunk in range(record.first, record.first + record.count):
+                if not holds_chunk(fd, blob, chunk):
+                    return False
         off, end = self._chunks.unit_range(unit)
         self._core.filled(self._oid, off, end - off)
         self._counters.recovered += self._clen[unit]
@@ -77,7 +85,9 @@ class LocalUnits:
 
         def take(unit: int, chunk: int, fd: int, off: int) -> bool:
             data = None
-            if not copy_chunk(fd, off, self._owner.fill_fd, blob, chunk):
+            with self._file.use() as into:
+                is_copied = copy_chunk(fd, off, into, blob, chunk)
+            if not is_copied:
                 data = read_chunk(fd, off, blob, chunk)
                 if data is None:
                     return False

@@ -171,6 +171,9 @@ class Run:
     def _errors(self) -> int:
         return sum(obj.counters.errors for obj in {obj for obj, _ in self.wanted})
 
+    def _last_error(self) -> str:
+        return next((obj.counters.last_error for obj, _ in self.wanted if obj.counters.errors), "")
+
     def progress(self) -> dict[str, Any]:
         total = done = left = 0
         for obj, units in self.wanted:
@@ -188,7 +191,8 @@ class Run:
             "bytes": total,
             "done": done,
             "units_left": left,
-            "errors": self._errors() - self.errors_before,
+            "errors": (errors := self._errors() - self.errors_before),
+            "last_error": self._last_error() if errors else "",
         }
 
     def submit(self, fetcher: Fetcher) -> None:

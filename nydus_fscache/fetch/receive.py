@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from collections.abc import Callable
 from nydus_fscache.errors import BackendError
 from nydus_fscache.fetch.job import MIB, Extent, Filled, Target
 from nydus_fscache.fetch.pace import Pace
+from nydus_fscache.log import Sparingly
 
 log = logging.getLogger("fetch")
+sparingly = Sparingly(log)
 
 BUFFER = MIB // 2  # grows to the largest unit
 JOB_DEADLINE_S = 60.0
@@ -34,6 +37,7 @@ class Receiver:
         self._disk_full = disk_full
         self._buffer = bytearray()
         self._done = 0  # units before it are done with, whatever came of them
+        self._started = 0.0
 
     def run(
         self,
@@ -47,6 +51,7 @@ class Receiver:
         ``arrived`` is told the bytes as they come; without it, it is somebody's demand.
         """
         self._done = extent.unit
+        self._started = time.monotonic()
         try:
             parts = target.reuse(extent)
         except OSError as e:
@@ -86,15 +91,20 @@ class Receiver:
         """From the first unit on that is not done, the extent could not be had."""
         code, reason = errno.EIO, str(error)
         if isinstance(error, OSError) and not isinstance(error, BackendError):
-            reason = f"writing the cache file: {error}"
+            reason = f"writing the cache file: {error.strerror or error}"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 code = errno.ENOSPC
                 self._disk_full.set()
         elif not isinstance(error, BackendError):
-            log.error("blob %s: fetch failed", target.name, exc_info=error)
+            log.error("blob %s: fetch failed", target.name, exc_info=error)  # a fault of ours
             reason = f"internal error: {error!r}"
-        log.error("blob %s: units %d..%d: %s", target.name, self._done, extent.end - 1, reason)
-        target.failed(self._done, extent.end, code, reason)
+        last = extent.end - 1
+        sparingly(
+            logging.ERROR, target.name,
+            "blob %s: units %d..%d: %s", target.name, self._done, last, reason,
+        )  # fmt: skip
+        took_s = time.monotonic() - self._started
+        target.failed(self._done, extent.end, code, reason, took_s)
 
     def _make_room(self, target: Target, extent: Extent) -> None:
         """The buffer holds at least one unit, and no more than the extent or ``BUFFER`` need."""
@@ -160,13 +170,17 @@ class Receiver:
         """A unit did not decode, verify or write."""
         error = filled.error
         if error not in (errno.EILSEQ, errno.EBADMSG):
-            raise OSError(error, errno.errorcode.get(error, str(error)))
+            raise OSError(error, os.strerror(error))
         how = "does not match its digest" if error == errno.EILSEQ else "does not decode"
         reason = f"{filled.bad} {how}"
         if target.source.backend.mark_corrupt(target.source.blob_id, asked_at):
-            log.warning("blob %s: %s: asking the origin", target.name, reason)
+            sparingly(
+                logging.WARNING, target.name, "blob %s: %s: asking the origin", target.name, reason
+            )
             raise _WrongBytesHere
-        log.error("blob %s: %s: its readers get EIO", target.name, reason)
+        sparingly(
+            logging.ERROR, target.name, "blob %s: %s: its readers get EIO", target.name, reason
+        )
         unit = self._done
         self._done = unit + 1
         target.failed(unit, unit + 1, errno.EIO, reason)

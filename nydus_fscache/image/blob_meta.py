@@ -12,14 +12,13 @@ import contextlib
 import hashlib
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.errors import BackendError
-from nydus_fscache.files import replace_file
+from nydus_fscache.files import remove, replace_file
 
 log = logging.getLogger("meta")
 
@@ -28,20 +27,28 @@ _SUM = 32  # bytes of a sha256
 
 
 class MetaReader:
-    """``read_at`` and ``size`` of ``rafs_v6.ChunkMap.load``, cached in ``directory``."""
+    """``read_at`` and ``size`` of ``rafs_v6.ChunkMap.load``, cached in ``directory``.
+
+    For one thread; the directory may be shared with others.
+    """
 
     def __init__(self, backend: Backend, directory: Path, *, may_ask: bool) -> None:
         """``may_ask``: or is what is not cached a ``BackendError``?"""
         self._backend = backend
         self._may_ask = may_ask
         self._directory = directory
-        self.asked_backend = False
+        self.used_cache = False
         with contextlib.suppress(OSError):
             os.utime(directory)  # used now
 
-    def forget(self) -> None:
-        """What is cached does not validate: fetch it anew."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+    def forget(self, blob_id: str) -> bool:
+        """What is known of the blob does not validate, and is asked for again the next time.  Did
+        any of it come from the cache?"""
+        used, self.used_cache = self.used_cache, False
+        for path in self._directory.glob(f"{blob_id}.*"):
+            with contextlib.suppress(OSError):
+                remove(path)
+        return used
 
     def read_at(self, blob_id: str, off: int, length: int) -> bytes:
         return self._cached(
@@ -63,11 +70,11 @@ class MetaReader:
         with contextlib.suppress(OSError):
             stored = path.read_bytes()
             if hashlib.sha256(stored[:-_SUM]).digest() == stored[-_SUM:]:
+                self.used_cache = True
                 return stored[:-_SUM]
             log.warning("%s is damaged: read again", path)
         if not self._may_ask:
             raise BackendError(f"{name} is not cached", retryable=True)
-        self.asked_backend = True
         data = ask()
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)

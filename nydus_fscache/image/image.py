@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,14 @@ from typing import Any
 
 import rafs_v6
 from nydus_fscache.backend.base import Backend
-from nydus_fscache.errors import BackendError, BadImage, KernelRefused
+from nydus_fscache.core.units import unit_columns
+from nydus_fscache.errors import BackendError, BadImage, FscacheError, KernelRefused
 from nydus_fscache.image.blob_id import checked_blob_id
 from nydus_fscache.image.blob_meta import MetaReader
 
 _PARALLEL_LOADS = 8
+_FLAT_FREE = 64 << 30  # bytes of an image that are believed: page maps of 2 MiB
+_FLAT_PER_CHUNK_BYTE = 64  # beyond that: an image may use few of a blob's chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +105,19 @@ def load_image(
         raise _bad_bootstrap(e) from e
     for info in bootstrap.blobs:
         checked_blob_id(info.blob_id)
-    reader = MetaReader(backend, meta_dir, may_ask=may_ask)
+
+    def load(info: rafs_v6.BlobInfo) -> ImageBlob:
+        return _load_blob(info, bootstrap, MetaReader(backend, meta_dir, may_ask=may_ask))
+
     pool = ThreadPoolExecutor(_PARALLEL_LOADS)
     try:  # the backend is far: what is asked of it is under way while the bootstrap is validated
-        loads = [pool.submit(_load_blob, info, bootstrap, reader) for info in bootstrap.blobs]
+        loads = [pool.submit(load, info) for info in bootstrap.blobs]
         _validate(bootstrap)
         refusal = bootstrap.kernel_refusal(transport)
         if refusal:
             raise KernelRefused(f"the kernel cannot mount this image: {refusal}", hint="convert it")
         blobs = tuple(load.result() for load in loads)
+        _check_sizes(blobs)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return Image(
@@ -137,35 +144,69 @@ def _bad_bootstrap(error: rafs_v6.ImageError) -> BadImage:
     )
 
 
+def _check_sizes(blobs: Iterable[ImageBlob]) -> None:
+    """Memory for a blob goes by its flat size, so that must go by the chunks that it has."""
+    stated = sum(blob.chunks.flat_size for blob in blobs)
+    if stated <= _FLAT_FREE:
+        return
+    held = sum(sum(unit_columns(b.chunks.blob, b.chunks.nunits)[2]) for b in blobs)
+    if stated > _FLAT_FREE + _FLAT_PER_CHUNK_BYTE * held:
+        raise BadImage(
+            f"the blobs are said to hold {stated} bytes, and their chunks hold {held}",
+            hint="build or pull the image again; nothing was mounted",
+        )
+
+
+class _Refused(Exception):
+    """``error``: of metadata that a repaired blob would not cause."""
+
+    def __init__(self, error: FscacheError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 def _load_blob(
     info: rafs_v6.BlobInfo, bootstrap: rafs_v6.Bootstrap, reader: MetaReader
 ) -> ImageBlob:
+    """Metadata that is refused is not kept, and what was kept is asked for once more: the blob may
+    have been uploaded again since."""
     try:
-        chunks = _load_chunks(info, bootstrap, reader)
+        return _checked_blob(info, bootstrap, reader)
+    except _Refused as e:
+        if not reader.forget(info.blob_id):
+            raise e.error from e
+    try:
+        return _checked_blob(info, bootstrap, reader)
+    except _Refused as e:
+        reader.forget(info.blob_id)
+        raise e.error from e
+
+
+def _checked_blob(
+    info: rafs_v6.BlobInfo, bootstrap: rafs_v6.Bootstrap, reader: MetaReader
+) -> ImageBlob:
+    _check_length(info, reader)
+    try:
+        chunks = rafs_v6.ChunkMap.load(info, reader.read_at, bootstrap, blob_size=reader.size)
     except rafs_v6.ImageError as e:
-        raise BadImage(
+        error = BadImage(
             f"blob {info.blob_id}: {e}",
             hint="the bootstrap and the blob do not belong together, or one is damaged",
-        ) from e
-    size = reader.size(info.blob_id)
-    if size < info.data_size:
-        raise BackendError(
-            f"blob {info.blob_id}: {size} bytes in the backend, {info.data_size} by the blob table",
-            hint="the blob was cut or is another one: upload it again",
         )
+        raise _Refused(error) from e
     return ImageBlob(info, chunks, _identity(info, chunks))
 
 
-def _load_chunks(
-    info: rafs_v6.BlobInfo, bootstrap: rafs_v6.Bootstrap, reader: MetaReader
-) -> rafs_v6.ChunkMap:
-    try:
-        return rafs_v6.ChunkMap.load(info, reader.read_at, bootstrap, blob_size=reader.size)
-    except rafs_v6.ImageError:
-        if reader.asked_backend:
-            raise
-        reader.forget()
-        return rafs_v6.ChunkMap.load(info, reader.read_at, bootstrap, blob_size=reader.size)
+def _check_length(info: rafs_v6.BlobInfo, reader: MetaReader) -> None:
+    size = reader.size(info.blob_id)
+    # a tar is its own flat file, and has no chunks that are stored and could be counted
+    stated = max(info.data_size, info.uncompressed_size if info.is_tarfs else 0)
+    if size < stated:
+        cut = BackendError(
+            f"blob {info.blob_id}: {size} bytes in the backend, {stated} by the blob table",
+            hint="the blob was cut or is another one: upload it again",
+        )
+        raise _Refused(cut)
 
 
 def _identity(info: rafs_v6.BlobInfo, chunks: rafs_v6.ChunkMap) -> str:

@@ -54,7 +54,7 @@ class FakeBackend(Backend):
         self.on_range(off, length, prefetch)
         return _Stream(self.data[off : off + length], self._piece)
 
-    def distrust(self, blob_id: str, asked_at: float) -> bool:
+    def mark_corrupt(self, blob_id: str, asked_at: float) -> bool:
         was, self.corrupt = self.corrupt, False
         if was:
             self.repaired()
@@ -110,7 +110,9 @@ class FakeTarget:
                 self.changed.notify_all()
         return Filled(count)
 
-    def failed(self, first: int, end: int, errno: int, reason: str) -> None:
+    def failed(
+        self, first: int, end: int, errno: int, reason: str, took_s: float = 0.0
+    ) -> None:
         with self.changed:
             self.lost.append((first, end, errno, reason))
             self.taken -= set(range(first, end))

@@ -43,6 +43,7 @@ class Fault:
     wrong_length: int = 0  # added to Content-Length
     shift: int = 0  # added to the positions in Content-Range
     corrupt: bool = False  # the last byte of the body is flipped
+    rotten: bool = False  # every thousandth byte is flipped
     chunked: bool = False
 
 
@@ -147,7 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_body(self, path: Path, off: int, end: int, fault: Fault) -> None:
         breaks = fault.reset or fault.stall or fault.close
         stop = min(end, off + fault.after) if breaks else end
-        plain = not (fault.chunked or fault.corrupt or isinstance(self.connection, ssl.SSLSocket))
+        changed = fault.chunked or fault.corrupt or fault.rotten
+        plain = not (changed or isinstance(self.connection, ssl.SSLSocket))
         with path.open("rb") as file:
             while off < stop:
                 piece = min(_PIECE, stop - off)
@@ -158,6 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
                     data = bytearray(os.pread(file.fileno(), piece, off))
                     if fault.corrupt and off + piece == end:
                         data[-1] ^= 0xFF
+                    for at in range(0, piece if fault.rotten else 0, 1000):
+                        data[at] ^= 0xFF
                     frame = b"%x\r\n%b\r\n" % (piece, data) if fault.chunked else data
                     self.connection.sendall(frame)
                 off += piece

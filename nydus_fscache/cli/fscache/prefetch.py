@@ -101,7 +101,8 @@ def _wait(client: Any, number: int) -> dict[str, Any]:
         last = found["done"]
         if found["errors"] and still > _STALLED_POLLS:
             raise BackendError(
-                f"{found['units_left']} units did not come", hint="see nydus-fscache status"
+                f"{found['units_left']} units did not come: {found.get('last_error')}",
+                hint="see nydus-fscache status",
             )
         time.sleep(_POLL_S)
     if sys.stderr.isatty():

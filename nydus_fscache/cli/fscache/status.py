@@ -64,4 +64,5 @@ def _as_text(document: dict[str, Any]) -> str:
         ]
         header = ["BLOB", "SIZE", "PRESENT", "FETCHED", "REQUESTS", "ERRORS", "VERIFIED BY"]
         lines += ["", table(header, rows)]
+        lines += [f"{b['id'][:20]}: {b['last_error']}" for b in document["blobs"] if b["errors"]]
     return "\n".join(lines)
