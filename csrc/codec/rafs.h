@@ -9,6 +9,7 @@
  *   -EILSEQ  decoded, but the digest or crc32c does not match
  *   -ENOMEM, -ENOTSUP as usual
  */
+#pragma once
 
 #define RAFS_COMP_NONE 0
 #define RAFS_COMP_LZ4_BLOCK 1

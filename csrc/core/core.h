@@ -7,6 +7,7 @@
  *
  * Negative errno everywhere.  Thread-safe unless said otherwise.
  */
+#pragma once
 
 struct nf_core;
 
@@ -16,7 +17,6 @@ struct nf_core;
 #define NF_EV_OPEN 3	/* cachefiles OPEN: answer with nf_cachefiles_copen */
 #define NF_EV_CLOSE 4	/* cachefiles CLOSE: remove the object, which closes its descriptor */
 #define NF_EV_BROKEN 5	/* the transport's descriptor failed; len is the errno */
-#define NF_LEFT_OBJECT 0	/* nf_cachefiles_left alone: an object that was open */
 #define NF_EV_LOST 6	/* cachefiles READ of an object that is not known, so it has no descriptor
 			 * to answer by: `restore` makes the kernel open the object and send again */
 
@@ -71,7 +71,10 @@ int nf_journal_format(void *mem, size_t len, uint32_t slots);
 
 #define NF_NO_URING 0x1		/* flags: poll and read even where io_uring works */
 
+/* NULL: the journal is not of this version, or there is no memory. */
 struct nf_core *nf_core_new(void *journal, size_t journal_len, uint32_t flags);
+/* Nobody waits, and no other call is under way; what is pending stays in the journal. */
+void nf_core_free(struct nf_core *c);
 
 int nf_core_attach_fanotify(struct nf_core *c, int group_fd);
 int nf_core_attach_cachefiles(struct nf_core *c, int dev_fd);
@@ -92,8 +95,10 @@ int nf_core_keep_by(struct nf_core *c, int socket_fd);
  * Call after all objects are added and before nf_core_start.  Returns how many.
  */
 int nf_core_settle(struct nf_core *c, uint32_t all_served);
+/* -EALREADY, -ENOMEM, -EAGAIN. */
 int nf_core_start(struct nf_core *c);
-/* Stop reading events (what is pending stays in the journal) and join the thread. */
+/* Stop reading events (what is pending stays in the journal) and join the thread, however busy the
+ * readers are: within the time that a few hundred events take. */
 int nf_core_stop(struct nf_core *c);
 
 /*
@@ -106,7 +111,8 @@ int nf_core_stop(struct nf_core *c);
  */
 int nf_object_add(struct nf_core *c, uint32_t id, uint64_t dev, uint64_t ino, int fill_fd,
 		  uint64_t size, uint8_t *pages, uint32_t aligned);
-/* cachefiles: READs of kernel_object belong to object id, which owns fd from now on. */
+/* cachefiles: READs of kernel_object belong to object id, which owns fd from now on.  -ENOENT,
+ * -EBUSY: then fd is the caller's still. */
 int nf_object_bind_kernel(struct nf_core *c, uint32_t id, uint32_t kernel_object, int fd);
 /* Denies what still waits for it with EIO.  Fills must have returned. */
 int nf_object_remove(struct nf_core *c, uint32_t id);
@@ -140,7 +146,8 @@ int nf_filled(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len);
 /* Free the memory that fills keep for the next ones. */
 void nf_fill_trim(struct nf_core *c);
 
-/* Answer what waits for any of [off, off+len) and is not satisfied: err is a positive errno. */
+/* Answer what waits for any of [off, off+len) and is not satisfied: err is a positive errno
+ * (what is not counts as EIO). */
 int nf_fail(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len, int err);
 /* The same for all requests older than age_ns.  Returns how many. */
 int nf_expire(struct nf_core *c, uint64_t age_ns, int err);
@@ -149,13 +156,17 @@ int nf_expire(struct nf_core *c, uint64_t age_ns, int err);
 int nf_cachefiles_copen(struct nf_core *c, uint32_t msg_id, int64_t size);
 /* The object is closed, or never was open: it goes off the record. Drop its descriptor before. */
 void nf_cachefiles_forget(struct nf_core *c, uint32_t kernel_object);
+/* What a predecessor may have left on record. */
+#define NF_INHERITED_OPENS 1	/* OPENs that it may not have answered */
+#define NF_INHERITED_CLOSES 2	/* CLOSEs that it had not seen to */
+#define NF_INHERITED_OBJECTS 3	/* objects that it had open, as the OPENs that brought them */
 /*
- * What a predecessor left on record, one a call, from *cursor (0 at first) on: OPENs that may not
- * be answered (NF_EV_OPEN), CLOSEs that were not seen to (NF_EV_CLOSE; object is 0), objects with
- * their keys (NF_LEFT_OBJECT).  out->fd is -1.  Returns 1, or 0 when there is no more.
+ * One of these a call, from *cursor (0 at first) on: an NF_EV_OPEN with its keys, or an
+ * NF_EV_CLOSE with no object but kernel_object; fd is -1.  Returns 1, or 0 when there is no more.
  * Before nf_core_start.
  */
-int nf_cachefiles_left(struct nf_core *c, uint32_t type, uint32_t *cursor, struct nf_event *out);
+int nf_cachefiles_inherited(struct nf_core *c, uint32_t what, uint32_t *cursor,
+			    struct nf_event *out);
 /* `restore` was written: what is not answered comes again; READs go off the record, and CLOSEs.
  * Before nf_core_settle. */
 void nf_cachefiles_resent(struct nf_core *c);

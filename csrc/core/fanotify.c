@@ -3,21 +3,27 @@
  *
  * An answer is matched by the number of the event's descriptor, first match in
  * the group's list; so a number must not come into use again before its answer
- * is written: answer, clear the slot, close, in this order.
+ * is written: answer, clear the record, close, in this order.
+ *
+ * A record is taken while its event_len is not 0.
  */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "core_internal.h"
+#include "transport.h"
+#include "fanotify.h"
 
 /* Debian 12's headers are older than these */
 #define INFO_TYPE_RANGE 6
 #define DENY_ERRNO(e) (FAN_DENY | ((uint32_t)(e) & 0xff) << 24)
 
+#define EVENT_SIZE 48u
 #define RUN_MAX 64u		/* events that one read may bring */
 #define EMFILE_PAUSE_US 1000
 
@@ -30,29 +36,39 @@ struct range_info {
 	uint64_t count;
 };
 
-static struct fanotify_event_metadata *record(struct nf_core *c, uint32_t slot)
+struct fanotify {
+	struct nf_transport t;
+	uint32_t cursor;	/* where to look for free records; the loop's own */
+};
+
+static struct fanotify_event_metadata *record(const struct nf_transport *t, uint32_t slot)
 {
-	return (struct fanotify_event_metadata *)(c->journal.events + (size_t)slot * NF_EVENT_SIZE);
+	return nf_transport_record(t, slot);
 }
 
-void nf_fanotify_answer(struct nf_core *c, uint32_t slot, int err)
+static void clear(const struct nf_transport *t, uint32_t slot)
 {
-	struct nf_slot *s = &c->slots[slot];
-	struct fanotify_response r = { .fd = s->fd, .response = FAN_ALLOW };
-	int fd = s->owns_fd ? s->fd : -1;
+	t->area.meta[slot].object = 0;
+	__atomic_store_n(&record(t, slot)->event_len, 0, __ATOMIC_RELEASE);
+}
+
+static void answer(struct nf_transport *t, struct nf_request *r, int err)
+{
+	struct fanotify_response response = { .fd = r->fd, .response = FAN_ALLOW };
+	int fd = r->owns_fd ? r->fd : -1, group = atomic_load(&t->fd);
 
 	if (err)
-		r.response = err == ENOSPC ? DENY_ERRNO(ENOSPC) : DENY_ERRNO(EIO);
+		response.response = err == ENOSPC ? DENY_ERRNO(ENOSPC) : DENY_ERRNO(EIO);
 	/* ENOENT: the reader was killed, or a predecessor answered before it died */
-	if (write(c->fan_fd, &r, sizeof(r)) < 0 && errno == EINVAL && err) {
+	if (write(group, &response, sizeof(response)) < 0 && errno == EINVAL && err) {
 		ssize_t n;
 
-		r.response = FAN_DENY;
-		n = write(c->fan_fd, &r, sizeof(r));
+		response.response = FAN_DENY;
+		n = write(group, &response, sizeof(response));
 		(void)n;
 	}
-	s->t_ns = 0;
-	nf_journal_clear(&c->journal, slot);
+	clear(t, r->slot);
+	nf_request_release(r);
 	if (fd >= 0)
 		close(fd);
 }
@@ -64,7 +80,7 @@ static bool range_of(const struct fanotify_event_metadata *m, uint64_t *off, uin
 	const uint8_t *end = (const uint8_t *)m + m->event_len;
 	struct range_info info;
 
-	if (m->event_len > NF_EVENT_SIZE || p + sizeof(info) > end)
+	if (m->event_len > EVENT_SIZE || p + sizeof(info) > end)
 		return false;
 	memcpy(&info, p, sizeof(info));
 	if (info.type != INFO_TYPE_RANGE)
@@ -74,53 +90,56 @@ static bool range_of(const struct fanotify_event_metadata *m, uint64_t *off, uin
 	return true;
 }
 
-static void handle(struct nf_core *c, uint32_t slot)
+static void handle(struct nf_transport *t, uint32_t slot)
 {
-	struct fanotify_event_metadata *m = record(c, slot);
-	struct nf_slot *s = &c->slots[slot];
+	struct fanotify_event_metadata *m = record(t, slot);
+	struct nf_request *r;
 	struct nf_object *o;
 	struct stat st;
 
-	atomic_fetch_add(&c->events, 1);
-	memset(s, 0, sizeof(*s));
-	s->fd = m->fd;
-	s->owns_fd = true;
-	s->t_ns = nf_now_ns();
-	s->next = NF_NO_SLOT;
+	atomic_fetch_add(&t->core->events, 1);
 	if (m->fd < 0) {		/* queue overflow: nothing to answer */
-		s->owns_fd = false;
-		nf_journal_clear(&c->journal, slot);
+		clear(t, slot);
 		return;
 	}
-	if (!range_of(m, &s->off, &s->len) || fstat(m->fd, &st) < 0) {
-		nf_answer(c, slot, EIO);
+	r = nf_request_take(t, slot);
+	r->fd = m->fd;
+	r->owns_fd = true;
+	atomic_store(&r->t_ns, nf_now_ns());
+	if (!range_of(m, &r->off, &r->len) || fstat(m->fd, &st) < 0) {
+		nf_request_answer(r, EIO);
 		return;
 	}
-	o = nf_get_inode(c, st.st_dev, st.st_ino);
+	o = nf_object_by_inode(&t->core->table, st.st_dev, st.st_ino);
 	if (!o) {	/* a file that we do not serve any more: never its holes */
-		nf_answer(c, slot, EIO);
+		nf_request_answer(r, EIO);
 		return;
 	}
-	c->journal.meta[slot].t_ns = s->t_ns;
-	__atomic_store_n(&c->journal.meta[slot].object, o->id, __ATOMIC_RELEASE);
-	nf_admit(c, o, slot, m->pid);
-	nf_put(o);
+	r->object = o->id;
+	t->area.meta[slot].t_ns = atomic_load(&r->t_ns);
+	__atomic_store_n(&t->area.meta[slot].object, o->id, __ATOMIC_RELEASE);
+	nf_request_admit(o, r, m->pid);
+	nf_object_put(o);
 }
 
-/* The next run of free slots: *n of them from the returned one; *n is 0 when all are taken. */
-static uint32_t free_run(struct nf_core *c, uint32_t *n)
+static bool is_free(const struct nf_transport *t, uint32_t slot)
 {
-	uint32_t tried, first;
+	return !atomic_load(&t->requests[slot].used);
+}
 
-	for (tried = 0; tried < c->journal.nslots; tried++) {
-		first = (c->cursor + tried) % c->journal.nslots;
-		if (nf_journal_taken(&c->journal, first))
+/* The next run of free records: *n of them from the returned one; *n is 0 when all are taken. */
+static uint32_t free_run(struct nf_transport *t, uint32_t most, uint32_t *n)
+{
+	uint32_t *cursor = &((struct fanotify *)t)->cursor, tried, first;
+
+	for (tried = 0; tried < t->slots; tried++) {
+		first = (*cursor + tried) % t->slots;
+		if (!is_free(t, first))
 			continue;
 		*n = 1;
-		while (*n < RUN_MAX && first + *n < c->journal.nslots &&
-		       !nf_journal_taken(&c->journal, first + *n))
+		while (*n < most && first + *n < t->slots && is_free(t, first + *n))
 			++*n;
-		c->cursor = (first + *n) % c->journal.nslots;
+		*cursor = (first + *n) % t->slots;
 		return first;
 	}
 	*n = 0;
@@ -129,22 +148,22 @@ static uint32_t free_run(struct nf_core *c, uint32_t *n)
 
 /*
  * A record that is not 48 bytes long (an overflow event has 24) does not end on
- * a slot's border: move what follows there.  Returns the slots in use.
+ * a record's border: move what follows there.  Returns the records in use.
  */
-static uint32_t align_records(struct nf_core *c, uint32_t first, size_t bytes, uint32_t room)
+static uint32_t align_records(struct nf_transport *t, uint32_t first, size_t bytes, uint32_t room)
 {
-	uint8_t *at = (uint8_t *)record(c, first);
+	uint8_t *at = (uint8_t *)record(t, first);
 	uint32_t slots = 0, len;
 
 	while (bytes >= sizeof(struct fanotify_event_metadata) && slots < room) {
 		memcpy(&len, at, sizeof(len));
 		if (len < sizeof(struct fanotify_event_metadata) || len > bytes)
 			break;
-		if (len < NF_EVENT_SIZE && bytes > len &&
-		    bytes - len <= (size_t)(room - slots - 1) * NF_EVENT_SIZE)
-			memmove(at + NF_EVENT_SIZE, at + len, bytes - len);
+		if (len < EVENT_SIZE && bytes > len &&
+		    bytes - len <= (size_t)(room - slots - 1) * EVENT_SIZE)
+			memmove(at + EVENT_SIZE, at + len, bytes - len);
 		bytes -= len;
-		at += NF_EVENT_SIZE;
+		at += EVENT_SIZE;
 		slots++;
 	}
 	return slots;
@@ -156,42 +175,58 @@ static bool is_ours(int err)
 	return err == EBADF || err == EINVAL || err == EFAULT;
 }
 
-bool nf_fanotify_drain(struct nf_core *c)
+static enum nf_more drain(struct nf_transport *t, unsigned int budget)
 {
 	uint32_t n, first, i;
 	ssize_t got;
 
-	for (;;) {
-		first = free_run(c, &n);
+	while (budget) {
+		first = free_run(t, budget < RUN_MAX ? budget : RUN_MAX, &n);
 		if (!n)
-			return false;
-		got = read(c->fan_fd, record(c, first), (size_t)n * NF_EVENT_SIZE);
-		if (got < 0 && (errno == EMFILE || errno == ENFILE || errno == ETXTBSY)) {
+			return NF_NO_SLOT;
+		got = read(atomic_load(&t->fd), record(t, first), (size_t)n * EVENT_SIZE);
+		if (got < 0 && errno == EAGAIN)
+			return NF_EMPTY;
+		if (got < 0 && is_ours(errno)) {
+			nf_queue_push(&t->core->queue,
+				      &(struct nf_event){ .type = NF_EV_BROKEN, .fd = -1,
+							  .len = (uint64_t)errno });
+			return NF_FAILED;
+		}
+		if (got < 0) {
 			/* the kernel has denied that event; others may fare better soon */
-			usleep(EMFILE_PAUSE_US);
+			if (errno == EMFILE || errno == ENFILE || errno == ETXTBSY)
+				usleep(EMFILE_PAUSE_US);
+			budget--;
 			continue;
 		}
-		if (got < 0 && errno != EAGAIN && !is_ours(errno))
-			continue;
-		if (got <= 0) {
-			if (got < 0 && errno != EAGAIN) {
-				struct nf_event ev = { .type = NF_EV_BROKEN, .fd = -1,
-						       .len = (uint64_t)errno };
-
-				nf_push(c, &ev);
-			}
-			return true;
-		}
-		n = align_records(c, first, (size_t)got, n);
+		if (!got)
+			return NF_EMPTY;
+		n = align_records(t, first, (size_t)got, n);
 		for (i = 0; i < n; i++)
-			handle(c, first + i);
+			handle(t, first + i);
+		budget -= n < budget ? n : budget;
 	}
+	return NF_MORE;
+}
+
+int nf_fanotify_attach(struct nf_transport *t, int group)
+{
+	struct rlimit files;
+	uint32_t most = t->slots - t->slots / 8;
+	int none = -1;
+
+	/* each waiting event is a descriptor, and half of them are for the rest of the process */
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur / 2 < most)
+		most = (uint32_t)(files.rlim_cur / 2);
+	atomic_store(&t->most, most);
+	return atomic_compare_exchange_strong(&t->fd, &none, group) ? 0 : -EBUSY;
 }
 
 /* -- take-over ----------------------------------------------------------------------------------- */
 
 /* Keep a number from being given to a new event as long as its old answer is owed. */
-static bool occupy(int number)
+static bool occupy_number(int number)
 {
 	int any, got;
 
@@ -205,51 +240,73 @@ static bool occupy(int number)
 	return got == number;
 }
 
-void nf_fanotify_occupy(struct nf_core *c)
+static int occupy(struct nf_transport *t)
 {
 	uint32_t slot;
 
-	for (slot = 0; slot < c->journal.nslots; slot++) {
-		struct nf_slot *s = &c->slots[slot];
+	/* a page that is not in memory when the kernel copies an event there, in a process that
+	 * is being killed, is an event lost: EFAULT denies its reader */
+	mlock(t->area.records, (size_t)t->slots * EVENT_SIZE);
+	*t->area.used = t->slots;
+	for (slot = 0; slot < t->slots; slot++) {
+		struct nf_request *r;
 
-		if (!nf_journal_taken(&c->journal, slot))
+		if (!record(t, slot)->event_len)
 			continue;
-		s->fd = record(c, slot)->fd;
-		s->next = NF_NO_SLOT;
-		s->owns_fd = occupy(s->fd);
-		s->t_ns = nf_now_ns();
+		r = nf_request_take(t, slot);
+		r->fd = record(t, slot)->fd;
+		r->owns_fd = occupy_number(r->fd);
+		atomic_store(&r->t_ns, nf_now_ns());
 	}
+	return 0;
 }
 
-int nf_core_settle(struct nf_core *c, uint32_t all_served)
+static int settle(struct nf_transport *t, bool all_served)
 {
 	uint32_t slot;
 	int n = 0;
 
-	for (slot = 0; slot < c->journal.nslots; slot++) {
-		struct nf_slot *s = &c->slots[slot];
+	for (slot = 0; slot < t->slots; slot++) {
+		struct nf_request *r = &t->requests[slot];
 		struct nf_object *o;
-		uint32_t id;
 
-		if (!nf_journal_taken(&c->journal, slot))
+		if (!atomic_load(&r->used))
 			continue;
 		n++;
-		if (!range_of(record(c, slot), &s->off, &s->len)) {
-			nf_answer(c, slot, EIO);
+		r->object = t->area.meta[slot].object;
+		/*
+		 * A number that something else of this process has may be closed, and given to a
+		 * new event, while the old answer is owed: the answer to the new one would then
+		 * release the old reader.  So that one is answered now.
+		 */
+		if (!r->owns_fd || !range_of(record(t, slot), &r->off, &r->len)) {
+			nf_request_answer(r, EIO);
 			continue;
 		}
-		id = c->journal.meta[slot].object;
-		s->everywhere = id == 0;
-		if (id)
-			o = nf_get_id(c, id);
-		else	/* where it is present in all of them, it is in its own, if that is served */
-			o = all_served ? nf_get_next(c, 0, s->off) : NULL;
+		if (!r->object && all_served) {
+			/* where it is present in all of them, it is in its own */
+			nf_request_admit_everywhere(r);
+			continue;
+		}
+		o = r->object ? nf_object_by_id(&t->core->table, r->object) : NULL;
 		if (!o) {
-			nf_answer(c, slot, EIO);
+			nf_request_answer(r, EIO);
 			continue;
 		}
-		nf_admit(c, o, slot, 0);
-		nf_put(o);
+		nf_request_admit(o, r, 0);
+		nf_object_put(o);
 	}
-	return n + nf_cachefiles_settle(c);
+	return n;
 }
+
+const struct nf_transport_ops nf_fanotify = {
+	.name = "fanotify",
+	.kind = NF_AREA_FANOTIFY,
+	.record_size = EVENT_SIZE,
+	.size = sizeof(struct fanotify),
+	.occupy = occupy,
+	.settle = settle,
+	.arm = nf_transport_arm,
+	.drain = drain,
+	.answer = answer,
+};

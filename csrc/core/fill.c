@@ -6,11 +6,11 @@
  * by one call; a gathered piece is at most STAGE bytes (or one chunk), so that
  * the reader of the first is not kept waiting for the last.
  */
+#include "fill.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "core_internal.h"
 
 #define STAGE (256u * 1024u)
 #define MAX_FILLERS 16u
@@ -46,47 +46,62 @@ static uint32_t most_fillers(void)
 	return n < 2 ? 2 : n > (long)MAX_FILLERS ? MAX_FILLERS : (uint32_t)n;
 }
 
+void nf_fillers_init(struct nf_fillers *f, struct nf_requests *core)
+{
+	f->core = core;
+	f->most = most_fillers();
+	pthread_mutex_init(&f->lock, NULL);
+	pthread_cond_init(&f->came_free, NULL);
+}
+
+void nf_fillers_destroy(struct nf_fillers *f)
+{
+	nf_fillers_trim(f);
+	pthread_mutex_destroy(&f->lock);
+	pthread_cond_destroy(&f->came_free);
+}
+
 /* A free one, or a new one, or the next that comes free; NULL when there is no memory. */
-static struct nf_filler *take_filler(struct nf_core *c)
+static struct nf_filler *take_filler(struct nf_fillers *all)
 {
 	struct nf_filler *f;
 
-	pthread_mutex_lock(&c->fill_lock);
-	while (!c->fillers && c->nfillers >= most_fillers())
-		pthread_cond_wait(&c->filler_free, &c->fill_lock);
-	f = c->fillers;
+	pthread_mutex_lock(&all->lock);
+	while (!all->free && all->n >= all->most)
+		pthread_cond_wait(&all->came_free, &all->lock);
+	f = all->free;
 	if (f) {
-		c->fillers = f->next;
+		all->free = f->next;
 	} else {
 		f = calloc(1, sizeof(*f));
-		c->nfillers += f != NULL;
+		all->n += f != NULL;
 	}
-	pthread_mutex_unlock(&c->fill_lock);
+	pthread_mutex_unlock(&all->lock);
 	return f;
 }
 
-static void give_back(struct nf_core *c, struct nf_filler *f)
+static void give_back(struct nf_fillers *all, struct nf_filler *f)
 {
-	pthread_mutex_lock(&c->fill_lock);
-	f->next = c->fillers;
-	c->fillers = f;
-	pthread_cond_signal(&c->filler_free);
-	pthread_mutex_unlock(&c->fill_lock);
+	pthread_mutex_lock(&all->lock);
+	f->next = all->free;
+	all->free = f;
+	pthread_cond_signal(&all->came_free);
+	pthread_mutex_unlock(&all->lock);
 }
 
-void nf_fill_trim(struct nf_core *c)
+void nf_fillers_trim(struct nf_fillers *all)
 {
 	struct nf_filler *f, *next;
 
-	pthread_mutex_lock(&c->fill_lock);
-	f = c->fillers;
-	c->fillers = NULL;
+	pthread_mutex_lock(&all->lock);
+	f = all->free;
+	all->free = NULL;
 	for (; f; f = next) {
 		next = f->next;
 		free_filler(f);
-		c->nfillers--;
+		all->n--;
 	}
-	pthread_mutex_unlock(&c->fill_lock);
+	pthread_mutex_unlock(&all->lock);
 }
 
 static int reserve(uint8_t **buf, size_t *cap, size_t len)
@@ -139,7 +154,7 @@ static int write_all(int fd, const uint8_t *data, size_t len, uint64_t off)
 }
 
 /* Write [off, off + len) of the flat file, whole pages, and let its readers go. */
-static int publish(struct nf_core *c, struct nf_object *o, const uint8_t *data, uint64_t off,
+static int publish(struct nf_requests *rs, struct nf_object *o, const uint8_t *data, uint64_t off,
 		   size_t len)
 {
 	size_t n = len;
@@ -150,14 +165,14 @@ static int publish(struct nf_core *c, struct nf_object *o, const uint8_t *data, 
 	rc = write_all(o->fill_fd, data, n, off);
 	if (rc)
 		return rc;
-	nf_set_present(o, off, len);
-	nf_answer_satisfied(c, o);
+	nf_object_set_present(o, off, len);
+	nf_requests_satisfied(rs, o);
 	return 0;
 }
 
 /* What is gathered and not yet written. */
 struct stage {
-	struct nf_core *c;
+	struct nf_requests *rs;
 	struct nf_object *o;
 	struct nf_filler *f;
 	uint64_t off;
@@ -169,7 +184,7 @@ struct stage {
 
 static int flush(struct stage *s)
 {
-	int rc = s->len ? publish(s->c, s->o, s->f->stage, s->off, s->len) : 0;
+	int rc = s->len ? publish(s->rs, s->o, s->f->stage, s->off, s->len) : 0;
 
 	s->len = 0;
 	if (rc)
@@ -251,7 +266,7 @@ static int fill_unit(struct stage *s, const struct rafs_blob *blob, uint32_t uni
 }
 
 /* Units [unit, unit + n) into an object that is there; see nf_fill. */
-static int fill_units(struct stage *s, const struct rafs_blob *blob, uint32_t unit, uint32_t n,
+static int fill_all(struct stage *s, const struct rafs_blob *blob, uint32_t unit, uint32_t n,
 		      const uint8_t *stored, uint64_t stored_off, uint64_t stored_len,
 		      int *error, uint32_t *bad_chunk)
 {
@@ -282,12 +297,12 @@ static int fill_units(struct stage *s, const struct rafs_blob *blob, uint32_t un
 	return (int)s->written;
 }
 
-int nf_fill(struct nf_core *c, uint32_t id, const struct rafs_blob *blob, uint32_t unit, uint32_t n,
-	    const uint8_t *stored, uint64_t stored_off, uint64_t stored_len, int *error,
-	    uint32_t *bad_chunk)
+int nf_fill_units(struct nf_fillers *f, uint32_t id, const struct rafs_blob *blob, uint32_t unit,
+		  uint32_t n, const uint8_t *stored, uint64_t stored_off, uint64_t stored_len,
+		  int *error, uint32_t *bad_chunk)
 {
-	struct nf_object *o = nf_get_id(c, id);
-	struct stage s = { .c = c, .o = o };
+	struct nf_object *o = nf_object_by_id(&f->core->table, id);
+	struct stage s = { .rs = f->core, .o = o };
 	int done = 0;
 
 	*error = 0;
@@ -296,7 +311,7 @@ int nf_fill(struct nf_core *c, uint32_t id, const struct rafs_blob *blob, uint32
 		*error = -ENOENT;
 		return 0;
 	}
-	s.f = take_filler(c);
+	s.f = take_filler(f);
 	if (s.f && !s.f->decoder)
 		s.f->decoder = rafs_decoder_new();
 	if (!s.f || !s.f->decoder)
@@ -304,23 +319,24 @@ int nf_fill(struct nf_core *c, uint32_t id, const struct rafs_blob *blob, uint32
 	else if (unit > blob->nunits || n > blob->nunits - unit)
 		*error = -EINVAL;
 	else
-		done = fill_units(&s, blob, unit, n, stored, stored_off, stored_len, error, bad_chunk);
+		done = fill_all(&s, blob, unit, n, stored, stored_off, stored_len, error, bad_chunk);
 	if (s.f)
-		give_back(c, s.f);
-	nf_put(o);
+		give_back(f, s.f);
+	nf_object_put(o);
 	return done;
 }
 
-int nf_fill_flat(struct nf_core *c, uint32_t id, uint64_t off, const uint8_t *data, uint64_t len)
+int nf_fill_bytes(struct nf_fillers *f, uint32_t id, uint64_t off, const uint8_t *data,
+		  uint64_t len)
 {
-	struct nf_object *o = nf_get_id(c, id);
-	struct stage s = { .c = c, .o = o };
+	struct nf_object *o = nf_object_by_id(&f->core->table, id);
+	struct stage s = { .rs = f->core, .o = o };
 	uint8_t *where;
 	int rc = 0;
 
 	if (!o)
 		return -ENOENT;
-	s.f = take_filler(c);
+	s.f = take_filler(f);
 	if (!s.f)
 		rc = -ENOMEM;
 	while (len && !rc) {
@@ -337,24 +353,7 @@ int nf_fill_flat(struct nf_core *c, uint32_t id, uint64_t off, const uint8_t *da
 		len -= step;
 	}
 	if (s.f)
-		give_back(c, s.f);
-	nf_put(o);
-	return rc;
-}
-
-int nf_filled(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len)
-{
-	struct nf_object *o = nf_get_id(c, id);
-	int rc = 0;
-
-	if (!o)
-		return -ENOENT;
-	if (off % NF_PAGE || off >= o->size || len > o->size - off) {
-		rc = -EINVAL;
-	} else {
-		nf_set_present(o, off, len);
-		nf_answer_satisfied(c, o);
-	}
-	nf_put(o);
+		give_back(f, s.f);
+	nf_object_put(o);
 	return rc;
 }

@@ -1,23 +1,20 @@
 /*
  * The event journal: memory shared between the service and the keeper.
  *
- * The kernel's read(2) writes events straight into free slots, so an event that
- * left the kernel's queue is on record before any code of ours runs.
- * A fanotify slot is taken while the event_len of its record is not 0; it is cleared
- * after the answer was written and before the event's descriptor is closed.
- * A cachefiles record is taken while its len is not 0: an OPEN until copen, a READ
- * until READ_COMPLETE, a CLOSE until the object is forgotten.
+ * It has an area for each kind of record, and nothing else.  The kernel's read(2) writes
+ * into a free record of its dialect's area, so what has left the kernel's queue is on record
+ * before any code of ours runs.  When a record is taken, and when it is cleared, is the
+ * dialect's matter (fanotify.c, cachefiles.c); always after its answer was written, and
+ * before anything that the answer names (a descriptor's number) can come into use again.
  *
- *   offset 0     struct nf_journal_header, 64 bytes
- *   events_off   nslots records of 48 bytes: fanotify_event_metadata (24) and
- *                fanotify_event_info_range (24)
- *   meta_off     nslots records of 16 bytes: struct nf_journal_meta
- *   messages_off nslots of struct nf_message: what cachefiles has sent
- *   objects_off  nslots of struct nf_message: the OPENs of cachefiles objects whose
- *                descriptors the keeper has, answered or not
+ *   offset 0        struct nf_journal_header
+ *   records_off     of each area, from 4096 on: `slots` records of `record_size` bytes
+ *   meta_off        `slots` records of struct nf_journal_meta, 64-aligned
+ *   then            the next area, 4096-aligned
  *
  * Read by another process, maybe of another version (nydus_fscache/handover/fail_pending.py):
- * a change of layout is a new NF_JOURNAL_VERSION.
+ * a change of layout or of a record is a new NF_JOURNAL_VERSION; a new kind of area is none.
+ * Version 2 had four areas at fixed offsets.
  */
 #ifndef NF_JOURNAL_H
 #define NF_JOURNAL_H
@@ -25,21 +22,28 @@
 #include "base.h"
 
 #define NF_JOURNAL_MAGIC 0x4c4e524a5346594eULL	/* "NYFSJRNL" */
-#define NF_JOURNAL_VERSION 2
-#define NF_EVENT_SIZE 48
-#define NF_MESSAGE_SIZE 1024	/* CACHEFILES_MSG_MAX_SIZE */
+#define NF_JOURNAL_VERSION 3
+#define NF_JOURNAL_AREAS 8u
+
+/* Kinds of areas, and what a record is. */
+#define NF_AREA_FANOTIFY 1u	/* fanotify_event_metadata (24), fanotify_event_info_range (24) */
+#define NF_AREA_CACHEFILES 2u	/* what cachefiles has sent: struct nf_message (cachefiles.h) */
+#define NF_AREA_CACHEFILES_OBJECTS 3u	/* the OPENs of objects whose descriptors are parked */
+
+struct nf_journal_area {
+	uint32_t kind;
+	uint32_t record_size;
+	uint32_t slots;
+	uint32_t used;		/* records behind these were never touched, and take no memory */
+	uint64_t records_off;
+	uint64_t meta_off;
+};
 
 struct nf_journal_header {
 	uint64_t magic;
 	uint32_t version;
-	uint32_t nslots;
-	uint64_t events_off;
-	uint64_t meta_off;
-	uint64_t messages_off;
-	uint64_t objects_off;
-	uint32_t messages_used;	/* records behind these were never touched, and take no memory */
-	uint32_t objects_used;
-	uint8_t reserved[8];
+	uint32_t nareas;
+	struct nf_journal_area areas[NF_JOURNAL_AREAS];
 };
 
 struct nf_journal_meta {
@@ -48,46 +52,35 @@ struct nf_journal_meta {
 	uint32_t reserved;
 };
 
-/* As the kernel sends it (reference kernel-transports 1.3). */
-struct nf_message {
-	uint32_t msg_id;
-	uint32_t opcode;
-	uint32_t len;
-	uint32_t object_id;
-	uint8_t body[NF_MESSAGE_SIZE - 16];
+/* An area to be made: its kind, record_size and slots. */
+struct nf_area_spec {
+	uint32_t kind;
+	uint32_t record_size;
+	uint32_t slots;
 };
 
-struct nf_journal {
-	struct nf_journal_header *header;
-	uint8_t *events;
+/* An area in use. */
+struct nf_area {
+	uint8_t *records;
 	struct nf_journal_meta *meta;
-	struct nf_message *messages;
-	struct nf_message *objects;
-	uint32_t nslots;
+	uint32_t *used;
+	uint32_t record_size;
+	uint32_t slots;
 };
 
+size_t nf_journal_bytes(const struct nf_area_spec *specs, unsigned int n);
+/* mem is zeroed memory; -EINVAL: it is too small, or there are too many areas. */
+int nf_journal_make(void *mem, size_t len, const struct nf_area_spec *specs, unsigned int n);
 /* -EPROTO: not a journal of this version; -EINVAL: it does not fit its memory. */
-int nf_journal_open(struct nf_journal *j, void *mem, size_t len);
+int nf_journal_check(const void *mem, size_t len);
+/* Of a journal that was checked.  -ENOENT: it has no area of this kind with such records. */
+int nf_journal_area(void *mem, uint32_t kind, uint32_t record_size, struct nf_area *out);
 
-static inline uint32_t *nf_journal_event_len(const struct nf_journal *j, uint32_t slot)
+/* The next `slot` is about to be written: say so before, or a successor does not look there. */
+static inline void nf_area_use(struct nf_area *a, uint32_t slot)
 {
-	return (uint32_t *)(j->events + (size_t)slot * NF_EVENT_SIZE);
-}
-
-static inline int nf_journal_taken(const struct nf_journal *j, uint32_t slot)
-{
-	return __atomic_load_n(nf_journal_event_len(j, slot), __ATOMIC_ACQUIRE) != 0;
-}
-
-static inline void nf_journal_clear(const struct nf_journal *j, uint32_t slot)
-{
-	j->meta[slot].object = 0;
-	__atomic_store_n(nf_journal_event_len(j, slot), 0, __ATOMIC_RELEASE);
-}
-
-static inline void nf_message_clear(struct nf_message *m)
-{
-	__atomic_store_n(&m->len, 0, __ATOMIC_RELEASE);
+	if (__atomic_load_n(a->used, __ATOMIC_RELAXED) <= slot)
+		__atomic_store_n(a->used, slot + 1, __ATOMIC_RELEASE);
 }
 
 #endif

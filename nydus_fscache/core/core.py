@@ -189,7 +189,7 @@ class Core:
         """Without descriptors, which the keeper may have; before ``start``."""
         cursor, out = ffi.new("uint32_t *"), ffi.new("struct nf_event *")
         found = []
-        while lib.nf_cachefiles_left(self._core, kind.value, cursor, out):
+        while lib.nf_cachefiles_inherited(self._core, kind.value, cursor, out):
             found.append(opened_of(out))
         return found
 

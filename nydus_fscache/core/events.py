@@ -61,9 +61,9 @@ class Inherited(Enum):
     """What a predecessor may have left on record of cachefiles: OPENs that it may not have
     answered, CLOSEs that it had not seen to, objects that it had open."""
 
-    ASKED = lib.NF_EV_OPEN
-    CLOSED = lib.NF_EV_CLOSE
-    OBJECTS = lib.NF_LEFT_OBJECT
+    ASKED = lib.NF_INHERITED_OPENS
+    CLOSED = lib.NF_INHERITED_CLOSES
+    OBJECTS = lib.NF_INHERITED_OBJECTS
 
 
 Event = ReadMiss | ReadaheadHit | Opened | Closed | DeviceError | StaleRead

@@ -17,9 +17,12 @@ import mmap  # isort: skip
 FAN_DENY_EIO = 0x02 | errno.EIO << 24
 QUEUE = 4096  # bytes that one read of the fanotify group takes at most
 
-# header (64 bytes), fanotify's record (fanotify_event_metadata and range), its meta record
-JOURNAL = struct.Struct("=QIIQQQQII")
-JOURNAL_MAGIC, JOURNAL_VERSION = 0x4C4E524A5346594E, 2
+# csrc/core/journal.h: header, one of its areas (kind, record_size, slots, used, records_off,
+# meta_off), a record of fanotify (fanotify_event_metadata and range), a meta record
+JOURNAL = struct.Struct("=QII")
+JOURNAL_MAGIC, JOURNAL_VERSION = 0x4C4E524A5346594E, 3
+AREAS, AREA, FIRST_AREA = 8, struct.Struct("=IIIIQQ"), 4096
+AREA_FANOTIFY, AREA_CACHEFILES = 1, 2
 EVENT_SIZE, META = 48, struct.Struct("=QII")
 
 # cachefiles (reference kernel-transports 1.3): head of a message, and of what an OPEN adds
@@ -91,30 +94,36 @@ def _fail_queue(group: int) -> int:
 
 def journal_slots(memory: mmap.mmap) -> list[tuple[int, int]]:
     """(event record, meta record) offsets of all slots; none when the layout is not ours."""
-    header = _header(memory)
-    if header is None:
+    area = _area(memory, AREA_FANOTIFY, EVENT_SIZE)
+    if area is None:
         return []
-    nslots, events, meta = header[:3]
-    ends = (events + nslots * EVENT_SIZE, meta + nslots * META.size)
-    if events < JOURNAL.size or meta < ends[0] or max(ends) > len(memory):
-        return []
-    return [(events + i * EVENT_SIZE, meta + i * META.size) for i in range(nslots)]
+    slots, _, start, meta = area
+    return [(start + i * EVENT_SIZE, meta + i * META.size) for i in range(slots)]
 
 
 def _mapped(journal: int) -> mmap.mmap:
     """All of it; nothing is in one that its service had only begun."""
     size = os.fstat(journal).st_size
-    return mmap.mmap(journal, size) if size else mmap.mmap(-1, JOURNAL.size)
+    return mmap.mmap(journal, size) if size else mmap.mmap(-1, FIRST_AREA)
 
 
-def _header(memory: mmap.mmap) -> tuple[int, int, int, int, int] | None:
-    """(slots, where their events, metas and messages begin, messages that were ever used)."""
-    if len(memory) < JOURNAL.size:
+def _area(memory: mmap.mmap, kind: int, size: int) -> tuple[int, int, int, int] | None:
+    """(slots, slots that were ever used, where the records begin, and their meta records) of an
+    area of the journal; None when the layout is not ours."""
+    if len(memory) < FIRST_AREA:
         return None
-    magic, version, nslots, events, meta, messages, _, used, _ = JOURNAL.unpack_from(memory, 0)
-    if (magic, version) != (JOURNAL_MAGIC, JOURNAL_VERSION):
+    magic, version, areas = JOURNAL.unpack_from(memory, 0)
+    if (magic, version) != (JOURNAL_MAGIC, JOURNAL_VERSION) or areas > AREAS:
         return None
-    return nslots, events, meta, messages, used
+    for i in range(areas):
+        at = JOURNAL.size + i * AREA.size
+        its_kind, record, slots, used, start, meta = AREA.unpack_from(memory, at)
+        if its_kind != kind:
+            continue
+        ends = (start + slots * size, meta + slots * META.size)
+        fits = start >= FIRST_AREA and ends[0] <= meta and max(ends) <= len(memory)
+        return (slots, used, start, meta) if record == size and used <= slots and fits else None
+    return None
 
 
 def owed(memory: mmap.mmap) -> set[int]:
@@ -143,12 +152,10 @@ def _fail_messages(device: int, kept: dict[str, int], journal: int) -> int:
 
 def message_slots(memory: mmap.mmap) -> list[int]:
     """The offsets of cachefiles messages; none when the layout is not ours."""
-    header = _header(memory)
-    if header is None:
+    area = _area(memory, AREA_CACHEFILES, MESSAGE_SIZE)
+    if area is None:
         return []
-    nslots, _, _, start, used = header
-    if used > nslots or start < JOURNAL.size or start + used * MESSAGE_SIZE > len(memory):
-        return []
+    _, used, start, _ = area
     return [start + i * MESSAGE_SIZE for i in range(used)]
 
 

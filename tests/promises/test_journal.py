@@ -24,25 +24,33 @@ EVENT = struct.Struct("=IBBHQii BBHIQQ")
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(
-    head=st.tuples(*[st.sampled_from([0, 1, 40, 48, 64, 4096, 2**31, 2**32 - 1])] * 2),
-    offsets=st.tuples(*[st.sampled_from([0, 39, 64, 448, 4095, 2**63, 2**64 - 1])] * 4),
-    used=st.tuples(*[st.sampled_from([0, 1, 3, 2**31, 2**32 - 1])] * 2),
+    version=st.sampled_from([0, 2, fail_pending.JOURNAL_VERSION]),
+    nareas=st.sampled_from([0, 1, 2, 8, 9, 2**32 - 1]),
+    areas=st.lists(
+        st.tuples(
+            st.sampled_from([0, 1, 2, 3]),
+            st.sampled_from([0, 1, 40, 48, 1024, 2**31, 2**32 - 1]),
+            *[st.sampled_from([0, 1, 3, 8, 2**31, 2**32 - 1])] * 2,
+            *[st.sampled_from([0, 39, 64, 448, 4096, 4480, 8192, 2**63, 2**64 - 1])] * 2,
+        ),
+        max_size=8,
+    ),
     body=st.binary(max_size=600),
 )
 def test_a_damaged_one_is_not_believed(
-    head: tuple[int, int], offsets: tuple[int, ...], used: tuple[int, int], body: bytes
+    version: int, nareas: int, areas: list[tuple[int, ...]], body: bytes
 ) -> None:
-    with mmap.mmap(-1, 4096) as memory:
+    with mmap.mmap(-1, 16384) as memory:
         memory[: len(body)] = body
-        for version in (head[0], fail_pending.JOURNAL_VERSION):
-            words = (fail_pending.JOURNAL_MAGIC, version, head[1], *offsets, *used)
-            fail_pending.JOURNAL.pack_into(memory, 0, *words)
-            for at, meta in fail_pending.journal_slots(memory):
-                assert 0 <= at <= len(memory) - fail_pending.EVENT_SIZE
-                assert 0 <= meta <= len(memory) - fail_pending.META.size
-            assert all(isinstance(number, int) for number in fail_pending.owed(memory))
-            for at in fail_pending.message_slots(memory):
-                assert 0 <= at <= len(memory) - fail_pending.MESSAGE_SIZE
+        fail_pending.JOURNAL.pack_into(memory, 0, fail_pending.JOURNAL_MAGIC, version, nareas)
+        for i, area in enumerate(areas):
+            fail_pending.AREA.pack_into(memory, 16 + i * fail_pending.AREA.size, *area)
+        for at, meta in fail_pending.journal_slots(memory):
+            assert 0 <= at <= len(memory) - fail_pending.EVENT_SIZE
+            assert 0 <= meta <= len(memory) - fail_pending.META.size
+        assert all(isinstance(number, int) for number in fail_pending.owed(memory))
+        for at in fail_pending.message_slots(memory):
+            assert 0 <= at <= len(memory) - fail_pending.MESSAGE_SIZE
         with contextlib.suppress(OSError):  # refused, and nothing worse
             Core(memory)
 
