@@ -1,7 +1,35 @@
-/* The functions of core.h, each handed to the part that does it. */
+/* The list of dialects, and the functions of core.h, each handed to the part that does it. */
 #include "cachefiles.h"
 #include "core_internal.h"
 #include "fanotify.h"
+
+enum { NF_FANOTIFY, NF_CACHEFILES, NF_KINDS };
+
+static const struct nf_transport_ops *const KINDS[NF_KINDS] = {
+	[NF_FANOTIFY] = &nf_fanotify,
+	[NF_CACHEFILES] = &nf_cachefiles,
+};
+
+/* -- life -------------------------------------------------------------------------------------- */
+
+size_t nf_journal_size(uint32_t slots)
+{
+	struct nf_area_spec specs[NF_JOURNAL_AREAS];
+
+	return nf_journal_bytes(specs, nf_core_areas(KINDS, NF_KINDS, slots, specs));
+}
+
+int nf_journal_format(void *mem, size_t len, uint32_t slots)
+{
+	struct nf_area_spec specs[NF_JOURNAL_AREAS];
+
+	return nf_journal_make(mem, len, specs, nf_core_areas(KINDS, NF_KINDS, slots, specs));
+}
+
+struct nf_core *nf_core_new(void *journal, size_t journal_len, uint32_t flags)
+{
+	return nf_core_make(KINDS, NF_KINDS, journal, journal_len, flags);
+}
 
 /* -- transports -------------------------------------------------------------------------------- */
 
@@ -31,7 +59,7 @@ int nf_core_settle(struct nf_core *c, uint32_t all_served)
 	unsigned int i;
 	int n = 0;
 
-	for (i = 0; i < NF_KINDS; i++)
+	for (i = 0; i < c->ntransports; i++)
 		if (c->transports[i])
 			n += c->transports[i]->ops->settle(c->transports[i], all_served);
 	return n;

@@ -1,52 +1,32 @@
-/* The core's life and its loop.  It knows all parts, and no part knows it. */
+/* The core's life and its loop.  It knows all parts but the dialects, which it is given. */
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "cachefiles.h"
 #include "core_internal.h"
-#include "fanotify.h"
 
 #define BUDGET 256u		/* messages of one transport before the others have their turn */
 #define FAILED_RETRY_MS 1000
 
-static const struct nf_transport_ops *const KINDS[NF_KINDS] = {
-	[NF_FANOTIFY] = &nf_fanotify,
-	[NF_CACHEFILES] = &nf_cachefiles,
-};
-
 /* -- the journal ------------------------------------------------------------------------------- */
 
-static unsigned int specs_of(uint32_t slots, struct nf_area_spec *specs)
+unsigned int nf_core_areas(const struct nf_transport_ops *const *kinds, unsigned int n,
+			   uint32_t slots, struct nf_area_spec specs[NF_JOURNAL_AREAS])
 {
-	unsigned int i, n = 0;
+	unsigned int i, areas = 0;
 
-	for (i = 0; i < NF_KINDS; i++) {
-		const struct nf_transport_ops *ops = KINDS[i];
+	for (i = 0; i < n; i++) {
+		const struct nf_transport_ops *ops = kinds[i];
 		uint32_t most = ops->slots ? ops->slots : slots;
 
 		if (ops->record_size)
-			specs[n++] = (struct nf_area_spec){ ops->kind, ops->record_size, most };
+			specs[areas++] = (struct nf_area_spec){ ops->kind, ops->record_size, most };
 		if (ops->kept_kind)
-			specs[n++] = (struct nf_area_spec){ ops->kept_kind, ops->kept_size, most };
+			specs[areas++] = (struct nf_area_spec){ ops->kept_kind, ops->kept_size, most };
 	}
-	return n;
-}
-
-size_t nf_journal_size(uint32_t slots)
-{
-	struct nf_area_spec specs[2 * NF_KINDS];
-
-	return nf_journal_bytes(specs, specs_of(slots, specs));
-}
-
-int nf_journal_format(void *mem, size_t len, uint32_t slots)
-{
-	struct nf_area_spec specs[2 * NF_KINDS];
-
-	return nf_journal_make(mem, len, specs, specs_of(slots, specs));
+	return areas;
 }
 
 /* -- the loop ---------------------------------------------------------------------------------- */
@@ -73,7 +53,7 @@ static void loop_once(struct nf_core *c)
 	bool more = false, failed = false;
 	unsigned int i;
 
-	for (i = 0; i < NF_KINDS; i++) {
+	for (i = 0; i < c->ntransports; i++) {
 		struct nf_transport *t = c->transports[i];
 
 		if (t && t->ready)
@@ -97,7 +77,7 @@ static void loop_once(struct nf_core *c)
 		(void)n;
 		c->woken = false;
 	}
-	for (i = 0; i < NF_KINDS && failed && !more; i++)
+	for (i = 0; i < c->ntransports && failed && !more; i++)
 		if (c->transports[i])
 			c->transports[i]->failed = false;
 }
@@ -147,7 +127,7 @@ int nf_core_stop(struct nf_core *c)
 	pthread_join(c->thread, NULL);
 	c->started = false;
 	nf_waiter_free(c->waiter);
-	for (i = 0; i < NF_KINDS; i++)
+	for (i = 0; i < c->ntransports; i++)
 		if (c->transports[i])
 			c->transports[i]->watch.armed = false;
 	nf_queue_wake(&c->requests.queue);
@@ -206,7 +186,8 @@ static void free_transport(struct nf_transport *t)
 	free(t);
 }
 
-struct nf_core *nf_core_new(void *journal, size_t journal_len, uint32_t flags)
+struct nf_core *nf_core_make(const struct nf_transport_ops *const *kinds, unsigned int n,
+			     void *journal, size_t journal_len, uint32_t flags)
 {
 	struct nf_core *c = calloc(1, sizeof(*c));
 	struct nf_requests *rs;
@@ -225,8 +206,9 @@ struct nf_core *nf_core_new(void *journal, size_t journal_len, uint32_t flags)
 	if (nf_journal_check(journal, journal_len) < 0)
 		goto fail;
 	/* the numbers that are owed an answer are taken before any other descriptor is made */
-	for (i = 0; i < NF_KINDS; i++) {
-		c->transports[i] = new_transport(KINDS[i], rs, journal, &error);
+	c->ntransports = n;
+	for (i = 0; i < n; i++) {
+		c->transports[i] = new_transport(kinds[i], rs, journal, &error);
 		if (error)
 			goto fail;
 	}
@@ -244,7 +226,7 @@ void nf_core_free(struct nf_core *c)
 	unsigned int i;
 
 	nf_core_stop(c);
-	for (i = 0; i < NF_KINDS; i++)
+	for (i = 0; i < c->ntransports; i++)
 		if (c->transports[i])
 			free_transport(c->transports[i]);
 	if (c->requests.wake_fd >= 0)
@@ -277,7 +259,7 @@ void nf_core_stats(struct nf_core *c, struct nf_stats *out)
 	uint64_t first = 0, now = nf_now_ns();
 	unsigned int i;
 
-	for (i = 0; i < NF_KINDS; i++)
+	for (i = 0; i < c->ntransports; i++)
 		if (c->transports[i])
 			first = oldest(c->transports[i], first);
 	memset(out, 0, sizeof(*out));

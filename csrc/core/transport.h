@@ -2,9 +2,10 @@
  * A dialect of the kernel's question "make [off, off + len) of this object present, then tell
  * me", and how to add one.
  *
- * A dialect is one C file with one `struct nf_transport_ops`, one line in the list of core.c
- * (KINDS) and one in the list of fail_pending.py for what the keeper answers in our place.  It
- * uses request.h, object.h and queue.h, and no other dialect.
+ * A dialect is one C file with one `struct nf_transport_ops`, one line in the list of
+ * binding.c (KINDS) and its attach beside the others there (core.h), and, when it has an area of the
+ * journal, what the keeper answers in our place (handover/fail_pending.py).  It uses request.h,
+ * object.h and queue.h, and no other dialect.  csrc/test/fake.c is the smallest one.
  *
  * What it does with a message of the kernel:
  *   1. read it into a free record of its area of the journal (`area`), so that it is on record
