@@ -79,3 +79,11 @@ class DaemonError(FscacheError):
 
 class DaemonEnding(DaemonError):
     """It takes no more work: it ends, or another version takes its place.  To be tried again."""
+
+
+class NoDaemon(DaemonError):
+    """None runs here."""
+
+
+class RootInUse(CacheDirError):
+    """By another daemon, which may be ending."""

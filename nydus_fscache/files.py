@@ -20,6 +20,13 @@ from nydus_fscache.errors import CacheDirError
 
 log = logging.getLogger("files")
 
+# what a root has in it: see cache/store.py
+_ROOT_NAMES = {
+    "lock", "api.sock", "state.json", "daemon.log", "start-error.json", "cache", "cachefiles",
+    "images",
+}  # fmt: skip
+_ROOT_DIRECTORIES = {"cache", "images"}
+_SOCKET_PATH_MAX = 107  # bytes: unix(7)
 _SAFE_OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 TEMPORARY = ".new"  # how the names of what is not complete yet end; they begin with a dot
 
@@ -166,3 +173,46 @@ def data_extents(fd: int, size: int, limit: int) -> list[tuple[int, int]]:
                 break
             extents.append((start, end))
     return extents
+
+
+def claim_root(root: Path) -> None:
+    """Make the state and cache directory, or take one that is empty or was one before; 0700.
+
+    Raises ``CacheDirError`` for a directory of others, which stays as it is.
+    """
+    try:
+        if not root.exists():
+            root.mkdir(mode=0o700, parents=True)
+            return
+        status = root.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            raise CacheDirError(f"{root} is not a directory", hint="choose another --root")
+        names = {n for n in os.listdir(root) if not (n[0] == "." and n.endswith(TEMPORARY))}
+        was_one = "lock" in names and names >= _ROOT_DIRECTORIES
+        is_shared = not names and status.st_mode & (stat.S_ISVTX | stat.S_IWOTH)
+        if status.st_uid != os.geteuid() or is_shared or not (names <= _ROOT_NAMES or was_one):
+            raise CacheDirError(
+                f"{root} is a directory of others (owner {status.st_uid}, "
+                f"mode {stat.S_IMODE(status.st_mode):04o}, {len(names)} entries)",
+                hint="choose a new or empty directory with --root",
+            )
+        if status.st_mode & 0o077:
+            root.chmod(0o700)
+    except OSError as e:
+        raise CacheDirError(
+            f"cannot use {root}: {e.strerror}", hint="choose another directory with --root"
+        ) from e
+
+
+@contextlib.contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """A path for a unix socket, which may have few bytes: through its directory's descriptor
+    where it is too long."""
+    if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)

@@ -1,91 +1,182 @@
 """Talk to the daemon of a root, and start it where none runs.
 
-Knows nothing of images or kernels, so that commands which only talk start fast.
+Knows nothing of images or kernels, and speaks the little HTTP that it needs by itself, so that
+commands which only talk start fast.  A daemon that is ending, or being replaced, is waited for.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import socket
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
-from nydus_fscache.errors import DaemonError, FscacheError
+from nydus_fscache import errors
+from nydus_fscache.errors import (
+    CacheDirError,
+    DaemonEnding,
+    DaemonError,
+    FscacheError,
+    NoDaemon,
+    RootInUse,
+)
+from nydus_fscache.files import claim_root, short_path
 from nydus_fscache.handover.commands import daemon_argv
 
 START_PATIENCE_S = 20.0
 CALL_PATIENCE_S = 120.0
-_POLL_S = 0.02
+_POLL_S = 0.005
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")
+_OK = 200
+_FIRST_FD = 3
+_LITTLE_ROOM = 1 << 20
 
 
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=CALL_PATIENCE_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+class _Lost(OSError):
+    """The daemon closed the connection without an answer."""
 
 
 class Client:
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._path = root / "api.sock"
+
+    # -- calls -------------------------------------------------------------------------------
 
     def call(self, method: str, path: str, body: Any = None, **query: str) -> Any:
-        """The answer's document; raises the daemon's error as the exception that it was."""
-        connection = _Connection(self._path)
-        target = f"{path}?{urlencode(query)}" if query else path
+        """The answer's document; raises the daemon's error as the exception that it was, and
+        ``NoDaemon`` when none runs."""
         try:
-            connection.request(method, target, None if body is None else json.dumps(body))
-            response = connection.getresponse()
-            document = json.loads(response.read())
-        except (FileNotFoundError, ConnectionRefusedError) as e:
-            raise DaemonError(
-                f"no daemon runs in {self.root}", hint="nydus-fscache mount starts one"
-            ) from e
-        except (OSError, http.client.HTTPException, ValueError) as e:
-            raise DaemonError(
-                f"the daemon of {self.root} does not answer: {e}", hint="see its log, daemon.log"
-            ) from e
-        finally:
+            return self._call(method, path, body, query)
+        except _Lost as e:
+            raise self._no_answer(e) from e
+
+    def _call(self, method: str, path: str, body: Any, query: dict[str, str]) -> Any:
+        target = f"{path}?{_encoded(query)}" if query else path
+        data = b"" if body is None else json.dumps(body).encode()
+        head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        request = f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+        deadline = time.monotonic() + CALL_PATIENCE_S
+        while True:
+            try:
+                status, document = self._exchange(request)
+            except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as e:
+                raise NoDaemon(
+                    f"no daemon runs in {self.root}", hint="nydus-fscache mount starts one"
+                ) from e
+            except (BrokenPipeError, ConnectionResetError) as e:
+                raise _Lost(e.errno, e.strerror) from e
+            except (OSError, ValueError) as e:
+                raise self._no_answer(e) from e
+            if status == _OK:
+                return document
+            error = _as_exception(document["error"])
+            if not isinstance(error, DaemonEnding) or time.monotonic() > deadline:
+                raise error
+            time.sleep(_POLL_S)  # it ends, or another version takes its place
+
+    def _no_answer(self, error: Exception) -> DaemonError:
+        return DaemonError(
+            f"the daemon of {self.root} does not answer: {error}", hint="see its log, daemon.log"
+        )
+
+    def _exchange(self, request: bytes) -> tuple[int, Any]:
+        with self._connected() as connection:
+            connection.settimeout(CALL_PATIENCE_S)
+            with contextlib.suppress(BrokenPipeError):  # it may have refused before reading all
+                connection.sendall(request)
+            parts = []
+            while part := connection.recv(1 << 16):
+                parts.append(part)
+        head, _, data = b"".join(parts).partition(b"\r\n\r\n")
+        if not head:
+            raise ConnectionResetError(0, "it closed the connection")
+        return int(head.split(None, 2)[1]), json.loads(data)
+
+    def _connected(self) -> socket.socket:
+        """``OSError`` when nobody listens."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with short_path(self.root / "api.sock") as path:
+                connection.connect(path)
+        except BaseException:
             connection.close()
-        if response.status != 200:
-            raise _as_exception(document["error"])
-        return document
+            raise
+        return connection
 
     def runs(self) -> bool:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(self._path))
+        with contextlib.suppress(OSError):
+            self._connected().close()
             return True
         return False
 
-    def start_daemon(self) -> None:
-        """Start keeper and service detached, unless a daemon answers; returns when it does."""
-        if self.runs():
-            return
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # -- start and end -----------------------------------------------------------------------
+
+    def call_first(self, method: str, path: str, body: Any) -> Any:
+        """A call that starts a daemon where none runs, which ends again when the call fails, is
+        interrupted, and nobody else uses it."""
+        while True:
+            started = self.start_daemon()
+            try:
+                return self._call(method, path, body, {})
+            except NoDaemon:
+                continue  # it has ended since
+            except _Lost as e:
+                if self.runs():
+                    raise self._no_answer(e) from e
+                continue  # it ended before it took the call
+            except BaseException:
+                if started:
+                    self._leave_nothing()
+                raise
+
+    def _leave_nothing(self) -> None:
+        """The daemon decides whether anybody uses it."""
+        with contextlib.suppress(DaemonError):
+            if self.call("POST", "/v1/stop", {"if_idle": True})["stopped"]:
+                self.wait_for_end()
+
+    def start_daemon(self) -> bool:
+        """Start keeper and service detached, unless a daemon answers; returns when it does: was
+        it started here?"""
+        deadline = time.monotonic() + START_PATIENCE_S
+        started = False
+        while not self.runs():
+            claim_root(self.root)
+            try:
+                started = self._start(deadline)
+            except RootInUse:  # one that is ending, or was started in the same moment
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_S)
+        return started
+
+    def serve_again(self) -> None:
+        """What a daemon that crashed left mounted, even though nothing is to be done besides."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, FscacheError):
+            state = json.loads((self.root / "state.json").read_bytes())
+            if state["bindings"] and not self.runs():
+                self.start_daemon()
+
+    def _start(self, deadline: float) -> bool:
+        """False when another was quicker."""
         (self.root / "start-error.json").unlink(missing_ok=True)
         pid = self._spawn()
-        deadline = time.monotonic() + START_PATIENCE_S
         while not self.runs():
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                if self.runs():  # another mount was quicker
-                    return
-                raise self._start_error()
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                if self.runs():
+                    return False
+                raise self._start_error(os.waitstatus_to_exitcode(status))
             if time.monotonic() > deadline:
                 raise DaemonError(
                     "the daemon did not start in time", hint=f"see {self.root / 'daemon.log'}"
                 )
             time.sleep(_POLL_S)
+        return True
 
     def wait_for_successor(self, pid: int) -> dict[str, Any]:
         """After an upgrade was begun: the status of the service that is not ``pid``."""
@@ -100,35 +191,47 @@ class Client:
         raise DaemonError("no new service answers", hint="see its log, daemon.log")
 
     def _spawn(self) -> int:
+        """Nothing of ours stays open there: no lock of the caller, no pipe, no directory."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        log = os.open(self.root / "daemon.log", flags, 0o600)
+        try:
+            log = os.open(self.root / "daemon.log", flags, 0o600)
+        except OSError as e:
+            raise CacheDirError(
+                f"cannot write {self.root / 'daemon.log'}: {e.strerror}",
+                hint="free some space, or choose another --root",
+            ) from e
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         program, service = daemon_argv(self.root)
+        # a unit that the caller belongs to is not ours to report to
+        environment = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"}
+
+        def in_child() -> None:
+            os.setsid()
+            os.chdir("/")
+            for fd, standard in ((null, 0), (null, 1), (log, 2)):
+                os.dup2(fd, standard)
+            os.closerange(_FIRST_FD, os.sysconf("SC_OPEN_MAX"))
+            os.execve(program[0], [*program, *service], environment)
+
         try:
-            return os.posix_spawn(
-                sys.executable,
-                [*program, *service],
-                # a unit that the caller belongs to is not ours to report to
-                {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"},
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, null, 0),
-                    (os.POSIX_SPAWN_DUP2, null, 1),
-                    (os.POSIX_SPAWN_DUP2, log, 2),
-                ],
-                setsid=True,
-            )
+            return _forked(in_child)
         finally:
             os.close(log)
             os.close(null)
 
-    def _start_error(self) -> FscacheError:
+    def _start_error(self, code: int) -> FscacheError:
         path = self.root / "start-error.json"
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError):
             error = json.loads(path.read_text())["error"]
             path.unlink()
             return _as_exception(error)
-        except (OSError, ValueError, KeyError):
-            return DaemonError("the daemon did not start", hint=f"see {self.root / 'daemon.log'}")
+        disk = os.statvfs(self.root)
+        if code == CacheDirError.exit_code and disk.f_bavail * disk.f_frsize < _LITTLE_ROOM:
+            return CacheDirError(
+                f"no space left on the disk of {self.root}",
+                hint="free some space, or choose another --root",
+            )
+        return DaemonError("the daemon did not start", hint=f"see {self.root / 'daemon.log'}")
 
     def wait_for_end(self) -> None:
         """After ``stop``: return when the daemon has let go of its root."""
@@ -144,8 +247,31 @@ class Client:
         raise DaemonError("the daemon does not end", hint="see its log, daemon.log")
 
 
+def _encoded(query: dict[str, str]) -> str:
+    def quoted(text: str) -> str:
+        data = os.fsencode(text)
+        return "".join(chr(b) if b in _UNRESERVED else f"%{b:02X}" for b in data)
+
+    return "&".join(f"{quoted(name)}={quoted(value)}" for name, value in query.items())
+
+
+def _forked(in_child: Callable[[], None]) -> int:
+    """The child's pid.  It must end in another program; while it does not, nothing of this one
+    runs in it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            in_child()
+        finally:
+            os._exit(127)
+    return pid
+
+
 def _as_exception(error: dict[str, Any]) -> FscacheError:
-    """The class goes by the exit code: the error may be of a module that is not loaded here."""
-    kinds = {kind.exit_code: kind for kind in FscacheError.__subclasses__()}
-    kind = kinds.get(int(error.get("exit_code", 0)), FscacheError)
+    """By its kind, or else by the exit code: the error may be of a module that is not loaded
+    here."""
+    kind = getattr(errors, str(error.get("kind")), None)
+    if not (isinstance(kind, type) and issubclass(kind, FscacheError)):
+        kinds = {kind.exit_code: kind for kind in FscacheError.__subclasses__()}
+        kind = kinds.get(int(error.get("exit_code", 0)), FscacheError)
     return kind(str(error.get("message")), hint=error.get("hint"))

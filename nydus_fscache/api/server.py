@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from nydus_fscache.errors import DaemonError, FscacheError, UsageError
+from nydus_fscache.files import short_path
 from nydus_fscache.handover.link import Handover
 
 log = logging.getLogger("api")
@@ -52,7 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         status = 200
         url = urlsplit(self.path)
-        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        found = parse_qs(url.query, errors="surrogateescape")  # paths are bytes
+        query = {name: os.fsdecode(os.fsencode(values[0])) for name, values in found.items()}
         try:
             body = self._body()
             call = self.server.routes.get((self.command, url.path))
@@ -104,12 +107,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             raise UsageError(f"{len(data)} bytes of a body of {text}")
         try:
-            document = json.loads(data) if data else {}
+            document: dict[str, Any] = _checked(json.loads(data)) if data else {}
         except (ValueError, RecursionError) as e:
             raise UsageError(f"the body is no JSON: {e}") from e
         if not isinstance(document, dict):
             raise UsageError("the body is not an object")
-        _check_strings(document)
         return document
 
     def address_string(self) -> str:
@@ -119,15 +121,21 @@ class _Handler(BaseHTTPRequestHandler):
         log.debug(format, *args)
 
 
-def _check_strings(document: dict[str, Any]) -> None:
-    """JSON can say what no path or name can hold."""
-    try:
-        zero = "\\u0000" in (text := json.dumps(document, ensure_ascii=False))
-        text.encode()
-    except ValueError:
-        zero = True
-    if zero:
+def _checked(value: Any) -> Any:
+    """JSON can say what no path or name can hold.  Bytes of a path that are not UTF-8 come as
+    Python has them in a string (``os.fsdecode``), whatever the client's locale is."""
+    if isinstance(value, dict):
+        return {_checked(k): _checked(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_checked(v) for v in value]
+    if isinstance(value, str):
+        try:
+            if "\0" not in value:
+                return os.fsdecode(os.fsencode(value))
+        except UnicodeEncodeError:
+            pass
         raise UsageError("the body has a string with a zero or half of a surrogate pair")
+    return value
 
 
 def _error(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, Any]:
@@ -198,7 +206,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away, or a thread that could not be started."""
-        log.info("a call ended early", exc_info=True)
+        log.info("a call ended early: %r", sys.exception())
 
 
 def _too_many() -> bytes:
@@ -220,7 +228,8 @@ def listen(path: Path, handover: Handover) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o777 & ~_SOCKET_MODE)
     try:
-        listener.bind(str(path))
+        with short_path(path) as name:
+            listener.bind(name)
     finally:
         os.umask(old)
     listener.listen(_BACKLOG)

@@ -19,8 +19,8 @@ import os
 from pathlib import Path
 
 from nydus_fscache.cache.blob_files import BlobFiles
-from nydus_fscache.errors import CacheDirError
-from nydus_fscache.files import open_state_file, replace_file, status_of_ours
+from nydus_fscache.errors import CacheDirError, RootInUse
+from nydus_fscache.files import claim_root, open_state_file, replace_file, status_of_ours
 
 DEFAULT_ROOT = Path("/var/lib/nydus-fscache")
 
@@ -48,7 +48,7 @@ def _locked(root: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise CacheDirError(
+        raise RootInUse(
             f"another daemon uses {root}", hint=f"see nydus-fscache status --root {root}"
         ) from None
     return lock
@@ -59,7 +59,8 @@ class Store:
 
     def __init__(self, root: Path, lock: int | None = None) -> None:
         """``lock``: the lock's descriptor, when a predecessor left it."""
-        self.root = _private_dir(root)
+        claim_root(root)
+        self.root = root
         self.lock = _locked(root) if lock is None else lock
         self.blobs = BlobFiles(_private_dir(root / "cache"))
         self.images = _private_dir(root / "images")

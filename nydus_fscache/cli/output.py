@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
 
@@ -18,10 +19,10 @@ def size(count: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """'10G' -> bytes; units are powers of 1024.  For argparse: ``ValueError`` when it is none."""
-    found = re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", text, re.IGNORECASE)
+    """'10G' -> bytes; units are powers of 1024.  For argparse."""
+    found = re.fullmatch(r"(\d{1,15})([KMGT]?)(i?B)?", text, re.IGNORECASE | re.ASCII)
     if not found:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: such as 500M or 10G")
     return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
 
 

@@ -29,6 +29,7 @@ from nydus_fscache.handover import keeper
 from nydus_fscache.handover.retry_queue import RetryQueue
 from nydus_fscache.image.binding import Address, Binding
 from nydus_fscache.image.image import renew_auth
+from nydus_fscache.kernel.mountinfo import mount_namespace
 from nydus_fscache.registry.auth import check_auth
 
 log = logging.getLogger("service")
@@ -62,6 +63,7 @@ class Calls:
         """``bootstrap`` (path), ``backend`` (config object), ``mountpoint``, ``transport``,
         ``source`` (what to show).  Returns when the mount can be read."""
         with self._mounts.work():
+            self._check_namespace(request)
             self._mounts.refresh()
             read = [p for b in self._record.bindings() for p in paths_in(b.backend)]
             read += paths_in(request.get("backend") or {})
@@ -79,6 +81,15 @@ class Calls:
                 self._engine.quota.limit = limit
                 self._record.save()
         return {"mountpoint": str(point), "transport": binding.transport}
+
+    def _check_namespace(self, request: Document) -> None:
+        """``mount_namespace``: where the caller would look for the mount."""
+        ours, theirs = mount_namespace(), request.get("mount_namespace")
+        if theirs and theirs != ours:
+            raise MountpointError(
+                f"the daemon (process {os.getpid()}) is in another mount namespace, {ours}",
+                hint=f"nsenter -t {os.getpid()} -m nydus-fscache mount ..., or stop it and mount",
+            )
 
     def _mount(self, binding: Binding, policy: str) -> None:
         engine = self._engine
@@ -201,7 +212,10 @@ class Calls:
 
     def login(self, request: Document) -> Document:
         """``auth`` (base64 of user:password) for all images from the registry ``host``."""
-        host, auth = str(request.get("host")), check_auth(str(request.get("auth", "")))
+        host, auth = request.get("host"), request.get("auth")
+        if not isinstance(host, str) or not isinstance(auth, str) or not host or not auth:
+            raise UsageError("a request needs host and auth", hint="auth: base64 of user:password")
+        check_auth(auth)
         with self._mounts.lock:
             found = [b for b in self._record.bindings() if renew_auth(b.backend, host, auth)]
             for active in self._mounts.all():

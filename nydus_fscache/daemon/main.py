@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -22,10 +23,12 @@ from nydus_fscache.api import native
 from nydus_fscache.api import server as api
 from nydus_fscache.daemon import privilege
 from nydus_fscache.daemon.service import Service
-from nydus_fscache.errors import DaemonError, FscacheError
+from nydus_fscache.errors import CacheDirError, DaemonError, FscacheError
 from nydus_fscache.handover import upgrade
 from nydus_fscache.handover.commands import daemon_argv
 from nydus_fscache.handover.link import Handover
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def main() -> int:
@@ -43,13 +46,24 @@ def main() -> int:
     try:
         return _run(args.root)
     except FscacheError as e:
-        logging.getLogger("daemon").error("%s (%s)", e, e.hint)
-        document = {"message": str(e), "hint": e.hint, "exit_code": e.exit_code}
-        with contextlib.suppress(OSError):
-            (args.root / "start-error.json").write_text(json.dumps({"error": document}))
-        return e.exit_code
+        return _failed(args.root, e)
+    except OSError as e:
+        if e.errno not in _DISK:
+            raise
+        hint = "free some space, or choose another --root"
+        return _failed(args.root, CacheDirError(f"cannot write to {args.root}: {e}", hint=hint))
     finally:
         listener.stop()
+
+
+def _failed(root: Path, error: FscacheError) -> int:
+    """Told to who waits for the start."""
+    logging.getLogger("daemon").error("%s (%s)", error, error.hint)
+    kind, code = type(error).__name__, error.exit_code
+    document = {"kind": kind, "message": str(error), "hint": error.hint, "exit_code": code}
+    with contextlib.suppress(OSError):
+        (root / "start-error.json").write_text(json.dumps({"error": document}))
+    return code
 
 
 def _run(root: Path) -> int:

@@ -39,12 +39,13 @@ SETTLE_S = 0.05  # between two looks at the mount table: changes come in crowds
 class MountTable:
     """Thread-safe.  ``lock``: for those who look at several mounts at once."""
 
-    def __init__(self, transports: Transports) -> None:
+    def __init__(self, transports: Transports, root: Path) -> None:
         self.lock = threading.RLock()
         self.on_change: Callable[[], object] = list  # somebody else unmounted or moved one
         self._idle = threading.Condition(self.lock)
         self._unmounting = threading.Lock()  # nobody of ours mounts between a look and an umount
         self._transports = transports
+        self._umount_hint = f"nydus-fscache umount --root {root} "
         self._active: list[ActiveMount] = []
         self._ours: MountId | None = None  # which is unmounted by us just now
         self._claims: set[tuple[str, tuple[int, int]]] = set()  # path; device and inode below
@@ -95,9 +96,10 @@ class MountTable:
                 raise DaemonError("a mount is still under way", hint="try again when it has ended")
 
     def check_going_on(self) -> None:
-        """For work under way that is about to do more; raises ``DaemonEnding``."""
+        """For work under way that is about to do more; raises ``DaemonError``: who had it begun
+        before the end was asked for is told that it was in vain."""
         if self._ending:
-            raise DaemonEnding("the daemon is ending", hint="try again in a moment")
+            raise DaemonError("the daemon was stopped meanwhile", hint="mount it again")
 
     # -- what there is -----------------------------------------------------------------------
 
@@ -140,7 +142,7 @@ class MountTable:
             found = mountinfo.find_mount(point)
             if found is not None:
                 ours = any(a.mounted and a.binding.mountpoint == str(point) for a in self._active)
-                hint = f"nydus-fscache umount {point}" if ours else "name another directory"
+                hint = f"{self._umount_hint}{point}" if ours else "name another directory"
                 what = "is busy" if ours else f"is busy: {_described(found)} is mounted there"
                 raise MountpointError(f"mountpoint {point} {what}", hint=hint)
             if any(str(point) == path or below == inode for path, inode in self._claims):

@@ -42,7 +42,7 @@ class Service(Calls):
     def __init__(self, root: Path, handover: Handover) -> None:
         self._handover = handover
         engine = Engine(root, handover)
-        waiting, mounts = RetryQueue(), MountTable(engine.transports)
+        waiting, mounts = RetryQueue(), MountTable(engine.transports, root)
         record = Record(engine, mounts, waiting)
         binder = Binder(engine, mounts, record)
         take_over = TakeOver(engine, mounts, binder, record, waiting)

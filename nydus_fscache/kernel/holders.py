@@ -22,8 +22,13 @@ def of_device(device: str) -> list[str]:
     """Phrases for a message; ``device``: "major:minor"."""
     places = [m.mountpoint for m in mountinfo.mounts() if m.device == device]
     found = [f"mounted at {point}" for point in places[:_NAMED]]
-    elsewhere = _pids_elsewhere(device)
-    if elsewhere:
+    return found + users_of(device)
+
+
+def users_of(device: str) -> list[str]:
+    """The same without mounts of this namespace."""
+    found = []
+    if elsewhere := _pids_elsewhere(device):
         found.append(f"mounted in another mount namespace, of {_named(elsewhere)}")
     if users := [pid for pid in _pids() if _has_open(pid, device)]:
         found.append(f"open files of {_named(users)}")

@@ -20,6 +20,7 @@ from nydus_fscache.kernel.mount import has_erofs
 from nydus_fscache.kernel.syscalls import fs_name, has_io_uring, is_admin
 
 _CACHE_FILE_SYSTEMS = ("ext4", "xfs", "btrfs")
+_LEAST_ROOM = 256 << 10  # bytes: what a start writes, and some more
 NEED_ROOT = "run it as root, outside of containers and user namespaces: sudo"
 
 
@@ -76,6 +77,10 @@ def cache_dir(root: Path) -> Finding:
         return Finding(
             name, False, f"{root} is mounted read-only", "choose a writable one with --root"
         )
+    disk = os.statvfs(existing)
+    if disk.f_bavail * disk.f_frsize < _LEAST_ROOM:
+        detail = f"no space left on the disk of {root}"
+        return Finding(name, False, detail, "free some space, or choose another --root")
     free = shutil.disk_usage(existing).free
     return Finding(name, True, f"{root} is on {file_system}, {free >> 20} MiB free")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import json
+import os
 
-from nydus_fscache.cli.fscache.common import add_root, require_root
+from nydus_fscache.cli.fscache.common import add_json, add_root, path, require_root
 from nydus_fscache.cli.fscache.mount import add_backend, fetch_config, request_of
 from nydus_fscache.errors import UsageError
 
@@ -26,9 +27,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("bootstrap", metavar="BOOTSTRAP", type=Path)
+    parser.add_argument("bootstrap", metavar="BOOTSTRAP", type=path)
     add_backend(parser)
     add_names(parser)
+    add_json(parser)
     add_root(parser)
 
 
@@ -47,13 +49,13 @@ def run(args: argparse.Namespace) -> int:
     if config is None:
         raise UsageError("where are the blobs?", hint="add --blob-dir DIR or --backend FILE")
     request = {
-        "bootstrap": str(args.bootstrap.resolve()),
+        "bootstrap": os.path.realpath(args.bootstrap),
         **request_of(config),
         "transport": "cachefiles",
         "fsid": args.fsid,
         "domain": args.domain,
     }
-    client = Client(args.root)
-    client.start_daemon()
-    client.call("POST", "/v1/bindings", request)
+    answer = Client(args.root).call_first("POST", "/v1/bindings", request)
+    if args.json:
+        print(json.dumps(answer))
     return 0

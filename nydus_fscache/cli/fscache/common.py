@@ -11,11 +11,26 @@ from nydus_fscache.errors import NotPrivileged
 DEFAULT_ROOT = Path("/var/lib/nydus-fscache")
 
 
+def path(text: str) -> Path:
+    """For argparse: an empty one, of a variable that is not set, would be the current directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
+def resolved_path(text: str) -> Path:
+    return Path(os.path.realpath(path(text)))
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root",
         metavar="DIR",
-        type=lambda text: Path(text).resolve(),
+        type=resolved_path,
         default=DEFAULT_ROOT,
         help=f"state and cache of the daemon (default: {DEFAULT_ROOT})",
     )
@@ -25,7 +40,7 @@ def add_bootstrap(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bootstrap",
         metavar="BOOTSTRAP",
-        type=Path,
+        type=path,
         help="a bootstrap, or a blob that has one inside",
     )
 

@@ -8,6 +8,9 @@ the error's.  Only the chosen command's module is imported; ``--help`` imports t
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -67,22 +70,55 @@ def parser_for(commands: Sequence[str]) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    _prepare_streams()
     try:
         code = _run(words)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except FscacheError as e:
         return _report(e, as_json="--json" in words)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone, as `head` does: silence, here and when
-        # the interpreter flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does: silence
+        _drop_output()
         return FscacheError.exit_code
     except OSError as e:
-        where = f"{e.filename}: " if e.filename else ""
-        return _report(FscacheError(f"{where}{e.strerror}"), as_json="--json" in words)
+        _drop_output()
+        where = f"{os.fspath(e.filename)!s}: " if e.filename else ""
+        return _report(FscacheError(f"{where}{e.strerror or e}"), as_json="--json" in words)
+
+
+def _prepare_streams() -> None:
+    """Where standard streams are closed, files that are opened must not get their numbers; and
+    whatever a name is made of can be printed."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    codecs.register_error("nydus", _as_it_came)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="nydus")
+
+
+def _as_it_came(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Bytes of a name that were not text go out as they are, what the encoding lacks as escapes."""
+    assert isinstance(error, UnicodeEncodeError)
+    part = error.object[error.start]
+    if "\udc80" <= part <= "\udcff":
+        return bytes([ord(part) - 0xDC00]), error.start + 1
+    return part.encode("ascii", "backslashreplace"), error.start + 1
+
+
+def _drop_output() -> None:
+    """Or the interpreter would flush it at its end, and fail again."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
 
 
 def _run(words: Sequence[str]) -> int:
@@ -93,6 +129,8 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _report(error: FscacheError, *, as_json: bool) -> int:
+    if sys.stderr is None:
+        return error.exit_code
     if as_json:
         import json  # noqa: PLC0415 - start-up time
 

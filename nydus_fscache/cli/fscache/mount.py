@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from contextlib import ExitStack
@@ -10,12 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nydus_fscache.cli.fscache.common import add_root, require_root
+from nydus_fscache.cli.fscache.common import add_json, add_root, path, require_root, resolved_path
 from nydus_fscache.cli.output import parse_size
-from nydus_fscache.errors import FscacheError, UsageError
+from nydus_fscache.errors import FscacheError, MountpointError, UsageError
 
 if TYPE_CHECKING:
-    from nydus_fscache.api.client import Client
     from nydus_fscache.config.nydusd import Config
 
 NAME = "mount"
@@ -27,6 +27,8 @@ examples:
   nydus-fscache mount registry.example/team/app:1.2-nydus /mnt/app
   nydus-fscache mount localhost:5000/app@sha256:3f… /mnt/app --plain-http
 """
+
+EROFS_MAGIC_OFF, EROFS_MAGIC = 1024, b"\xe2\xe1\xf5\xe0"
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,7 +45,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="IMAGE",
         help="a bootstrap (file), or HOST[:PORT]/REPO[:TAG|@DIGEST] of a Nydus image",
     )
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=resolved_path)
     add_backend(parser)
     parser.add_argument(
         "--plain-http", action="store_true", help="the registry speaks http, not https"
@@ -67,18 +69,19 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=parse_size,
         help="from now on delete unused blobs when the cache is larger, such as 20G; 0: never",
     )
+    add_json(parser)
     add_root(parser)
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--blob-dir", metavar="DIR", type=Path, help="the blobs, as files named by blob id"
+        "--blob-dir", metavar="DIR", type=path, help="the blobs, as files named by blob id"
     )
     where.add_argument(
         "--backend",
         metavar="FILE",
-        type=Path,
+        type=path,
         help="a configuration of nydusd (JSON or TOML), or its backend object alone",
     )
 
@@ -99,44 +102,63 @@ def fetch_config(args: argparse.Namespace) -> Config | None:
 
 def run(args: argparse.Namespace) -> int:
     from nydus_fscache.api.client import Client  # noqa: PLC0415 - start-up time of other commands
+    from nydus_fscache.kernel.mountinfo import mount_namespace  # noqa: PLC0415
     from nydus_fscache.kernel.probe import require_cache_dir  # noqa: PLC0415
 
     require_root("mount")
+    client = Client(args.root)
     require_cache_dir(args.root)
     with ExitStack() as cleanup:
+        try:
+            _check_mountpoint(args)
+            image = _named_image(args, cleanup)
+        except FscacheError:
+            client.serve_again()
+            raise
         request = {
-            **_named_image(args, cleanup),
-            "mountpoint": str(args.mountpoint.resolve()),
+            **image,
+            "mountpoint": str(args.mountpoint),
             "transport": args.transport,
             "prefetch": args.prefetch,
             "cache_limit": args.cache_limit,
+            "mount_namespace": mount_namespace(),
         }
-        client = Client(args.root)
-        started = not client.runs()
-        client.start_daemon()
-        try:
-            answer = client.call("POST", "/v1/mounts", request)
-        except FscacheError:
-            if started:
-                _leave_nothing(client)
-            raise
-    print(f"mounted at {answer['mountpoint']} over {answer['transport']}")
+        answer = client.call_first("POST", "/v1/mounts", request)
+    if args.json:
+        print(json.dumps(answer))
+    else:
+        print(f"mounted at {answer['mountpoint']} over {answer['transport']}")
     return 0
+
+
+def _check_mountpoint(args: argparse.Namespace) -> None:
+    """Before a daemon is started for it."""
+    point = args.mountpoint
+    if point.is_dir():
+        if os.path.isdir(args.image):
+            raise UsageError(f"{args.image} is a directory", hint="name a bootstrap")
+        return
+    if os.path.isdir(args.image) and point.exists():
+        raise UsageError(
+            f"{args.image} is a directory and {point} is not one",
+            hint="the image comes first, then the mountpoint",
+        )
+    if point.exists():
+        raise MountpointError(f"mountpoint {point} is not a directory", hint="name a directory")
+    raise MountpointError(f"mountpoint {point} does not exist", hint=f"mkdir -p {point}")
 
 
 def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]:
     """What the request says of the image: bootstrap, backend, source."""
     config = fetch_config(args)
     if os.path.exists(args.image):
+        file = Path(os.path.realpath(args.image))
+        if not file.is_file():
+            raise UsageError(f"{args.image} is not a regular file", hint="name a bootstrap")
+        config = _own_blob(file) or config
         if config is None:
-            raise UsageError(
-                "where are the blobs?", hint="add --blob-dir DIR or --backend FILE"
-            )
-        return {
-            "bootstrap": str(Path(args.image).resolve()),
-            **request_of(config),
-            "source": str(Path(args.image).resolve()),
-        }
+            raise UsageError("where are the blobs?", hint="add --blob-dir DIR or --backend FILE")
+        return {"bootstrap": str(file), **request_of(config), "source": str(file)}
     if args.image.startswith(("/", ".")) or "/" not in args.image:
         raise UsageError(
             f"no file {args.image}", hint="name a bootstrap, or an image as HOST/REPO:TAG"
@@ -155,12 +177,23 @@ def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]
     }
 
 
+def _own_blob(file: Path) -> Config | None:
+    """For a blob with its bootstrap inside that does not know its own name: the file is all that
+    there is to read."""
+    with file.open("rb") as f:
+        head = f.read(EROFS_MAGIC_OFF + 4)
+    if head[EROFS_MAGIC_OFF:] == EROFS_MAGIC or len(head) < EROFS_MAGIC_OFF + 4:
+        return None
+    from nydus_fscache.cli.fscache.image_files import open_bootstrap  # noqa: PLC0415
+    from nydus_fscache.config import nydusd as config  # noqa: PLC0415
+    from rafs_v6.format.tables import is_inlined_id  # noqa: PLC0415
+
+    bootstrap, inside = open_bootstrap(file)
+    if not inside or not any(is_inlined_id(info.blob_id) for info in bootstrap.blobs):
+        return None
+    return config.of_backend({"type": "localfs", "localfs": {"blob_file": str(file)}})
+
+
 def request_of(config: Config) -> dict[str, Any]:
     """The members of a request to the daemon."""
     return {"backend": config.backend, "tuning": asdict(config.tuning)}
-
-
-def _leave_nothing(client: Client) -> None:
-    """The daemon that was started for a mount that failed serves nobody."""
-    client.call("POST", "/v1/stop")
-    client.wait_for_end()

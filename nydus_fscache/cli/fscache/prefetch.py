@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from nydus_fscache.cli.fscache.common import add_root, require_root
@@ -55,7 +55,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def find_mount(document: dict[str, Any], image: str) -> dict[str, Any]:
     """The entry of ``status`` that is meant: by mountpoint, or by what was mounted."""
-    path = str(Path(image).resolve())
+    path = os.path.realpath(image)
     mounts: list[dict[str, Any]] = document["mounts"]
     for names in (("mountpoint",), ("image", "bootstrap_digest", "fsid")):
         for mount in mounts:

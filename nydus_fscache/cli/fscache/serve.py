@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from nydus_fscache.cli.fscache.common import add_root, require_root
 from nydus_fscache.cli.output import parse_size
@@ -33,12 +34,26 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    from nydus_fscache.handover.commands import daemon_argv  # noqa: PLC0415 - start-up time of other commands
+    from nydus_fscache.handover.commands import daemon_argv  # noqa: PLC0415 - start-up time
 
     require_root("serve")
-    args.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_root(args.root)
     if args.cache_limit is not None:
         os.environ["NYDUS_FSCACHE_CACHE_LIMIT"] = str(args.cache_limit)
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     program, service = daemon_argv(args.root)
+    os.chdir("/")
     os.execv(program[0], [*program, *service])
+
+
+def _check_root(root: Path) -> None:
+    """What would keep the service from starting is told as by any command."""
+    from nydus_fscache.cache.store import Store  # noqa: PLC0415 - start-up time
+    from nydus_fscache.handover import state  # noqa: PLC0415
+    from nydus_fscache.kernel.probe import require_cache_dir  # noqa: PLC0415
+
+    require_cache_dir(root)
+    if "LISTEN_FDS" not in os.environ:  # else systemd has the lock of the one before
+        Store(root).close()
+    state.load(root / "state.json")

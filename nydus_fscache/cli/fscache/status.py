@@ -45,10 +45,15 @@ def _as_text(document: dict[str, Any]) -> str:
     ]
     if document["mounts"]:
         rows = [
-            [m["mountpoint"] or f"(fsid {m['fsid']})", m["transport"], m["image"]]
+            [
+                m["mountpoint"] or f"(fsid {m['fsid']})",
+                "unmounted, in use" if m["state"] == "unmounted" else m["state"],
+                m["transport"],
+                m["image"],
+            ]
             for m in document["mounts"]
         ]
-        lines += ["", table(["MOUNTPOINT", "TRANSPORT", "IMAGE"], rows)]
+        lines += ["", table(["MOUNTPOINT", "STATE", "TRANSPORT", "IMAGE"], rows)]
     if document["blobs"]:
         rows = [
             [
@@ -64,5 +69,13 @@ def _as_text(document: dict[str, Any]) -> str:
         ]
         header = ["BLOB", "SIZE", "PRESENT", "FETCHED", "REQUESTS", "ERRORS", "VERIFIED BY"]
         lines += ["", table(header, rows)]
-        lines += [f"{b['id'][:20]}: {b['last_error']}" for b in document["blobs"] if b["errors"]]
+    lines += [
+        f"{b['id'][:20]}: last error: {b['last_error']}"
+        for b in document["blobs"]
+        if b["errors"] and b["last_error"]
+    ]
+    lines += [
+        f"{w['mountpoint'] or w['image']}: not served for {w['for_s']:.0f} s: {w['error']}"
+        for w in document["waiting"]
+    ]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nydus_fscache.cli.fscache.common import add_root, require_root
 from nydus_fscache.cli.output import printable, table
-from nydus_fscache.errors import BadImage, DaemonError, UsageError
+from nydus_fscache.errors import BadImage, DaemonError, MountpointError, UsageError
 
 if TYPE_CHECKING:
     import rafs_v6
@@ -51,9 +52,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     require_root("trace")
+    if args.plot and args.plot.suffix.lower() != ".svg":
+        raise UsageError(f"{args.plot} is not the name of an SVG file", hint="name it FILE.svg")
     digest = _digest(args)
     kept = args.root / "images" / f"{digest}.trace"
     if args.forget:
+        _check_unmounted(args, digest)
         kept.unlink(missing_ok=True)
         return 0
     accesses = _accesses(args.root, digest, kept)
@@ -92,6 +96,19 @@ def _digest(args: argparse.Namespace) -> str:
             return hashlib.file_digest(f, "sha256").hexdigest()
     mount = find_mount(Client(args.root).call("GET", "/v1/status"), args.image)
     return str(mount["bootstrap_digest"]).removeprefix("sha256:")
+
+
+def _check_unmounted(args: argparse.Namespace, digest: str) -> None:
+    """The daemon records what is mounted, and would write the trace again."""
+    from nydus_fscache.api.client import Client  # noqa: PLC0415
+
+    with contextlib.suppress(DaemonError):
+        for mount in Client(args.root).call("GET", "/v1/status")["mounts"]:
+            if mount["bootstrap_digest"] == f"sha256:{digest}":
+                raise MountpointError(
+                    f"{args.image} is mounted at {mount['mountpoint']}, and recorded",
+                    hint="unmount it first",
+                )
 
 
 def _accesses(root: Path, digest: str, kept: Path) -> list[dict[str, Any]]:

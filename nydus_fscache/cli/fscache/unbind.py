@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from nydus_fscache.cli.fscache.bind import add_names
-from nydus_fscache.cli.fscache.common import add_root, require_root
+from nydus_fscache.cli.fscache.common import add_json, add_root, require_root
 
 NAME = "unbind"
 HELP = "stop serving an image that was bound"
@@ -20,6 +21,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_names(parser)
+    add_json(parser)
     add_root(parser)
 
 
@@ -27,5 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from nydus_fscache.api.client import Client  # noqa: PLC0415 - start-up time of other commands
 
     require_root("unbind")
-    Client(args.root).call("DELETE", "/v1/bindings", fsid=args.fsid, domain=args.domain)
+    client = Client(args.root)
+    answer = client.call("DELETE", "/v1/bindings", fsid=args.fsid, domain=args.domain)
+    if args.json:
+        print(json.dumps(answer))
     return 0
