@@ -7,6 +7,7 @@ blob id are part of the request there too: one socket can serve many blobs.
 from __future__ import annotations
 
 import os
+from urllib.parse import quote
 
 from nydus_fscache.backend.http_backend import HttpBackend
 from nydus_fscache.config.http_options import take_http_options
@@ -16,6 +17,8 @@ from nydus_fscache.errors import UsageError
 from nydus_fscache.http.pool import PooledResponse
 from nydus_fscache.http.route import RequestTemplate
 
+_AS_IS = "/-._~!$&'()*+,;=:@%?"  # the rest is sent percent-encoded
+
 
 class HttpProxy(HttpBackend):
     """Config: ``addr`` (http://…, https://…, or the absolute path of a socket), ``path``."""
@@ -24,7 +27,7 @@ class HttpProxy(HttpBackend):
 
     def __init__(self, options: Options) -> None:
         addr = options.text("addr")
-        path = "/" + options.text("path", "").strip("/")
+        path = "/" + quote(options.text("path", "").strip("/"), safe=_AS_IS)
         http = take_http_options(options, scheme=False)
         options.end()
         super().__init__(http)

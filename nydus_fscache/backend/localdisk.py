@@ -7,6 +7,7 @@ blob's id; of any other type, name and GUID together are the id.
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 from nydus_fscache.backend.base import Backend, RangeStream
@@ -31,6 +32,7 @@ class LocalDisk(Backend):
             raise UsageError(
                 "localdisk.disable_gpt leaves nothing that names the blobs", hint="remove it"
             )
+        self._lock = threading.Lock()
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as e:
@@ -69,10 +71,17 @@ class LocalDisk(Backend):
             )
         if time.monotonic() > deadline:
             raise BackendError(f"blob {blob_id}: not in time", retryable=True)
-        return FileRange(os.dup(self._fd), blob_id, partition.off + off, length)
+        with self._lock:
+            if self._fd < 0:
+                raise BackendError(f"blob {blob_id}: the disk is closed already")
+            return FileRange(os.dup(self._fd), blob_id, partition.off + off, length)
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Streams that are open read on; a late one is an error, not another file's bytes."""
+        with self._lock:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def _key(partition: Partition) -> str:

@@ -24,7 +24,7 @@ _BACKENDS = {
 def make_backend(config: Mapping[str, Any]) -> Backend:
     """From the ``backend`` object of nydusd's configuration v2: ``{"type": T, T: {…}}``."""
     kind = config.get("type")
-    if kind not in _BACKENDS:
+    if not isinstance(kind, str) or kind not in _BACKENDS:
         raise UsageError(f"no backend of type {kind!r}", hint=f"one of {', '.join(_BACKENDS)}")
     module, name = _BACKENDS[kind]
     make: Callable[[Options], Backend] = getattr(

@@ -13,6 +13,7 @@ from nydus_fscache.backend.http_backend import HttpBackend
 from nydus_fscache.config.http_options import take_http_options
 from nydus_fscache.config.options import Options
 from nydus_fscache.config.url import Url, parse_url
+from nydus_fscache.errors import UsageError
 from nydus_fscache.http.pool import PooledResponse
 from nydus_fscache.http.route import RequestTemplate
 
@@ -38,12 +39,14 @@ class Oss(HttpBackend):
     def __init__(self, options: Options) -> None:
         endpoint, self._bucket = options.text("endpoint"), options.text("bucket_name")
         self._prefix = options.text("object_prefix", "")
-        self._key_id = options.text("access_key_id", "")
+        self._key_id = options.header_text("access_key_id", "")
         self._secret = options.text("access_key_secret", "")
         http = take_http_options(options)
         options.end()
         super().__init__(http)
         base = parse_url(f"{http.scheme}://{endpoint}", "oss.endpoint")
+        if base.target != "/":
+            raise UsageError(f"oss.endpoint is {endpoint!r}", hint="a host, or host:port")
         self._folder = "/"
         if _is_address(base.host):  # an address has no subdomains
             self._folder = f"/{quote(self._bucket, safe='')}/"

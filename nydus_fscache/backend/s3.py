@@ -69,13 +69,13 @@ class S3(HttpBackend):
     name = "s3"
 
     def __init__(self, options: Options) -> None:
-        region = options.text("region")
+        region = options.header_text("region")
         bucket = options.text("bucket_name")
         endpoint = options.text("endpoint", "") or _DEFAULT_ENDPOINT
         self._prefix = options.text("object_prefix", "")
-        key_id = options.text("access_key_id", "")
+        key_id = options.header_text("access_key_id", "")
         secret = options.text("access_key_secret", "")
-        self._keys = Keys(region, key_id, secret, options.text("session_token", ""))
+        self._keys = Keys(region, key_id, secret, options.header_text("session_token", ""))
         addressing = options.text("addressing", "path")
         if bool(key_id) != bool(secret):
             raise UsageError("s3 needs both access_key_id and access_key_secret, or none")
@@ -87,6 +87,8 @@ class S3(HttpBackend):
         virtual = addressing == "virtual"
         host = f"{bucket}.{endpoint}" if virtual else endpoint
         self._base = parse_url(f"{http.scheme}://{host}", "s3.endpoint")
+        if self._base.target != "/":
+            raise UsageError(f"s3.endpoint is {endpoint!r}", hint="a host, or host:port")
         self._folder = "/" if virtual else f"/{quote(bucket, safe='')}/"
 
     def fetch(self, blob_id: str, template: RequestTemplate) -> PooledResponse:

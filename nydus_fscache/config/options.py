@@ -52,6 +52,16 @@ class Options:
             raise UsageError(f"{self.kind} needs {name}", hint="add it to the backend's options")
         return str(value)
 
+    def header_text(self, name: str, default: str | None = None) -> str:
+        """A text that becomes part of a header."""
+        text = self.text(name, default)
+        if not _VALUE.fullmatch(text):
+            raise UsageError(
+                f"{self.kind}.{name} has characters that HTTP cannot carry",
+                hint="printable ASCII only",
+            )
+        return text
+
     def texts(self, name: str) -> list[str]:
         value = self._take(name, [], (list,), "a list of strings")
         if not all(isinstance(v, str) for v in value):

@@ -178,6 +178,7 @@ class Session:
         guard = _Guard(deadline)
         body: Any = call.body
         length = len(call.body) if isinstance(call.body, bytes) else call.body.length
+        response = None
         try:
             with _translated(call.url, guard):
                 if isinstance(call.body, Upload):
@@ -191,9 +192,11 @@ class Session:
                     allow_redirects=False,
                     proxies=proxies,
                 )
-            guard.check(call.url)
+            guard.check(call.url)  # a head that was cut looks like a short one
         except BaseException:
             guard.end()
+            if response is not None:
+                response.close()
             raise
         finally:
             _active.guard = None
@@ -319,7 +322,11 @@ def _make(context: ssl.SSLContext, skip_verify: bool) -> requests.Session:
             """The context has the authorities: requests would add its own bundle."""
             conn.cert_reqs = "CERT_NONE" if skip_verify else "CERT_REQUIRED"
 
-    session = requests.Session()
+    class Unredirected(requests.Session):
+        def get_redirect_target(self, resp: Any) -> None:
+            """Redirects are ours: even unfollowed, requests would parse them."""
+
+    session = Unredirected()
     session.trust_env = False  # neither .netrc nor REQUESTS_CA_BUNDLE
     session.verify = not skip_verify
     session.headers.clear()

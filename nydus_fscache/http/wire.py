@@ -8,6 +8,7 @@ knows redirects, credentials or blobs.
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from dataclasses import dataclass, field
@@ -16,6 +17,13 @@ from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError
 
 _HEAD_LIMIT = 32 * 1024
+_INTERIM_LIMIT = 16  # answers of status 1xx before the one that counts
+# a server that is waited for twice the time of silence and brings less than this is too slow
+_TRICKLE_BYTES = 1024
+_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_TARGET = re.compile(r"[\x21-\x7e]+")
+_CHECK = "check the backend's configuration"
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
 _NO_BODY = frozenset((204, 304))
 
 
@@ -52,10 +60,12 @@ class Request:
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         if self.body or self.method == "POST":
             lines.append(f"Content-Length: {len(self.body)}")
+        if not _TARGET.fullmatch(target):
+            raise BackendError("a URL with blanks or letters that are not ASCII", hint=_CHECK)
         for line in lines:
-            if "\r" in line or "\n" in line:
-                raise BackendError("a header holds a line break", hint="check the configuration")
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + self.body
+            if "\r" in line or "\n" in line or not line.isascii():
+                raise BackendError("a header that HTTP cannot carry", hint=_CHECK)
+        return ("\r\n".join(lines) + "\r\n\r\n").encode() + self.body
 
 
 class Connection:
@@ -68,6 +78,8 @@ class Connection:
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
         self._armed_s = 0.0
+        self._began = self._waited = 0.0  # of this exchange: when; for its bytes since ...
+        self._received = self._received_before = 0  # ... there were so many
         self.idle_since = 0.0
         self.timed_out = False
 
@@ -86,6 +98,8 @@ class Connection:
 
     def exchange(self, request: Request, deadline: Deadline) -> Response:
         """Send, and receive the head of the answer."""
+        self._began, self._waited = time.monotonic(), 0.0
+        self._received = self._received_before = 0
         try:
             self._arm(deadline)
             self._sock.sendall(request.encode())
@@ -94,26 +108,48 @@ class Connection:
             raise self._broken("took no request in time") from e
         except OSError as e:
             raise self._broken(f"connection broke: {e.strerror or e}") from e
-        while True:
+        for _ in range(_INTERIM_LIMIT):
             status, headers, minor = self._head(deadline)
             if status >= 200:
                 tokens = headers.get("connection", "").lower()
                 keep = "close" not in tokens and (minor == 1 or "keep-alive" in tokens)
                 head = request.method == "HEAD"
                 return Response(self, deadline, status, headers, keep=keep, bodyless=head)
+        raise self._broken("sends interim answers only")
 
     def recv_into(self, buf: memoryview, deadline: Deadline) -> int:
         """At least one byte, or ``BackendError``; 0 at the end of the connection."""
-        left = deadline.left()
+        began = time.monotonic()
+        left = deadline.at - began
+        if left <= 0:
+            raise self._too_slow()
         if left < self._armed_s:  # the time-out of the socket is only changed when it must be
             self._arm(deadline)
         try:
-            return self._sock.recv_into(buf)
+            count = self._sock.recv_into(buf)
         except TimeoutError as e:
             self.timed_out = True
+            if self._armed_s < deadline.stall_s:
+                raise self._too_slow() from e
             raise self._broken(f"sent nothing for {self._armed_s:.1f} s") from e
         except OSError as e:
             raise self._broken(f"connection broke: {e.strerror or e}") from e
+        self._received += count
+        self._waited += time.monotonic() - began
+        if self._waited > 2 * deadline.stall_s:
+            self._check_pace()
+        return count
+
+    def _check_pace(self) -> None:
+        """A server that sends a byte a second is never silent, and never done."""
+        if self._received - self._received_before < _TRICKLE_BYTES:
+            self.timed_out = True
+            raise self._too_slow()
+        self._waited, self._received_before = 0.0, self._received
+
+    def _too_slow(self) -> BackendError:
+        took = time.monotonic() - self._began
+        return self._broken(f"too slow: {self._received} bytes in {took:.0f} s")
 
     def take(self, buf: memoryview, deadline: Deadline) -> int:
         """Body bytes: what came with the head first, then straight from the socket."""
@@ -124,6 +160,11 @@ class Connection:
         buf[:count] = self._view[self._start : self._start + count]
         self._start += count
         return count
+
+    @property
+    def has_leftovers(self) -> bool:
+        """Bytes have come that nobody asked for: the next answer would begin with them."""
+        return self._start != self._end
 
     def take_until(self, mark: bytes, deadline: Deadline) -> bytes:
         """Everything before ``mark``, which is consumed."""
@@ -155,7 +196,8 @@ class Connection:
         headers: dict[str, str] = {}
         for line in lines[1:]:
             name, colon, value = line.partition(":")
-            if not colon:
+            # neither folded lines nor bare line breaks: proxies disagree about what they mean
+            if not (colon and _NAME.fullmatch(name)) or "\r" in value or "\n" in value:
                 raise BackendError(f"{self.peer}: malformed header")
             name, value = name.lower(), value.strip()
             if name == "content-length" and headers.get(name, value) != value:
@@ -193,6 +235,8 @@ class Response:
         if bodyless or status in _NO_BODY:
             self._done = True
         elif "transfer-encoding" in headers:
+            if "content-length" in headers:
+                raise BackendError(f"{self.peer}: an answer of two lengths")
             if headers["transfer-encoding"].lower() != "chunked":
                 raise BackendError(f"{self.peer}: unknown transfer encoding")
             self._chunked = True
@@ -229,19 +273,19 @@ class Response:
         return count
 
     def _next_chunk(self) -> bool:
-        if not self._first_chunk:
-            self._connection.take_until(b"\r\n", self._deadline)
+        if not self._first_chunk and self._connection.take_until(b"\r\n", self._deadline):
+            raise BackendError(f"{self.peer}: malformed chunk of an answer")
         self._first_chunk = False
         size = self._connection.take_until(b"\r\n", self._deadline).partition(b";")[0].strip()
-        try:
-            self._left = int(size, 16)
-        except ValueError:
-            self._left = -1
-        if self._left < 0:
+        if not _CHUNK_SIZE.fullmatch(size):
             raise BackendError(f"{self.peer}: malformed chunk of an answer")
+        self._left = int(size, 16)
         if not self._left:
-            while self._connection.take_until(b"\r\n", self._deadline):
-                pass  # trailers
+            trailers = 0
+            while line := self._connection.take_until(b"\r\n", self._deadline):
+                trailers += len(line)
+                if trailers > _HEAD_LIMIT:
+                    raise BackendError(f"{self.peer}: endless trailers")
             self._done = True
         return not self._done
 
@@ -258,7 +302,7 @@ class Response:
     def give_back(self) -> Connection | None:
         """The connection, when it can serve another request; it is closed otherwise."""
         connection = self._connection
-        if self._done and self._keep:
+        if self._done and self._keep and not connection.has_leftovers:
             return connection
         connection.close()
         return None

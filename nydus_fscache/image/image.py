@@ -21,6 +21,7 @@ from nydus_fscache.core.units import unit_columns
 from nydus_fscache.errors import BackendError, BadImage, FscacheError, KernelRefused
 from nydus_fscache.image.blob_id import checked_blob_id
 from nydus_fscache.image.blob_meta import MetaReader
+from nydus_fscache.registry.reference import canonical_host
 
 _PARALLEL_LOADS = 8
 _FLAT_FREE = 64 << 30  # bytes of an image that are believed: page maps of 2 MiB
@@ -73,7 +74,9 @@ def auth_of(backend_config: Mapping[str, Any]) -> str:
 def renew_auth(backend_config: Mapping[str, Any], host: str, auth: str) -> bool:
     """Change the credentials in a configuration, if it is one of this registry."""
     registry = backend_config.get("registry")
-    if not isinstance(registry, dict) or registry.get("host") != host:
+    if not isinstance(registry, dict):
+        return False
+    if canonical_host(str(registry.get("host"))) != canonical_host(host):
         return False
     registry.pop("registry_token", None)
     registry["auth"] = auth

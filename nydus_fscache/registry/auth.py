@@ -168,7 +168,9 @@ class Authenticator:
         self, realm: Url, query: dict[str, str], auth: str, deadline: Deadline
     ) -> tuple[int, bytes]:
         mark = "&" if "?" in realm.target else "?"
-        url = realm.with_target(f"{realm.target}{mark}{urlencode(query)}")
+        scopes = [("scope", scope) for scope in query["scope"].split()]
+        words = [*scopes, *(pair for pair in query.items() if pair[0] != "scope")]
+        url = realm.with_target(f"{realm.target}{mark}{urlencode(words)}")
         identity = b64decode(auth).startswith(f"{IDENTITY_USER}:".encode())
         headers = {"Authorization": f"Basic {auth}"} if auth and not identity else {}
         return self._ask(Call("GET", url, own_headers=headers), deadline)

@@ -19,7 +19,7 @@ from typing import Any
 
 from nydus_fscache.errors import BackendError, UsageError
 from nydus_fscache.registry.auth import IDENTITY_USER, basic, check_auth
-from nydus_fscache.registry.reference import HUB_HOST
+from nydus_fscache.registry.reference import HUB_HOST, canonical_host
 
 _HELPER_LIMIT_S = 30.0
 _CONFIG_LIMIT = 4 * 1024 * 1024
@@ -29,16 +29,18 @@ _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io")
 def find_auth(host: str, environ: Mapping[str, str] = os.environ) -> str:
     """Base64 of user:password for ``host``, or empty when there is nothing for it.
 
+    Any spelling of the host will do, as of Docker Hub (``canonical_host``).
     An identity token comes as the password of the user ``<token>``.
     """
     override = environ.get("IMAGE_PULL_AUTH", "")
     if override:
         return check_auth(override)
+    host = canonical_host(host)
     path = _config_path(environ)
     config = _read_config(path)
     keys = (*_HUB_KEYS, HUB_HOST) if host == HUB_HOST else (host,)
     helpers = _mapping(config, "credHelpers")
-    for key in keys:
+    for key in (*keys, *(name for name in helpers if canonical_host(name) == host)):
         if isinstance(helpers.get(key), str):
             return _ask_helper(helpers[key], key)
     if isinstance(config.get("credsStore"), str) and config["credsStore"]:
@@ -46,7 +48,9 @@ def find_auth(host: str, environ: Mapping[str, str] = os.environ) -> str:
             found = _ask_helper(config["credsStore"], key)
             if found:
                 return found
-    entries = {_entry_host(name): entry for name, entry in _mapping(config, "auths").items()}
+    auths = _mapping(config, "auths")
+    entries = {canonical_host(_entry_host(name)): entry for name, entry in auths.items()}
+    entries |= {_entry_host(name): entry for name, entry in auths.items()}
     for key in keys:
         entry = entries.get(_entry_host(key))
         if isinstance(entry, Mapping):

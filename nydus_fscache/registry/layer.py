@@ -1,22 +1,22 @@
 """The bootstrap out of its layer: a tar, usually gzip, with ``image/image.boot``.
 
-Memory and time are bounded before they are spent: by the size of the layer, by
-the size of the bootstrap, and by what a layer may unpack to until it is found.
+Memory and time are bounded before they are spent, by what the layer cost to store: it may
+unpack to ``_RATIO_LIMIT`` times its size until the bootstrap has been read.
 """
 
 from __future__ import annotations
 
 import io
-import tarfile
 import zlib
 
 from nydus_fscache.errors import BadImage
+from nydus_fscache.registry.tar import Counted, Member, members
 
 BOOTSTRAP_PATHS = ("image/image.boot", "image.boot")
 LAYER_LIMIT = 1 << 30
 BOOTSTRAP_LIMIT = 1 << 30
-# bootstraps compress 3 to 10 fold; what needs more than this is a bomb
-_RATIO_LIMIT = 200
+# bootstraps compress 3 to 10 fold; a layer that needs more than this is a bomb
+_RATIO_LIMIT = 64
 _UNPACKED_FLOOR = 64 * 1024 * 1024
 
 
@@ -55,26 +55,25 @@ class _Gunzip(io.RawIOBase):
 
 def extract_bootstrap(layer: bytes) -> bytes:
     """``BadImage`` when there is none, or when the layer is damaged or a bomb."""
+    limit = len(layer)
+    source: io.BufferedIOBase = io.BytesIO(layer)
     if layer[:2] == b"\x1f\x8b":
         limit = max(_UNPACKED_FLOOR, len(layer) * _RATIO_LIMIT)
-        source: io.BufferedIOBase = io.BufferedReader(_Gunzip(layer, limit), 256 * 1024)
-    else:
-        source = io.BytesIO(layer)
+        source = io.BufferedReader(_Gunzip(layer, limit), 256 * 1024)
+    counted = Counted(source)
     try:
-        with tarfile.open(fileobj=source, mode="r|") as tar:
-            for member in tar:
-                if member.name.removeprefix("./") in BOOTSTRAP_PATHS and member.isreg():
-                    return _content(tar, member)
-    except (tarfile.TarError, zlib.error, EOFError) as e:
+        for member in members(counted):
+            if member.name.removeprefix("./") in BOOTSTRAP_PATHS and member.regular:
+                return _content(counted, member, limit)
+    except zlib.error as e:
         raise BadImage(f"the bootstrap layer is damaged: {e}", hint="push it again") from e
     raise BadImage("the bootstrap layer has no image/image.boot", hint="convert the image again")
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if not 0 < member.size <= BOOTSTRAP_LIMIT:
+def _content(source: Counted, member: Member, limit: int) -> bytes:
+    if not 0 < member.size <= min(BOOTSTRAP_LIMIT, limit):
         raise BadImage(f"a bootstrap of {member.size} bytes", hint="convert the image again")
-    file = tar.extractfile(member)
-    data = file.read(member.size) if file else b""
+    data = source.read(member.size)
     if len(data) != member.size:
         raise BadImage("the bootstrap layer ends in the middle of the bootstrap")
     return data

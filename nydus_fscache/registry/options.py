@@ -30,15 +30,13 @@ def take_registry_options(table: Any) -> RegistryOptions:
     """``UsageError`` names the option that is wrong."""
     options = table if isinstance(table, Options) else Options("registry", table)
     host, repo = options.text("host"), options.text("repo")
-    auth, token = options.text("auth", ""), options.text("registry_token", "")
+    auth, token = options.text("auth", ""), options.header_text("registry_token", "")
     scheme, moved = options.text("blob_url_scheme", ""), options.text("blob_redirected_host", "")
     options.ignore("readahead", "readahead_sec")  # written by nydus-snapshotter
     if scheme not in ("", "http", "https"):
         raise UsageError(f"blob_url_scheme is {scheme!r}", hint="http or https")
     if not REPO.fullmatch(repo):
         raise UsageError(f"{repo!r} is not a repository", hint="like library/alpine, no tag")
-    if not (token.isascii() and token.isprintable()):
-        raise UsageError("registry.registry_token is not a token", hint="printable ASCII")
     http = take_http_options(options)
     options.end()
     return RegistryOptions(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nydus_fscache.errors import UsageError
 from nydus_fscache.registry.client import RegistryClient
 from nydus_fscache.registry.credentials import find_auth
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
@@ -20,7 +21,8 @@ from nydus_fscache.registry.manifest import (
     parse_document,
 )
 from nydus_fscache.registry.options import take_registry_options
-from nydus_fscache.registry.reference import Reference
+from nydus_fscache.registry.reference import Reference, canonical_host
+from nydus_fscache.registry.scheme import find_scheme
 
 _DEADLINE_S = 120.0
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
@@ -50,24 +52,36 @@ def pull_bootstrap(
     options: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> PulledImage:
-    """Download and verify the bootstrap.  ``options``: more of the registry backend's options.
+    """Download and verify the bootstrap.
 
-    Raises ``UsageError`` (reference, credentials' form), ``BackendError`` (registry) or
-    ``BadImage`` (not Nydus, wrong digest, damaged).
+    ``options``: a table of the registry backend, whose authorities, proxy, credentials and
+    so on count for pulling as they do for reading.  Host and repository are those of the
+    reference; where the table names others, its own are for the blobs.
+
+    Raises ``UsageError`` (reference, options, credentials' form), ``BackendError`` (registry)
+    or ``BadImage`` (not Nydus, wrong digest, damaged).
     """
     ref = Reference.parse(reference)
-    table: dict[str, Any] = {
-        "scheme": "http" if plain_http else "https",
-        "host": ref.host,
-        "repo": ref.repo,
-        **(options or {}),
-    }
-    if "auth" not in table and (auth := find_auth(ref.host, environ)):
-        table["auth"] = auth
     deadline = time.monotonic() + _DEADLINE_S
+    if not isinstance(options or {}, Mapping):
+        raise UsageError("the options of the registry are not a table", hint="see docs/backends.md")
+    given = dict(options or {})
+    table: dict[str, Any] = {**given, "host": ref.host, "repo": ref.repo}
+    if plain_http:
+        table["scheme"] = "http"
+    if not table.get("scheme"):
+        http = take_registry_options({**table, "scheme": "https"}).http
+        table["scheme"] = find_scheme(ref.host, http, deadline=deadline)
+    if not (table.get("auth") or table.get("registry_token")):
+        table["auth"] = find_auth(ref.host, environ)
     with RegistryClient.of(take_registry_options(table)) as client:
         image, digest = _image(client, ref, deadline)
         layer = client.blob(ref.repo, image.bootstrap, limit=LAYER_LIMIT, deadline=deadline)
+    blobs_at = given.get("host")
+    if isinstance(blobs_at, str) and canonical_host(blobs_at) != canonical_host(ref.host):
+        table = given  # credentials and scheme of one host are not another's
+    else:
+        table["repo"] = given.get("repo", ref.repo)
     return PulledImage(
         reference=str(ref),
         manifest_digest=digest,

@@ -240,6 +240,9 @@ class TokenServer:
         }
 
     def jwt(self, repo: str, actions: list[str], ttl_s: int | None = None) -> str:
+        return self._jwt([(repo, actions)], ttl_s)
+
+    def _jwt(self, scopes: list[tuple[str, list[str]]], ttl_s: int | None = None) -> str:
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -254,7 +257,10 @@ class TokenServer:
             "nbf": now - 60,
             "iat": now,
             "jti": f"{len(self.asked)}",
-            "access": [{"type": "repository", "name": repo, "actions": actions}],
+            "access": [
+                {"type": "repository", "name": repo, "actions": actions}
+                for repo, actions in scopes
+            ],
         }
         text = b".".join(_b64(json.dumps(part).encode()) for part in (header, claims))
         r, s = decode_dss_signature(self._key.sign(text, ec.ECDSA(hashes.SHA256())))
@@ -270,9 +276,12 @@ class TokenServer:
         auth = base64.b64encode(f"{USER}:{self.password}".encode()).decode()
         if headers.get("Authorization") != f"Basic {auth}":
             return 401, {}, b"who are you?"
-        kind, repo, actions = query["scope"][0].split(":")
-        assert kind == "repository"
-        token = self.jwt(repo, actions.split(","))
+        scopes = []
+        for scope in " ".join(query["scope"]).split():
+            kind, repo, actions = scope.split(":")
+            assert kind == "repository"
+            scopes.append((repo, actions.split(",")))
+        token = self._jwt(scopes)
         answer = json.dumps({"token": token, "expires_in": self.ttl_s}).encode()
         return 200, {"Content-Type": "application/json"}, answer
 

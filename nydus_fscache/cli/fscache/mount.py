@@ -25,7 +25,7 @@ examples:
   nydus-fscache mount image.boot /mnt/app --blob-dir blobs/
   nydus-fscache mount image.boot /mnt/app --backend backend.json
   nydus-fscache mount registry.example/team/app:1.2-nydus /mnt/app
-  nydus-fscache mount localhost:5000/app@sha256:3f… /mnt/app --plain-http
+  nydus-fscache mount registry.lan:5000/app@sha256:3f… /mnt/app --plain-http
 """
 
 EROFS_MAGIC_OFF, EROFS_MAGIC = 1024, b"\xe2\xe1\xf5\xe0"
@@ -48,7 +48,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=resolved_path)
     add_backend(parser)
     parser.add_argument(
-        "--plain-http", action="store_true", help="the registry speaks http, not https"
+        "--plain-http",
+        action="store_true",
+        help="the registry speaks http, not https (of one on this machine it is found out)",
     )
     parser.add_argument(
         "--transport",
@@ -165,14 +167,16 @@ def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]
         )
     from nydus_fscache.registry.pull import pull_bootstrap  # noqa: PLC0415 - only for registries
 
-    pulled = pull_bootstrap(args.image, plain_http=args.plain_http)
+    of_registry = config is None or config.backend.get("type") == "registry"
+    options = config.backend.get("registry") if config and of_registry else None
+    pulled = pull_bootstrap(args.image, plain_http=args.plain_http, options=options)
     directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nydus-fscache-"))
     bootstrap = Path(directory) / "image.boot"
     bootstrap.write_bytes(pulled.bootstrap)
     return {
         "bootstrap": str(bootstrap),
-        "backend": pulled.backend,
         **(request_of(config) if config else {}),
+        **({"backend": pulled.backend} if of_registry else {}),
         "source": pulled.reference,
     }
 

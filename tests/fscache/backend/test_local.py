@@ -147,3 +147,24 @@ def test_localdisk_bad_disks(tmp_path: Path, make: Make) -> None:
         write_gpt(path, entries, 4 * MIB)
         with pytest.raises(BackendError, match=message):
             make("localdisk", device_path=str(path))
+
+
+def test_localdisk_after_close_reads_nothing(
+    tmp_path: Path, disk: Path, make: Make, blob_id: str
+) -> None:
+    """The number of its descriptor may be another file's by then."""
+    backend = make("localdisk", device_path=str(disk))
+    stream = backend.open_range(blob_id, 0, 10, deadline=soon(), prefetch=False)
+    backend.close()
+    backend.close()
+    other = tmp_path / "other"
+    other.write_bytes(b"secret" * 100_000)
+    fds = [os.open(other, os.O_RDONLY) for _ in range(8)]
+    try:
+        with pytest.raises(BackendError, match="closed"):
+            backend.read(blob_id, 0, 10, deadline=soon())
+        assert stream.readinto(memoryview(bytearray(10))) == 10  # one that was open reads on
+    finally:
+        stream.close()
+        for fd in fds:
+            os.close(fd)

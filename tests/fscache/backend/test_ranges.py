@@ -10,6 +10,7 @@ import pytest
 from backend_kit import Make, soon
 from rangeserver import Fault, RangeServer
 
+from nydus_fscache.backend.make import make_backend
 from nydus_fscache.errors import BackendError, UsageError
 
 OFF, LENGTH = 12_345, 700_000
@@ -216,3 +217,72 @@ def test_bad_options(make: Make, options: dict[str, object]) -> None:
     with pytest.raises(UsageError) as caught:
         make("registry", **options)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {}, {"type": None}, {"type": 3}, {"type": ["localfs"]}, {"type": {"a": 1}},
+        {"type": "localfs"}, {"type": "localfs", "localfs": ["x"]},
+        {"type": "localfs", "localfs": {"dir": ["x"]}}, {"type": "http-proxy", "http-proxy": "x"},
+    ],
+)  # fmt: skip
+def test_wrong_types_are_usage_errors(config: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        make_backend(config)
+
+
+@pytest.mark.parametrize("path", ["/Ж€/", "/a b/", "/a\r\nX: y/", "/%41/", "/#/", "/\0"])
+def test_odd_characters_of_a_path_are_sent_escaped(
+    blobs: Path, make: Make, data: bytes, blob_id: str, path: str
+) -> None:
+    with RangeServer(blobs) as server:
+        backend = make("http-proxy", addr=server.url, path=path)
+        assert backend.read(blob_id, 0, 10, deadline=soon()) == data[:10]
+        (seen,) = server.seen
+        assert seen.path.isascii()
+        assert not set(seen.path) & set(" \r\n\0#")
+        assert "X" not in seen.headers
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("registry", {"host": "h", "repo": "r", "mirrors": [{"host": "http://m", "headers": h}]})
+        for h in ({"X-A": "Ж"}, {"X A": "b"}, {"X": "a\r\nY: b"}, {"": "b"}, {"X": 5})
+    ]
+    + [
+        ("registry", {"host": "h", "repo": "r", "registry_token": "Ж"}),
+        ("s3", {"region": "Ж", "bucket_name": "b"}),
+        (
+            "s3",
+            {"region": "r", "bucket_name": "b", "access_key_id": "a\nb"},
+        ),
+        ("s3", {"region": "r", "bucket_name": "b", "endpoint": "h/path"}),
+        ("oss", {"endpoint": "h", "bucket_name": "b", "access_key_id": "é"}),
+        ("oss", {"endpoint": "h/path", "bucket_name": "b"}),
+        ("registry", {"host": "h", "repo": "r", "blob_redirected_host": "[::1"}),
+        ("registry", {"host": "h", "repo": "r", "blob_redirected_host": "h/path"}),
+    ],
+)
+def test_characters_that_http_cannot_carry_are_told_at_once(
+    make: Make, kind: str, options: dict[str, object]
+) -> None:
+    with pytest.raises(UsageError):
+        make(kind, **options)
+
+
+def test_an_empty_scheme_is_an_absent_one() -> None:
+    for kind, table in (
+        ("registry", {"host": "127.0.0.1:1", "repo": "r"}),
+        ("oss", {"endpoint": "127.0.0.1:1", "bucket_name": "b"}),
+        ("s3", {"endpoint": "127.0.0.1:1", "bucket_name": "b", "region": "r"}),
+    ):
+        names = ("scheme", "auth", "registry_token", "blob_url_scheme", "blob_redirected_host")
+        empty = dict.fromkeys(names if kind == "registry" else ("scheme", "object_prefix"), "")
+        more: dict[str, object] = {"proxy": {"url": "", "ping_url": ""}, "retry_limit": 1}
+        options = {**table, **empty, **more}
+        backend = make_backend({"type": kind, kind: options})
+        with pytest.raises(BackendError, match=r"https://127\.0\.0\.1:1: Connection refused"):
+            backend.size("x", deadline=soon())
+        backend.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import socket
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,9 @@ from backend_kit import Make, soon
 from rangeserver import Fault, RangeServer
 from servers import AUTH, Pusher, TokenServer, docker_registry, htpasswd_auth
 
+from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError
+from nydus_fscache.http.redirect import RedirectRules
 from nydus_fscache.registry.auth import basic
 
 REPO = "team/app"
@@ -110,6 +113,13 @@ def test_new_credentials_without_restart(tmp_path: Path, make: Make, data: bytes
         assert backend.size(blob_id, deadline=soon()) == len(data)
 
 
+class RangeServer6(RangeServer):
+    address_family = socket.AF_INET6
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, host="::1")
+
+
 class Redirecting:
     """A registry that sends clients of /v2/ to a storage server by signed URLs."""
 
@@ -196,7 +206,61 @@ def test_bad_redirects(blobs: Path, make: Make, blob_id: str, location: str) -> 
     with RangeServer(blobs, route=route) as server:
         with pytest.raises(BackendError, match="redirect"):
             registry(make, server.host).read(blob_id, 0, 1, deadline=soon())
-        assert len(server.seen) <= 6
+        assert len(server.seen) == (6 if location == "/v2/" else 1)
+
+
+def test_redirect_without_location(blobs: Path, make: Make, blob_id: str) -> None:
+    with RangeServer(blobs, route=lambda *_: (307, {}, b"")) as server:
+        with pytest.raises(BackendError, match="redirects without saying where"):
+            registry(make, server.host).read(blob_id, 0, 1, deadline=soon())
+        assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("by", ["location", "option"])
+def test_redirect_to_an_ipv6_address(
+    blobs: Path, make: Make, data: bytes, blob_id: str, by: str
+) -> None:
+    with RangeServer6(blobs) as store:
+        place = f"[::1]:{store.port}"
+        target = f"https://{place}" if by == "location" else "https://storage.invalid"
+        with RangeServer(blobs, route=Redirecting(target)) as server:
+            options = {"blob_redirected_host": place} if by == "option" else {}
+            backend = registry(make, server.host, auth=AUTH, blob_url_scheme="http", **options)
+            assert backend.read(blob_id, 3, 10, deadline=soon()) == data[3:13]
+        assert store.seen[0].headers["Host"] == place
+
+
+@pytest.mark.parametrize(
+    ("rules", "location", "there"),
+    [
+        (RedirectRules(), "/x?s=1", "http://r.example/x"),
+        (RedirectRules(), "//s.example/x", "http://s.example/x"),
+        (RedirectRules(), "https://s.example/x", "https://s.example/x"),
+        (RedirectRules("http"), "https://s.example/x", "http://s.example/x"),
+        (RedirectRules("http"), "https://s.example:8443/x", "http://s.example:8443/x"),
+        (RedirectRules("https"), "http://[::1]/x", "https://[::1]/x"),
+        (RedirectRules("", Url.parse("http://h:80/")), "https://s.example/x", "https://h/x"),
+        (RedirectRules("http", Url.parse("http://h:8080/")), "https://s/x", "http://h:8080/x"),
+    ],
+)
+def test_where_redirects_lead(rules: RedirectRules, location: str, there: str) -> None:
+    home = Url.parse("http://r.example/v2/")
+    assert str(rules.target(home, home, location)) == there
+
+
+def test_unknown_schemes_beside_basic(blobs: Path, make: Make, data: bytes, blob_id: str) -> None:
+    for offer in ("Negotiate, Basic", 'NTLM, Negotiate abc==, Basic realm="x, y"', "Basic,NTLM"):
+
+        def route(
+            method: str, path: str, headers: dict[str, str], body: bytes, offer: str = offer
+        ) -> tuple[int, dict[str, str], bytes] | None:
+            if headers.get("Authorization") == f"Basic {AUTH}":
+                return None
+            return 401, {"WWW-Authenticate": offer}, b""
+
+        with RangeServer(blobs, route=route) as server:
+            backend = registry(make, server.host, auth=AUTH)
+            assert backend.read(blob_id, 3, 10, deadline=soon()) == data[3:13]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from base64 import b64encode
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from nydus_fscache.errors import BackendError, UsageError
 from nydus_fscache.registry.challenge import Challenge, parse_challenge
 from nydus_fscache.registry.credentials import find_auth
-from nydus_fscache.registry.reference import Reference
+from nydus_fscache.registry.reference import Reference, canonical_host, is_loopback
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -146,8 +147,72 @@ def test_credential_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ('Basic realm="r", Bearer realm=http://t', Challenge("bearer", "http://t")),
         ('Bearer realm="a\\"b" , service=x', Challenge("bearer", 'a"b', "x")),
         ("Bearer service=x", None),
+        ("Negotiate, NTLM", None),
+        ('Negotiate, Basic realm="a, b"', Challenge("basic")),
+        ('Basic realm="r", Negotiate', Challenge("basic")),
+        ('Negotiate oRQwEqADCg==, NTLM, Bearer realm="http://t"', Challenge("bearer", "http://t")),
+        ("Negotiate,bearer realm = http://t , service = s", Challenge("bearer", "http://t", "s")),
+        (
+            'Digest realm="d", qop="auth,auth-int", nonce="ab==", Basic realm="x"',
+            Challenge("basic"),
+        ),
+        ('Bearer realm="", Basic', Challenge("basic")),
+        ('Bearer realm="http://a", Bearer realm="http://b"', Challenge("bearer", "http://a")),
+        ('Basic realm="Bearer realm=http://t"', Challenge("basic")),
+        ('Bearer realm="http://t', Challenge("bearer", '"http://t')),
         (', , ="', None),
     ],
 )
 def test_challenge(header: str, challenge: Challenge | None) -> None:
     assert parse_challenge(header) == challenge
+
+
+@pytest.mark.parametrize(
+    "fill", [" ", "\t", ",", " ,", '"', "\\", "=", 'a="', "a=b, ", "a ", '\\"']
+)
+def test_a_challenge_costs_little_whatever_it_is(fill: str) -> None:
+    """The header's limit is 32 KiB; the time must not grow with the square of that."""
+    for size in (10_000, 32_000):
+        header = f'Bearer realm="https://t"{fill * (size // len(fill))}!'
+        began = time.perf_counter()
+        parse_challenge(header)
+        assert time.perf_counter() - began < 0.2
+
+
+@pytest.mark.parametrize(
+    ("host", "same"),
+    [
+        ("docker.io", "registry-1.docker.io"),
+        ("index.docker.io", "registry-1.docker.io"),
+        ("R.Example:443", "r.example"),
+        ("r.example:5000", "r.example:5000"),
+    ],
+)
+def test_one_registry_by_several_names(host: str, same: str) -> None:
+    assert canonical_host(host) == same
+
+
+@pytest.mark.parametrize("host", ["docker.io", "index.docker.io", "registry-1.docker.io"])
+def test_docker_hub_by_each_of_its_names(tmp_path: Path, host: str) -> None:
+    for key in ("https://index.docker.io/v1/", "docker.io", "registry-1.docker.io"):
+        environ = login(tmp_path, {"auths": {key: {"auth": encode("hub:p")}}})
+        assert find_auth(host, environ) == encode("hub:p")
+
+
+def test_spelling_of_a_host(tmp_path: Path) -> None:
+    environ = login(tmp_path, {"auths": {"R.Example": {"auth": encode("u:p")}}})
+    for host in ("r.example", "R.EXAMPLE", "r.example:443"):
+        assert find_auth(host, environ) == encode("u:p")
+    assert find_auth("r.example:5000", environ) == ""
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [
+        ("localhost", True), ("localhost:5000", True), ("127.0.0.1:80", True), ("[::1]:5000", True),
+        ("127.5.5.5", True), ("127.0.0.1.example", False), ("localhost.example", False),
+        ("r.example", False), ("10.0.0.1", False), ("[::2]", False),
+    ],
+)  # fmt: skip
+def test_loopback(host: str, here: bool) -> None:
+    assert is_loopback(host) is here

@@ -7,12 +7,18 @@ import gzip
 import io
 import json
 import random
+import ssl
 import tarfile
 import time
+import tracemalloc
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
+import trustme
 from rangeserver import RangeServer
 from servers import (
     AUTH,
@@ -26,9 +32,13 @@ from servers import (
 )
 
 from nydus_fscache.backend.make import make_backend
-from nydus_fscache.errors import BackendError, BadImage
+from nydus_fscache.config.http_options import HttpOptions
+from nydus_fscache.config.url import Url
+from nydus_fscache.errors import BackendError, BadImage, UsageError
+from nydus_fscache.http.dial import Dialer
 from nydus_fscache.registry.layer import extract_bootstrap
 from nydus_fscache.registry.pull import pull_bootstrap
+from nydus_fscache.registry.scheme import find_scheme
 
 REPO = "team/app"
 BOOT = random.Random(2).randbytes(100_000)
@@ -225,3 +235,193 @@ def test_bomb() -> None:
     with pytest.raises(BadImage, match="far too much"):
         extract_bootstrap(bomb)
     assert time.monotonic() - started < 5
+
+
+def long_header(kind: bytes, size: int) -> bytes:
+    """A layer whose first member claims a header of ``size`` bytes, all of them there."""
+    member = tarfile.TarInfo("x")
+    member.type, member.size = kind, size
+    packed = zlib.compressobj(9, wbits=31)
+    out = packed.compress(member.tobuf())
+    for _ in range(size >> 20):
+        out += packed.compress(bytes(1 << 20))
+    return out + packed.flush()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK],
+)
+def test_headers_that_claim_memory(kind: bytes) -> None:
+    layer = long_header(kind, 40 << 20) + random.Random(1).randbytes(800_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadImage, match="a header of 41943040 bytes"):
+            extract_bootstrap(layer)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_million_members() -> None:
+    member = tarfile.TarInfo("x").tobuf()
+    layer = gzip.compress(member * 110_000, 1)
+    with pytest.raises(BadImage, match=r"more than 100000 members|far too much"):
+        extract_bootstrap(layer)
+
+
+def test_a_bootstrap_that_was_cheap_to_store() -> None:
+    bomb = gzip.compress(tar_of("image/image.boot", bytes(100 << 20)), 9)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadImage, match="a bootstrap of 104857600 bytes"):
+            extract_bootstrap(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_around_the_bootstrap(form: int) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+        directory = tarfile.TarInfo("image")
+        directory.type = tarfile.DIRTYPE
+        tar.addfile(directory)
+        long = "d/" * 60 + "name" if form == tarfile.USTAR_FORMAT else "n" * 300
+        for name in (long, "image/ä.blob.meta", "image/a"):
+            other = tarfile.TarInfo(name)
+            other.size = 1000
+            other.mtime = 1.5 if form == tarfile.PAX_FORMAT else 1
+            tar.addfile(other, io.BytesIO(bytes(1000)))
+        link = tarfile.TarInfo("image/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "t" * 300 if form else "t"
+        tar.addfile(link)
+        boot = tarfile.TarInfo("image/image.boot")
+        boot.size = len(BOOT)
+        boot.pax_headers = {"comment": "x" * 600}
+        tar.addfile(boot, io.BytesIO(BOOT))
+    assert extract_bootstrap(gzip.compress(out.getvalue())) == BOOT
+
+
+@pytest.mark.parametrize(
+    "records", [b"junk\n", b"5 a=b\n", b"999999 path=x\n", b"12 path=x\n", b"00 =\n", b"9" * 300]
+)
+def test_pax_records_that_lie(records: bytes) -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, len(records)
+    layer = header.tobuf() + records.ljust(512, b"\0") + tar_of("image/image.boot", BOOT)
+    with pytest.raises(BadImage, match="pax header"):
+        extract_bootstrap(layer)
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> tuple[ssl.SSLContext, str]:
+    """A server's context for localhost, and the PEM file of its authority."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    pem = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(pem))
+    return context, str(pem)
+
+
+def front_of(host: str) -> Any:
+    """A route that passes everything on to a registry."""
+
+    def route(
+        method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        path = path.partition(REPO)[2]  # a proxy is asked for the whole URL
+        with requests.Session() as session:
+            session.trust_env = False
+            kept = {k: v for k, v in headers.items() if k in ("Range", "Accept")}
+            answer = session.request(method, f"http://{host}/v2/{REPO}{path}", headers=kept)
+        names = ("Content-Type", "Content-Range", "Content-Length")
+        kept = {name: answer.headers[name] for name in names if name in answer.headers}
+        return answer.status_code, kept, answer.content
+
+    return route
+
+
+def test_options_of_the_backend_count_for_pulling(
+    host: str, push: Pusher, tmp_path: Path, tls: tuple[ssl.SSLContext, str]
+) -> None:
+    push.nydus_image("options", BOOT, BLOBS)
+    context, pem = tls
+    with RangeServer(tmp_path, tls=context, route=front_of(host)) as server:
+        name = f"localhost:{server.port}/{REPO}:options"
+        with pytest.raises(BackendError, match="certificate refused"):
+            pull_bootstrap(name, environ=NO_LOGIN)
+        for options in ({"ca_cert_files": [pem]}, {"skip_verify": True}):
+            pulled = pull_bootstrap(name, options=options, environ=NO_LOGIN)
+            assert pulled.bootstrap == BOOT
+            table = pulled.backend["registry"]
+            assert table["scheme"] == "https"  # found out, and told to the daemon
+            assert options.items() <= table.items()
+            backend = make_backend(pulled.backend)
+            blob_id = next(iter(pulled.blob_sizes))
+            assert backend.read(blob_id, 0, 9, deadline=time.monotonic() + 5) == BLOBS[0][:9]
+            backend.close()
+        with pytest.raises(UsageError, match="no option ca_cert"):
+            pull_bootstrap(name, options={"ca_cert": [pem]}, environ=NO_LOGIN)
+
+
+def test_pull_through_the_proxy_of_the_backend(host: str, push: Pusher, tmp_path: Path) -> None:
+    push.nydus_image("proxy", BOOT, BLOBS)
+    with RangeServer(tmp_path, route=front_of(host)) as proxy:
+        options = {"scheme": "http", "proxy": {"url": proxy.url, "fallback": False}}
+        pulled = pull_bootstrap(f"r.invalid/{REPO}:proxy", options=options, environ=NO_LOGIN)
+        assert pulled.bootstrap == BOOT
+        assert {seen.path.partition("/v2/")[0] for seen in proxy.seen} == {"http://r.invalid"}
+
+
+def test_headers_and_credentials_of_the_backend_count(
+    host: str, push: Pusher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push.nydus_image("auth", BOOT, BLOBS)
+    monkeypatch.setenv("NYDUS_HEADER_X-Tenant", "t")
+    passed = front_of(host)
+
+    def route(
+        method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        if headers.get("Authorization") != f"Basic {AUTH}" or headers.get("X-Tenant") != "t":
+            return 401, {"WWW-Authenticate": "Negotiate, Basic"}, b""
+        answer: tuple[int, dict[str, str], bytes] = passed(method, path, headers, body)
+        return answer
+
+    with RangeServer(tmp_path, route=route) as server:
+        name = f"{server.host}/{REPO}:auth"
+        assert pull_bootstrap(name, options={"auth": AUTH}, environ=NO_LOGIN).bootstrap == BOOT
+
+
+def test_loopback_needs_no_option(host: str, push: Pusher) -> None:
+    push.nydus_image("here", BOOT, BLOBS)
+    for name in (host, host.replace("127.0.0.1", "localhost")):
+        pulled = pull_bootstrap(f"{name}/{REPO}:here", environ=NO_LOGIN)
+        assert pulled.bootstrap == BOOT
+        assert pulled.backend["registry"]["scheme"] == "http"
+
+
+def test_other_hosts_never_fall_back_to_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    dialled: list[str] = []
+
+    def connect(self: Dialer, url: Url, *_: object) -> object:
+        dialled.append(url.scheme)
+        raise BackendError("TLS handshake failed")
+
+    monkeypatch.setattr(Dialer, "connect", connect)
+    deadline = time.monotonic() + 5
+    assert find_scheme("r.example:5000", HttpOptions(), deadline=deadline) == "https"
+    assert dialled == []
+    assert find_scheme("localhost:5000", HttpOptions(), deadline=deadline) == "http"
+    assert dialled == ["https"]
+
+
+def test_blobs_from_another_host_than_the_image(host: str, push: Pusher) -> None:
+    push.nydus_image("far", BOOT, BLOBS)
+    options = {"host": "mirror.example", "repo": "other/app", "auth": AUTH}
+    pulled = pull_bootstrap(f"{host}/{REPO}:far", options=options, environ=NO_LOGIN)
+    assert pulled.bootstrap == BOOT
+    assert pulled.backend["registry"] == options
