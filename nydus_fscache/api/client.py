@@ -27,6 +27,7 @@ from nydus_fscache.errors import (
 from nydus_fscache.files import claim_root, short_path
 from nydus_fscache.handover.commands import daemon_argv
 
+CACHEFILES = "NYDUS_FSCACHE_CACHEFILES"  # environment of a daemon: the directory of cachefiles
 START_PATIENCE_S = 20.0
 CALL_PATIENCE_S = 120.0
 _POLL_S = 0.005

@@ -6,11 +6,12 @@
     DELETE /v1/mounts?mountpoint=M
     POST   /v1/bindings               {"bootstrap", "backend", "transport", "fsid", "domain",
                                        "tuning"}
-    DELETE /v1/bindings?fsid=F&domain=D
+    DELETE /v1/bindings?fsid=F&domain=D[&lazy=true]
     POST   /v1/prefetches             {"mountpoint", "paths" or "prefetch"}
     GET    /v1/prefetches
     POST   /v1/credentials            {"host", "auth"}
     POST   /v1/gc                     {"to": bytes, "dry_run"}
+    DELETE /v1/cached?name=BLOB_OR_FSID
     GET    /v1/traces?digest=sha256:D
     POST   /v1/upgrade                {"python", "dry_run"}
     POST   /v1/stop
@@ -32,11 +33,12 @@ class Calls(Protocol):
     def mount(self, request: Body) -> Document: ...
     def umount(self, mountpoint: str) -> Document: ...
     def bind(self, request: Body) -> Document: ...
-    def unbind(self, fsid: str, domain: str) -> Document: ...
+    def unbind(self, fsid: str, domain: str, *, lazy: bool = False) -> Document: ...
     def prefetch(self, request: Body) -> Document: ...
     def prefetches(self) -> Document: ...
     def login(self, request: Body) -> Document: ...
     def gc(self, request: Body) -> Document: ...
+    def drop(self, name: str) -> Document: ...
     def trace(self, digest: str) -> Document: ...
     def upgrade(self, request: Body) -> Document: ...
     def stop(self, request: Body) -> Document: ...
@@ -47,7 +49,8 @@ def routes(calls: Calls) -> Routes:
         return calls.umount(query.get("mountpoint", ""))
 
     def unbind(query: Query, _: Body) -> Document:
-        return calls.unbind(query.get("fsid", ""), query.get("domain", ""))
+        lazy = query.get("lazy") == "true"
+        return calls.unbind(query.get("fsid", ""), query.get("domain", ""), lazy=lazy)
 
     return {
         ("GET", "/v1/status"): lambda _, __: calls.status(),
@@ -59,6 +62,7 @@ def routes(calls: Calls) -> Routes:
         ("GET", "/v1/prefetches"): lambda _, __: calls.prefetches(),
         ("POST", "/v1/credentials"): lambda _, body: calls.login(body),
         ("POST", "/v1/gc"): lambda _, body: calls.gc(body),
+        ("DELETE", "/v1/cached"): lambda query, _: calls.drop(query.get("name", "")),
         ("GET", "/v1/traces"): lambda query, _: calls.trace(query.get("digest", "")),
         ("POST", "/v1/upgrade"): lambda _, body: calls.upgrade(body),
         ("POST", "/v1/stop"): lambda _, body: calls.stop(body),

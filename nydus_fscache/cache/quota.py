@@ -73,6 +73,17 @@ class Quota:
         keep = images.KEPT if target else 0
         return {**answer, "images": self.collect_images(bindings, keep, dry_run=dry_run)}
 
+    def drop(self, name: str) -> tuple[list[str], list[str]]:
+        """Delete what is cached under this blob id or fsid, in every source: the names (see
+        ``Cached``) of those that are gone, and of those that are in use."""
+        gone: list[str] = []
+        used: list[str] = []
+        for source in self._sources:
+            found = [b.name for b in source.blobs() if b.name.rpartition("/")[2] == name]
+            gone += source.drop(found) if found else []
+            used += [n for n in found if n not in gone]
+        return gone, used
+
     def collect_images(
         self, bindings: Iterable[Binding], keep: int = images.KEPT, *, dry_run: bool = False
     ) -> list[str]:

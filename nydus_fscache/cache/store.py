@@ -57,14 +57,19 @@ def _locked(root: Path) -> int:
 class Store:
     """An opened root."""
 
-    def __init__(self, root: Path, lock: int | None = None) -> None:
-        """``lock``: the lock's descriptor, when a predecessor left it."""
+    def __init__(
+        self, root: Path, lock: int | None = None, cachefiles: Path | None = None
+    ) -> None:
+        """``lock``: the lock's descriptor, when a predecessor left it.  ``cachefiles``: the
+        kernel's directory, where an administrator named one."""
         claim_root(root)
         self.root = root
         self.lock = _locked(root) if lock is None else lock
         self.blobs = BlobFiles(_private_dir(root / "cache"))
         self.images = _private_dir(root / "images")
-        self.cachefiles = _private_dir(root / "cachefiles")
+        if cachefiles is not None and not cachefiles.is_dir():
+            raise CacheDirError(f"{cachefiles} is not a directory", hint=f"mkdir {cachefiles}")
+        self.cachefiles = cachefiles or _private_dir(root / "cachefiles")
 
     def close(self) -> None:
         os.close(self.lock)

@@ -29,6 +29,7 @@ _EXAMPLES = """\
 examples:
   nydusd fuse --mountpoint /run/nydus/mnt --apisock /run/nydus/api.sock
   nydusd fuse --mountpoint /mnt/app --bootstrap image.boot --config nydusd.json
+  nydusd singleton --fscache /var/lib/nydus/cache --apisock /run/nydus/api.sock
   nydusd --mountpoint /mnt/app --bootstrap image.boot --localfs-dir blobs/
 
 Images are mounted by the kernel's EROFS; the daemon of the node serves them. Its state and cache
@@ -87,6 +88,13 @@ def parser() -> argparse.ArgumentParser:
     fuse = commands.add_parser("fuse", help="mount images (the default)", allow_abbrev=False)
     _common(fuse)
     _fuse(fuse)
+    singleton = commands.add_parser(
+        "singleton", help="serve images over cachefiles by fsid", allow_abbrev=False
+    )
+    _common(singleton)
+    singleton.add_argument("-F", "--fscache", metavar="DIR", type=Path, help="cachefiles' root")
+    for name in ("--fscache-tag", "--fscache-threads"):
+        singleton.add_argument(name, metavar="X", help="accepted; nothing depends on it")
     virtiofs = commands.add_parser("virtiofs", help="refused, with the way that works")
     virtiofs.add_argument("words", nargs=argparse.REMAINDER)
     return made
@@ -109,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser().print_help()
         return UsageError.exit_code
     try:
-        return _run_fuse(args, unknown)
+        return _run(args, unknown)
     except FscacheError as e:
         return _fail(e)
     except OSError as e:
@@ -124,13 +132,16 @@ def _fail(error: FscacheError) -> int:
     return error.exit_code
 
 
-def _run_fuse(args: argparse.Namespace, unknown: list[str]) -> int:
+def _run(args: argparse.Namespace, unknown: list[str]) -> int:
     from nydus_fscache.api.nydusd.engine import NodeDaemon  # noqa: PLC0415 - quick --version
     from nydus_fscache.api.nydusd.front import Front, Identity, State  # noqa: PLC0415
+    from nydus_fscache.api.nydusd.fscache import BoundImages  # noqa: PLC0415
+    from nydus_fscache.api.nydusd.fuse import FuseMounts  # noqa: PLC0415
     from nydus_fscache.api.nydusd.server import Listener  # noqa: PLC0415
     from nydus_fscache.handover.front_state import FrontSupervisor  # noqa: PLC0415
 
-    _check(args)
+    is_fuse = args.command == "fuse"
+    (_check_fuse if is_fuse else _check_singleton)(args)
     _log(args)
     log = logging.getLogger("nydusd")
     if unknown:
@@ -138,37 +149,59 @@ def _run_fuse(args: argparse.Namespace, unknown: list[str]) -> int:
     _raise_nofile(args.rlimit_nofile)
     root = Path(os.environ.get(ROOT) or _DEFAULT_ROOT)
     daemon = NodeDaemon(root)
+    errors = documents.ErrorRing()
     waits = args.upgrade or (args.supervisor is not None and _crashed(args.apisock))
-    front = Front(
-        Identity(args.mountpoint.resolve(), args.id, args.supervisor),
-        daemon,
-        FrontSupervisor(),
-        State.INIT if waits else State.RUNNING,
-    )
+    mounts = FuseMounts(args.mountpoint.resolve(), daemon, errors) if is_fuse else None
+    images = None if is_fuse else BoundImages(daemon, errors)
+    service = mounts or images
+    assert service is not None
+    state = State.INIT if waits else State.RUNNING
+    identity = Identity(args.id, args.supervisor)
+    front = Front(identity, service, daemon, FrontSupervisor(), errors, state)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    if args.bootstrap is not None and not waits:
+    own = False
+    if mounts is not None and args.bootstrap is not None and not waits:
         daemon.start()
-        front.mount(_own_instance(args))
+        mounts.mount(_own_instance(args))
+        own = True
+    if images is not None and not waits:
+        daemon.start()  # the first answer is RUNNING: all must be there
+        for entry in _own_blobs(args):
+            images.bind(entry)
     listener = None
     if args.apisock is not None:
         listener = Listener(args.apisock)
         listener.serve(front.answer)
-    log.info("%s at %s, its daemon in %s", front.state.value, args.mountpoint, root)
+    log.info("%s, the node's daemon is in %s", front.state.value, root)
     threading.Thread(target=_prepare, args=(daemon, log), name="prepare", daemon=True).start()
     while not (ended.wait(_POLL_S) or front.exit_asked.is_set()):
         pass
     # With a supervisor this may be a restart: a successor takes the mounts over, and knows by
     # the socket's file that it is one.  Without, nobody would unmount them.
     succeeded = args.supervisor is not None and ended.is_set()
-    if ended.is_set() and not (succeeded and args.bootstrap is None):
-        front.umount_all()
+    if ended.is_set() and (own or not succeeded):
+        service.end()
     if listener is not None:
         listener.close(leave_file=succeeded)
     if ended.is_set():
         daemon.stop_if_idle()
     return 0
+
+
+def _own_blobs(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The elements of ``blobs`` in --config, as the original takes them: none if there is none."""
+    import json  # noqa: PLC0415 - only here
+
+    if args.config is None:
+        return []
+    try:
+        document = json.loads(args.config.read_text())
+    except ValueError as e:
+        raise UsageError(f"{args.config} is not JSON: {e}", hint='{"blobs": [...]}') from e
+    found = document.get("blobs") if isinstance(document, dict) else None
+    return [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
 
 
 def _prepare(daemon: Any, log: logging.Logger) -> None:
@@ -179,7 +212,7 @@ def _prepare(daemon: Any, log: logging.Logger) -> None:
         log.error("the daemon of the node does not start: %s (%s)", e, e.hint)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check_fuse(args: argparse.Namespace) -> None:
     if args.mountpoint is None:
         raise UsageError("fuse needs --mountpoint", hint="nydusd fuse --help has examples")
     if not args.mountpoint.is_dir():
@@ -198,10 +231,22 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--upgrade needs --supervisor", hint="the state comes from there")
 
 
+def _check_singleton(args: argparse.Namespace) -> None:
+    from nydus_fscache.api.client import CACHEFILES  # noqa: PLC0415 - only here
+
+    if args.fscache is None:
+        raise UsageError("singleton needs --fscache", hint="nydusd singleton --help has examples")
+    if not args.fscache.is_dir():
+        raise UsageError(f"{args.fscache} is not a directory", hint=f"mkdir -p {args.fscache}")
+    if (args.id is None) != (args.supervisor is None) or (args.upgrade and not args.supervisor):
+        raise UsageError("--id, --supervisor and --upgrade go together", hint="name both or none")
+    os.environ[CACHEFILES] = str(args.fscache.resolve())
+
+
 def _own_instance(args: argparse.Namespace) -> Any:
     import json  # noqa: PLC0415 - only here
 
-    from nydus_fscache.api.nydusd.front import Instance  # noqa: PLC0415
+    from nydus_fscache.api.nydusd.fuse import Instance  # noqa: PLC0415
     from nydus_fscache.config import nydusd as configuration  # noqa: PLC0415
 
     if args.localfs_dir is not None:

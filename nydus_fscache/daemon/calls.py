@@ -139,16 +139,21 @@ class Calls:
             binding = self._binding(request, mountpoint="")
             transport = self._engine.transports.get(binding.transport)
             binding.address = transport.user_address(request)
-            self._binder.enter(self._binder.bind(binding))
+            if not self._mounts.take_back(binding):
+                self._binder.enter(self._binder.bind(binding))
             self._take_over.forget(binding.address)
         return dict(binding.address)
 
-    def unbind(self, fsid: str, domain: str) -> Document:
+    def unbind(self, fsid: str, domain: str, *, lazy: bool = False) -> Document:
+        """``lazy``: an image that is mounted is served until the kernel lets go of it."""
         address = {"fsid": fsid, "domain": domain}
         with self._mounts.lock:
             for active in self._mounts.all():
                 if active.phase is Phase.USERS and active.binding.address == address:
                     if self._mounts.in_use(active):
+                        if lazy:
+                            active.phase = Phase.SUPERBLOCK
+                            return {**address}
                         raise MountpointError(f"{fsid} is mounted", hint="unmount it first")
                     self._mounts.remove(active)
                     break
@@ -205,6 +210,19 @@ class Calls:
             self._mounts.refresh()
             self._binder.release_unused()
             return self._engine.quota.gc(target, self._record.bindings(), dry_run=dry_run)
+
+    def drop(self, name: str) -> Document:
+        """Delete the cached blob of this id, or bootstrap of this fsid, wherever it is cached.
+
+        Raises ``UsageError`` when it is in use; one that is not cached is dropped already.
+        """
+        with self._mounts.work():
+            self._mounts.refresh()
+            self._binder.release_unused()
+            dropped, used = self._engine.quota.drop(name)
+        if used:
+            raise UsageError(f"{name} is in use", hint="unmount the images that need it first")
+        return {"dropped": dropped}
 
     def trace(self, digest: str) -> Document:
         """The access trace of the image whose bootstrap has this sha256."""

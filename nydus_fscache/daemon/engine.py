@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from nydus_fscache.api.client import CACHEFILES
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.evict import OwnFiles
 from nydus_fscache.cache.quota import Quota
@@ -32,7 +33,10 @@ class Engine:
         # before anything else is opened: it occupies the numbers of events that wait
         self.core = Core(journal_memory(handover))
         is_first = "lock" not in handover.inherited
-        self.store = Store(root, handover.take("lock"))
+        cachefiles = os.environ.get(CACHEFILES)
+        self.store = Store(
+            root, handover.take("lock"), Path(cachefiles) if cachefiles else None
+        )
         handover.keep("lock", self.store.lock)  # free only when the keeper has ended too
         self.state_path = root / "state.json"
         self.state = state.load(self.state_path)

@@ -259,6 +259,16 @@ class MountTable:
         finally:
             watch.close()
 
+    def take_back(self, binding: Binding) -> bool:
+        """Is it served still, though its user gave it up?  Then it is the user's again."""
+        with self.lock:
+            for active in self._active:
+                same = active.binding.address == binding.address and not active.binding.mountpoint
+                if same and active.phase is Phase.SUPERBLOCK and active.digest == binding.digest:
+                    active.phase = Phase.USERS
+                    return True
+        return False
+
     # -- letting go --------------------------------------------------------------------------
 
     def take_unused(self) -> list[ActiveMount]:

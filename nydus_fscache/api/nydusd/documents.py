@@ -6,6 +6,7 @@ server could know (operations by kind, their latency) are 0 here: the kernel ser
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -193,3 +194,14 @@ def super_block(path: Path) -> Document:
         "chunk_table_offset": ext.chunk_table_offset,
         "chunk_table_size": ext.chunk_table_size,
     }
+
+
+def unopened_blob(blob_id: str) -> Document:
+    """As an element of ``status``'s ``blobs``."""
+    counters = dict.fromkeys(("size", "present", "fetched", "requests", "errors"), 0)
+    return {"id": blob_id, "complete": False, **counters}
+
+
+def fsid_of_snapshot(snapshot: str) -> str:
+    """The fsid that nydus-snapshotter gives the image of a snapshot."""
+    return hashlib.sha256(f"nydus-snapshot-{snapshot}".encode()).hexdigest()

@@ -34,6 +34,20 @@ class NodeDaemon:
         found = self._client.call("DELETE", "/v1/mounts", mountpoint=mountpoint)
         return dict(found)
 
+    def bind(self, request: Document) -> Document:
+        self.start()
+        return self._document("POST", "/v1/bindings", request)
+
+    def unbind(self, fsid: str, domain: str) -> Document:
+        """An image that is still mounted is served until the kernel lets go of it."""
+        found = self._client.call(
+            "DELETE", "/v1/bindings", fsid=fsid, domain=domain, lazy="true"
+        )
+        return dict(found)
+
+    def drop(self, name: str) -> Document:
+        return dict(self._client.call("DELETE", "/v1/cached", name=name))
+
     def status(self) -> Document:
         return self._document("GET", "/v1/status")
 

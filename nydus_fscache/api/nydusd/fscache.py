@@ -1,0 +1,242 @@
+"""Images served over cachefiles by fsid: the service of ``nydusd singleton --fscache``.
+
+Guarantees: binding again what is bound already succeeds and renews its credentials; unbinding
+by domain alone never fails; ``underlying_files`` lists every blob of every bound image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nydus_fscache.api.nydusd import documents
+from nydus_fscache.api.nydusd.documents import Document, ErrorRing
+from nydus_fscache.api.nydusd.server import Query, Refused
+from nydus_fscache.api.nydusd.service import Engine, Routes, object_of, told
+from nydus_fscache.config import nydusd as configuration
+from nydus_fscache.config.nydusd import Config
+from nydus_fscache.errors import FscacheError, UsageError
+
+# The snapshotter tolerates a failed unbind whose message has these words, and no other.
+NOT_FOUND = "blob_cache: cache entry not found"
+Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class Entry:
+    """An image that is bound: ``document`` as it was sent (a BlobEntry)."""
+
+    fsid: str
+    domain: str
+    document: Document
+
+
+class BoundImages:
+    """Thread-safe."""
+
+    def __init__(self, engine: Engine, errors: ErrorRing) -> None:
+        self._engine = engine
+        self._errors = errors
+        self._lock = threading.RLock()
+        self._entries: dict[Key, Entry] = {}
+
+    # -- a service ---------------------------------------------------------------------------
+
+    def routes(self) -> Routes:
+        return {
+            ("PUT", "/api/v2/blobs"): self._bind_call,
+            ("DELETE", "/api/v2/blobs"): self._delete_call,
+            ("GET", "/api/v2/blobs"): self._list_call,
+            ("GET", "/api/v1/metrics"): self._no_counter,
+            ("GET", "/api/v1/metrics/backend"): self._backend_metrics,
+            ("GET", "/api/v1/metrics/blobcache"): self._blobcache_metrics,
+        }
+
+    def backends(self) -> Document | None:
+        return None
+
+    def configs(self, wanted: str) -> list[Document]:
+        entries = self._all()
+        if wanted not in ("", "/"):
+            entries = [e for e in entries if _is_named(e, wanted)]
+        return [_config_of(e.document).backend for e in entries]
+
+    def saved(self) -> list[Document]:
+        return [asdict(e) for e in self._all()]
+
+    def restore(self, entries: list[Document]) -> None:
+        for entry in entries:
+            self.bind(Entry(**entry).document)
+
+    def end(self) -> None:
+        """Images that the kernel uses stay bound."""
+        for entry in self._all():
+            with contextlib.suppress(FscacheError):
+                self._engine.unbind(entry.fsid, entry.domain)
+
+    # -- calls -------------------------------------------------------------------------------
+
+    def bind(self, document: Document) -> None:
+        """Raises ``Refused``."""
+        fsid, domain = document.get("id"), document.get("domain_id") or ""
+        if document.get("type") != "bootstrap":
+            raise _refused("CreateBlobObject", f"type {document.get('type')!r} is not bootstrap")
+        for name in (fsid, domain):
+            if not isinstance(name, str) or "/" in name:
+                raise Refused(400, "BadRequest")
+        if not fsid:
+            raise Refused(400, "BadRequest")
+        try:
+            config = _config_of(document)
+        except (FscacheError, TypeError, AttributeError) as e:
+            raise Refused(400, f'ParseBody(Error("{told(e)}"))') from e
+        bootstrap = _table(document, "config_v2").get("metadata_path") or _table(
+            document, "config"
+        ).get("metadata_path")
+        entry = Entry(fsid, domain, document)
+        with self._lock:
+            if self._is_bound(entry):
+                self._renew(config)
+            else:
+                try:
+                    self._engine.bind(
+                        {
+                            "bootstrap": bootstrap, "backend": config.backend,
+                            "tuning": asdict(config.tuning), "transport": "cachefiles",
+                            "fsid": fsid, "domain": domain, "source": bootstrap,
+                        }
+                    )  # fmt: skip
+                except FscacheError as e:
+                    self._errors.add(f"bind {fsid}: {e}")
+                    raise _refused("CreateBlobObject", told(e)) from e
+            self._entries[fsid, domain] = entry
+
+    def _is_bound(self, entry: Entry) -> bool:
+        """By us, or by an earlier front, of the same bootstrap."""
+        source = _table(entry.document, "config_v2").get("metadata_path") or _table(
+            entry.document, "config"
+        ).get("metadata_path")
+        return any(
+            (m["fsid"], m["domain"], m["image"]) == (entry.fsid, entry.domain, source)
+            for m in self._engine.status()["mounts"]
+        )
+
+    def _renew(self, config: Config) -> None:
+        registry = config.backend.get("registry") or {}
+        if registry.get("auth"):
+            with contextlib.suppress(FscacheError):
+                self._engine.login({"host": registry.get("host"), "auth": registry["auth"]})
+
+    def _bind_call(self, _: Query, body: bytes | None) -> None:
+        self.bind(object_of(body))
+
+    def _delete_call(self, query: Query, _: bytes | None) -> None:
+        domain, fsid = query.get("domain_id"), query.get("blob_id")
+        if domain is not None:
+            self._unbind(domain, fsid)
+        elif fsid:
+            try:
+                self._engine.drop(fsid)
+            except FscacheError as e:
+                raise _refused("DeleteBlobFile", told(e)) from e
+        else:
+            raise Refused(400, "QueryString(\"'domain_id' or 'blob_id' should be specified\")")
+
+    def _unbind(self, domain: str, fsid: str | None) -> None:
+        with self._lock:
+            wanted = [
+                key for key, e in self._entries.items()
+                if domain in (e.domain, e.domain or e.fsid) and fsid in (None, e.fsid)
+            ]  # fmt: skip
+            if not wanted and fsid is not None:
+                raise _refused("DeleteBlobObject", NOT_FOUND)
+            for key in wanted:
+                entry = self._entries[key]
+                try:
+                    self._engine.unbind(entry.fsid, entry.domain)
+                except UsageError:
+                    pass  # the node's daemon has given it up already
+                except FscacheError as e:
+                    raise _refused("DeleteBlobObject", told(e)) from e
+                del self._entries[key]
+
+    def _list_call(self, query: Query, _: bytes | None) -> list[Document]:
+        domain, fsid = query.get("domain_id"), query.get("blob_id")
+        if domain is None:
+            raise Refused(400, "QueryString(\"'domain_id' should be specified in query string\")")
+        return [
+            {"type": "bootstrap", "id": e.fsid, "domain_id": e.domain} for e in self._all()
+            if e.domain == domain and fsid in (None, e.fsid)
+        ]  # fmt: skip
+
+    # -- what is known of images -------------------------------------------------------------
+
+    def _no_counter(self, *_: Any) -> None:
+        raise Refused(404, "GlobalMetrics(Metrics(Stats(NoCounter)))")
+
+    def _found(self, query: Query) -> tuple[Document, list[Entry]]:
+        wanted = query.get("id")
+        entries = self._all()
+        if wanted is not None and wanted != "/":
+            entries = [e for e in entries if _is_named(e, wanted)]
+        if not entries or (wanted is None and len(entries) > 1):
+            raise Refused(404, "BlobcacheMetrics(Metrics(Stats(NoCounter)))")
+        return self._engine.status(), entries
+
+    def _blobs(self, status: Document, entries: list[Entry]) -> list[Document]:
+        """Of each blob of these images what ``status`` says, zeros for those not opened yet."""
+        names = {(e.fsid, e.domain) for e in entries}
+        wanted = {
+            blob for m in status["mounts"] if (m["fsid"], m["domain"]) in names
+            for blob in m["blobs"]
+        }  # fmt: skip
+        open_ones = {blob["id"]: blob for blob in status["blobs"]}
+        return [open_ones.get(blob) or documents.unopened_blob(blob) for blob in sorted(wanted)]
+
+    def _backend_metrics(self, query: Query, _: Any) -> Document:
+        status, entries = self._found(query)
+        kind = str(_config_of(entries[0].document).backend.get("type"))
+        return documents.backend_metrics(kind, self._blobs(status, entries))
+
+    def _blobcache_metrics(self, query: Query, _: Any) -> Document:
+        status, entries = self._found(query)
+        store = f"{status['root']}/cachefiles"
+        return documents.blobcache_metrics(store, self._blobs(status, entries))
+
+    def _all(self) -> list[Entry]:
+        with self._lock:
+            return list(self._entries.values())
+
+
+def _config_of(document: Document) -> Config:
+    """From ``config_v2``, or the older ``config``.  Raises ``FscacheError`` or ``TypeError``."""
+    if document.get("config_v2"):
+        return configuration.parse(json.dumps(document["config_v2"]), "config_v2")
+    old = document.get("config")
+    if not isinstance(old, dict):
+        raise TypeError("one of config and config_v2 is needed")
+    as_v1 = {
+        "device": {
+            "backend": {"type": old.get("backend_type"), "config": old.get("backend_config")},
+        },
+        "fs_prefetch": old.get("prefetch_config"),
+    }
+    return configuration.parse(json.dumps(as_v1), "config")
+
+
+def _table(document: Document, name: str) -> Document:
+    value = document.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _is_named(entry: Entry, wanted: str) -> bool:
+    """``/fsid``, ``fsid``, or ``/SNAPSHOT``, whose fsid the snapshotter derives from its id."""
+    name = wanted.removeprefix("/")
+    return entry.fsid in (name, documents.fsid_of_snapshot(name))
+
+
+def _refused(call: str, text: str) -> Refused:
+    return Refused(500, f'{call}(DaemonAbnormal(Other("{text}")))')
