@@ -140,6 +140,11 @@ int nf_core_next(struct nf_core *c, struct nf_event *out, uint32_t max, int time
 	return nf_queue_next(&c->requests.queue, out, max, timeout_ms);
 }
 
+static bool is_of(const struct nf_object *o, uint64_t off, uint64_t len)
+{
+	return off % NF_PAGE == 0 && off < o->size && len <= o->size - off;
+}
+
 int nf_filled(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len)
 {
 	struct nf_object *o = nf_object_by_id(&c->requests.table, id);
@@ -147,12 +152,27 @@ int nf_filled(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len)
 
 	if (!o)
 		return -ENOENT;
-	if (off % NF_PAGE || off >= o->size || len > o->size - off) {
-		rc = -EINVAL;
-	} else {
+	if (is_of(o, off, len)) {
 		nf_object_set_present(o, off, len);
 		nf_requests_satisfied(&c->requests, o);
+	} else {
+		rc = -EINVAL;
 	}
+	nf_object_put(o);
+	return rc;
+}
+
+int nf_unfill(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len)
+{
+	struct nf_object *o = nf_object_by_id(&c->requests.table, id);
+	int rc = 0;
+
+	if (!o)
+		return -ENOENT;
+	if (is_of(o, off, len))
+		nf_object_clear_present(o, off, len);
+	else
+		rc = -EINVAL;
 	nf_object_put(o);
 	return rc;
 }

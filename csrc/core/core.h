@@ -142,6 +142,8 @@ int nf_fill(struct nf_core *c, uint32_t id, const struct rafs_blob *blob, uint32
 int nf_fill_flat(struct nf_core *c, uint32_t id, uint64_t off, const uint8_t *data, uint64_t len);
 /* Pages of [off, off+len) are in the file already, and right: mark them, answer who waits. */
 int nf_filled(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len);
+/* Pages of [off, off+len) may be lost (a write-back failed): who reads them from now on misses. */
+int nf_unfill(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len);
 
 /* Free the memory that fills keep for the next ones. */
 void nf_fill_trim(struct nf_core *c);

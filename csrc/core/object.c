@@ -275,8 +275,10 @@ void nf_object_clear_present(struct nf_object *o, uint64_t off, uint64_t len)
 {
 	uint64_t page = off / NF_PAGE, end = end_page(off, len);
 
+	pthread_mutex_lock(&o->lock);
 	for (; page < end; page++)
 		__atomic_fetch_and(&o->pages[page >> 3], (uint8_t)~(1u << (page & 7)), __ATOMIC_SEQ_CST);
+	pthread_mutex_unlock(&o->lock);
 }
 
 int nf_object_set_mark(struct nf_object *o, uint64_t off)

@@ -70,6 +70,7 @@ void nf_object_wait_alone(struct nf_object *o);
 /* Pages of [off, off + len), clamped to the object. */
 bool nf_object_present(const struct nf_object *o, uint64_t off, uint64_t len);
 void nf_object_set_present(struct nf_object *o, uint64_t off, uint64_t len);
+/* When it returns, nobody who looked before is still to be let on for it. */
 void nf_object_clear_present(struct nf_object *o, uint64_t off, uint64_t len);
 
 /* Ask for read-ahead at the page of off.  -EINVAL, -ENOMEM. */

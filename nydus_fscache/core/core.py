@@ -165,6 +165,10 @@ class Core:
         """Pages of flat bytes [off, off + length) are in the file already, and verified."""
         _checked(lib.nf_filled(self._core, oid, off, length))
 
+    def unfill(self, oid: int, off: int, length: int) -> None:
+        """Pages of flat bytes [off, off + length) may be lost: their next reader misses."""
+        _checked(lib.nf_unfill(self._core, oid, off, length))
+
     def trim(self) -> None:
         """Give back the memory that fills keep for the next ones."""
         lib.nf_fill_trim(self._core)
