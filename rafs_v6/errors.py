@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e]")
+
 
 class RafsError(Exception):
     """Base of all errors of this library."""
@@ -16,5 +20,10 @@ class UnsupportedImage(ImageError):
 
 
 def shown(name: bytes) -> str:
-    """A name out of an image for people and reports; what is no UTF-8 as escapes."""
-    return name.decode("utf-8", "backslashreplace")
+    """A name for people and reports: as escapes what is not UTF-8, or would move a cursor."""
+    text = name.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else _UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()

@@ -156,6 +156,7 @@ static void put_inode(const struct rafs_tree *t, uint32_t row, uint64_t meta_add
 	le(inode + 32, (uint64_t)t->mtime[row], 8);
 	le(inode + 40, t->mtime_nsec[row], 4);
 	le(inode + 44, t->nlink[row], 4);
+	inode[48] = t->flags[row];
 	put(w, off, inode, INODE);
 	put(w, off + INODE, t->xattrs + t->xattr_off[t->xattr[row]], xattrs);
 	if (kind == DIR)

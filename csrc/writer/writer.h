@@ -99,6 +99,11 @@ void rafs_keys_free(struct rafs_keys *keys);
 int64_t rafs_keys_number(struct rafs_keys *keys, const uint8_t *digest, uint32_t size);
 
 #define RAFS_TREE_NONE 0xffffffff
+/*
+ * A flag of a row, also the first byte of i_reserved2 on disk, which readers pass over: a
+ * directory that its layer does not list (docs/format.md, 4.4).
+ */
+#define RAFS_ROW_IMPLIED 1
 #define RAFS_LAYOUT_START 4096	/* bytes of the region that stay empty */
 
 /*
@@ -118,6 +123,7 @@ struct rafs_tree {
 	const uint64_t *size;	/* directory: its entries */
 	/* First entry, start in targets, device as on disk, or first of refs (RAFS_TREE_NONE: none) */
 	const uint32_t *at;
+	const uint8_t *flags;
 	const uint32_t *parent;
 	const uint32_t *link;	/* row of the inode's first name, mostly its own */
 	const uint32_t *name;	/* n + 1 offsets in names */

@@ -1,18 +1,22 @@
 """The command ``nydus-image``: options, JSON and exit codes like the original's.
 
-Only this package prints.  Exit codes: 0 done, 1 failed, 2 wrong usage.
+Only this package prints.  Exit codes: 0 done, 1 failed, 2 wrong usage, or layers that ``merge``
+cannot put into one image.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rafs_v6.cli import _common
-from rafs_v6.errors import RafsError
+from rafs_v6.cli._common import add_log
+from rafs_v6.cli._log import Log
+from rafs_v6.errors import RafsError, shown
 
 if TYPE_CHECKING:
     from rafs_v6.cli._images import Backends
@@ -43,13 +47,34 @@ class _Version(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
         values: object, option_string: str | None = None,
     ) -> None:  # fmt: skip
-        print(f"{parser.prog} {_common.own_version()}")
+        from rafs_v6.cli._version import version_lines  # noqa: PLC0415 - few callers want to know
+
+        print(version_lines())
         parser.exit()
 
 
 def main(argv: Sequence[str] | None = None, backends: Backends | None = None) -> int:
-    """``backends``: see ``source``."""
-    argv = sys.argv[1:] if argv is None else argv
+    """``backends``: see ``_images``."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # Names in images may have characters that the locale has not.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
+    args = _parser(argv).parse_args(argv, argparse.Namespace(backends=backends))
+    try:
+        args.log = Log(args.log_file, args.log_level)
+    except OSError as error:
+        print(f"nydus-image: --log-file: {error}", file=sys.stderr)
+        return 1
+    try:
+        return _run(args, argv)
+    finally:
+        args.log.close()
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nydus-image",
         description="Build, merge, check, compare and take apart RAFS v6 images.",
@@ -57,16 +82,32 @@ def main(argv: Sequence[str] | None = None, backends: Backends | None = None) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-V", "--version", nargs=0, action=_Version, help="print it and exit")
-    parser.add_argument("-L", "--log-file", help="accepted for the original's callers")
-    parser.add_argument("-l", "--log-level", default="info", help="accepted likewise")
+    add_log(parser, top=True)
+    if argv[:1] in (["--version"], ["-V"]):
+        return parser
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # A small image is built in less time than it takes to import all commands.
     for name in argv[:1] if argv[:1] and argv[0] in _COMMANDS else _COMMANDS:
         import_module(f"{__name__}.{name}").add_parser(commands)
-    args = parser.parse_args(argv, argparse.Namespace(backends=backends))
+    return parser
+
+
+def _text(error: Exception) -> str:
+    """Names of files as they are, where Python shows b'...'."""
+    if isinstance(error, OSError) and isinstance(error.filename, bytes):
+        return f"{shown(error.filename)}: {error.strerror}"
+    return str(error)
+
+
+def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    start = time.monotonic()
+    args.log.info(f"begins: nydus-image {' '.join(argv)}")
     try:
         args.run(args)
     except (RafsError, OSError) as error:
-        print(f"nydus-image {args.command}: {error}", file=sys.stderr)
-        return 1
+        print(f"nydus-image {args.command}: {_text(error)}", file=sys.stderr)
+        code: int = getattr(error, "exit_code", 1)
+        args.log.error(f"failed with exit code {code}: {_text(error)}")
+        return code
+    args.log.info(f"done after {time.monotonic() - start:.3f} s")
     return 0

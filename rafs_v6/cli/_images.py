@@ -14,8 +14,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from rafs_v6.cli._common import file_path
 from rafs_v6.tools.blobs import Blobs, directory_blobs, file_blobs
-from rafs_v6.writer.errors import BuildError
+from rafs_v6.writer.errors import BuildError, UsageError
 
 
 class Backends(Protocol):
@@ -32,30 +33,36 @@ _CONFIG_MAX = 1 << 20
 
 
 def add_bootstrap(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, nargs="?", metavar="BOOTSTRAP")
-    parser.add_argument("-B", "--bootstrap", type=Path, help="the same, as older callers say it")
+    parser.add_argument("source", type=file_path, nargs="?", metavar="BOOTSTRAP")
+    parser.add_argument(
+        "-B", "--bootstrap", type=file_path, help="the same, as older callers say it"
+    )
 
 
 def bootstrap_path(args: argparse.Namespace) -> Path:
-    path: Path | None = getattr(args, "source", None) or args.bootstrap
+    if args.source is not None and args.bootstrap is not None:
+        raise UsageError("the bootstrap is given twice: by itself and by --bootstrap")
+    path: Path | None = args.source or args.bootstrap
     if path is None:
-        raise BuildError("which bootstrap? give its path")
+        raise UsageError("which bootstrap? give its path")
     return path
 
 
 def add_blobs(parser: argparse.ArgumentParser, *, single: bool = False) -> None:
     """``single``: also ``--blob FILE``, for images that have but one."""
-    parser.add_argument("-D", "--blob-dir", type=Path, metavar="DIR", help="blobs, named by id")
+    parser.add_argument(
+        "-D", "--blob-dir", type=file_path, metavar="DIR", help="blobs, named by id"
+    )
     if single:
-        parser.add_argument("-b", "--blob", type=Path, metavar="FILE", help="the only blob")
+        parser.add_argument("-b", "--blob", type=file_path, metavar="FILE", help="the only blob")
     parser.add_argument("--backend-type", metavar="TYPE", help="registry, s3, oss, localfs, …")
     parser.add_argument(
         "--backend-config", metavar="JSON",
         help="its options: JSON, or a file of it (backends.md lists them)",
     )  # fmt: skip
-    parser.add_argument("--backend-config-file", type=Path, metavar="FILE")
+    parser.add_argument("--backend-config-file", type=file_path, metavar="FILE")
     parser.add_argument(
-        "-C", "--config", type=Path, metavar="FILE",
+        "-C", "--config", type=file_path, metavar="FILE",
         help="a configuration of nydusd, whose backend holds the blobs",
     )  # fmt: skip
 
@@ -74,7 +81,7 @@ def open_blobs(args: argparse.Namespace) -> Iterator[Blobs | None]:
         yield file_blobs(args.blob)
     elif args.blob_dir is not None:
         if not args.blob_dir.is_dir():
-            raise BuildError(f"{args.blob_dir} is no directory: give the one with the blobs")
+            raise BuildError(f"{args.blob_dir} is not a directory: give the one with the blobs")
         yield directory_blobs(args.blob_dir)
     else:
         yield None
@@ -84,7 +91,7 @@ def open_blobs(args: argparse.Namespace) -> Iterator[Blobs | None]:
 def need_blobs(args: argparse.Namespace) -> Iterator[Blobs]:
     with open_blobs(args) as blobs:
         if blobs is None:
-            raise BuildError("where are the blobs? give --blob-dir, or a backend")
+            raise UsageError("where are the blobs? give --blob-dir, or a backend")
         yield blobs
 
 
@@ -92,13 +99,13 @@ def _backend_of_options(args: argparse.Namespace) -> dict[str, Any] | None:
     """A ``backend`` object; None when the options name no backend."""
     if args.backend_type is None:
         if args.backend_config or args.backend_config_file:
-            raise BuildError("--backend-config needs --backend-type")
+            raise UsageError("--backend-config needs --backend-type")
         return None
     path = args.backend_config_file
     text = args.backend_config or ""
     if path is None and not text.lstrip().startswith("{"):
         if not text:
-            raise BuildError(f"--backend-type {args.backend_type} needs --backend-config")
+            raise UsageError(f"--backend-type {args.backend_type} needs --backend-config")
         path = Path(text)
     options = _parse(_read(path), path) if path else _parse(text, "--backend-config")
     return {"type": args.backend_type, args.backend_type: options}
@@ -108,7 +115,7 @@ def _read(path: Path) -> str:
     with path.open("rb") as f:
         data = f.read(_CONFIG_MAX + 1)
     if len(data) > _CONFIG_MAX:
-        raise BuildError(f"{path}: more than {_CONFIG_MAX} bytes are no configuration")
+        raise BuildError(f"{path}: more than {_CONFIG_MAX} bytes are not a configuration")
     return data.decode("utf-8", "replace")
 
 
@@ -118,5 +125,5 @@ def _parse(text: str, where: object) -> dict[str, Any]:
     except ValueError as error:
         raise BuildError(f"{where} is not JSON: {error}") from error
     if not isinstance(options, dict):
-        raise BuildError(f"{where} holds no JSON object")
+        raise BuildError(f"{where} does not hold a JSON object")
     return options

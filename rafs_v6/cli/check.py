@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from rafs_v6.cli._common import add_common, examples, progress_line, report
+from rafs_v6.cli._common import add_common, at_least, examples, progress_line, report, say
 from rafs_v6.cli._images import add_blobs, add_bootstrap, bootstrap_path, open_blobs
 from rafs_v6.errors import shown
+from rafs_v6.tools.blobs import is_dictionary
 from rafs_v6.tools.check.image import CheckReport, check_image, hint
 from rafs_v6.writer.errors import BuildError
 
@@ -27,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_bootstrap(parser)
     add_blobs(parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="list the tree too")
-    parser.add_argument("--threads", type=int, default=0, help="0: one a processor")
+    parser.add_argument("--threads", type=at_least(0), default=0, help="0: one a processor")
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -40,9 +41,12 @@ def run(args: argparse.Namespace) -> None:
         print(f"{fault.name}: {fault.place}: {fault.text}", file=sys.stderr)
     for step in dict.fromkeys(map(hint, found.faults)):
         print(f"hint: {step}", file=sys.stderr)
-    if args.verbose and found.bootstrap is not None and not found.faults:
+    dictionary = found.bootstrap is not None and is_dictionary(found.bootstrap)
+    if dictionary:
+        say(args, "a dictionary of chunks, not an image to mount: its tree was not looked at")
+    if args.verbose and not dictionary and found.bootstrap is not None and not found.faults:
         for name, inode in found.bootstrap.walk():
-            print(f"{inode.mode:06o} {inode.size:12} {shown(name)}")
+            say(args, f"{inode.mode:06o} {inode.size:12} {shown(name)}")
     _report(args, path, found)
     if found.faults:
         count = len(found.faults) + found.more
@@ -53,9 +57,9 @@ def _report(args: argparse.Namespace, path: Path, found: CheckReport) -> None:
     infos = () if found.bootstrap is None else found.bootstrap.blobs
     data = found.data
     if data is not None:
-        print(f"chunks: {data.chunks}, {data.decoded} bytes; without digest: {data.unverified}")
+        say(args, f"chunks: {data.chunks}, {data.decoded} bytes; without digest: {data.unverified}")
     else:
-        print("chunks: not looked at, no --blob-dir and no backend given")
+        say(args, "chunks: not looked at, no --blob-dir and no backend given")
     extra = {
         "faults": [
             {"name": f.name, "place": f.place, "text": f.text, "hint": hint(f)}
@@ -69,6 +73,6 @@ def _report(args: argparse.Namespace, path: Path, found: CheckReport) -> None:
         },
     }  # fmt: skip
     report(
-        args.output_json, bootstrap=path, blobs=[b.blob_id for b in infos],
+        args, bootstrap=path, blobs=[b.blob_id for b in infos],
         compressor=",".join(sorted({b.compressor.name.lower() for b in infos})), extra=extra,
     )  # fmt: skip

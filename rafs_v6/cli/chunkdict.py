@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from rafs_v6.cli._common import add_common, examples, report
+from rafs_v6.cli._common import (
+    add_common,
+    add_config,
+    add_prefetch,
+    check_config,
+    examples,
+    file_path,
+    new_bootstrap,
+    read_prefetch,
+    report,
+    say,
+)
 from rafs_v6.writer.chunk_dict import generate
 
 _EXAMPLES = """\
@@ -23,18 +33,29 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         " of the only one. It refers to the images' blobs: keep these.",
         **examples(_EXAMPLES),
     )  # fmt: skip
-    made.add_argument("source", type=Path, nargs="+", metavar="BOOTSTRAP")
-    made.add_argument("-B", "--bootstrap", type=Path, required=True, metavar="FILE")
+    made.add_argument("source", type=file_path, nargs="+", metavar="BOOTSTRAP")
+    made.add_argument("-B", "--bootstrap", type=file_path, metavar="FILE")
+    made.add_argument(
+        "-D", "--blob-dir", type=file_path, metavar="DIR",
+        help="without --bootstrap, the dictionary goes here, named by its sha256",
+    )  # fmt: skip
+    add_config(made)
+    add_prefetch(made)
+    made.add_argument("-v", "--verbose", action="store_true", help="list the chunks")
     made.add_argument("--database", help="accepted for the original's callers; nothing is kept")
     add_common(made)
     made.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    made = generate(args.source, args.bootstrap)
+    check_config(args)
+    made = generate(args.source, new_bootstrap(args), read_prefetch(args))
     report(
-        args.output_json, bootstrap=args.bootstrap, blobs=made.blobs,
+        args, bootstrap=made.bootstrap, blobs=made.blobs,
         compressor=made.defaults.compressor.name.lower(),
         extra={"chunks": made.chunks, "size": made.size},
     )  # fmt: skip
-    print(f"chunks: {made.chunks}, {made.size} bytes")
+    if args.verbose:
+        for digest, size in made.found:
+            say(args, f"{digest.hex()} {size}")
+    say(args, f"chunks: {made.chunks}, {made.size} bytes")

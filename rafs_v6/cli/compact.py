@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from rafs_v6.cli._common import add_common, examples, report
+from rafs_v6.cli._common import (
+    add_common,
+    at_least,
+    dictionary,
+    examples,
+    file_path,
+    report,
+    say,
+)
 from rafs_v6.cli._images import add_blobs, add_bootstrap, bootstrap_path, need_blobs
 from rafs_v6.tools.compact import CompactOptions, compact
 from rafs_v6.tools.rewrite import Rewrite
-from rafs_v6.writer.errors import BuildError
+from rafs_v6.writer.errors import UsageError
 from rafs_v6.writer.load import load_blobs, open_bootstrap
 
 EXAMPLES = """\
@@ -30,41 +37,44 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_bootstrap(parser)
     add_blobs(parser)
     parser.add_argument(
-        "--min-used-ratio", type=int, default=defaults.min_used_ratio, metavar="PERCENT",
+        "--min-used-ratio", type=at_least(0), default=defaults.min_used_ratio,
+        metavar="PERCENT",
         help="a blob of which less is used is written anew (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--compact-blob-size", type=_size, default=defaults.blob_size, metavar="BYTES",
+        "--compact-blob-size", type=at_least(0), default=defaults.blob_size, metavar="BYTES",
         help="smaller ones may be merged (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--max-compact-size", type=_size, default=defaults.max_size, metavar="BYTES",
+        "--max-compact-size", type=at_least(0), default=defaults.max_size, metavar="BYTES",
         help="of a merged blob (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--layers-to-compact", type=int, default=defaults.layers, metavar="N",
+        "--layers-to-compact", type=at_least(0), default=defaults.layers, metavar="N",
         help="merge when more blobs than this are used (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--chunk-dict", metavar="[bootstrap=]FILE", help="its blobs stay")
     parser.add_argument(
-        "-O", "--output-bootstrap", type=Path, metavar="FILE", help="default: BOOTSTRAP.compact"
+        "--chunk-dict", type=dictionary, metavar="[bootstrap=]FILE", help="its blobs stay"
+    )
+    parser.add_argument(
+        "-O",
+        "--output-bootstrap",
+        type=file_path,
+        metavar="FILE",
+        help="default: BOOTSTRAP.compact",
     )
     add_common(parser)
     parser.set_defaults(run=run)
 
 
-def _size(text: str) -> int:
-    return int(text, 0)
-
-
 def run(args: argparse.Namespace) -> None:
     path = bootstrap_path(args)
     if args.blob_dir is None or not args.blob_dir.is_dir():
-        raise BuildError("where do new blobs go? give --blob-dir, a directory")
+        raise UsageError("where do new blobs go? give --blob-dir, a directory")
     keep = set()
     if args.chunk_dict is not None:
-        dictionary = Path(args.chunk_dict.removeprefix("bootstrap="))
-        keep = {b.name for b in load_blobs(open_bootstrap(dictionary), dictionary)}
+        known = open_bootstrap(args.chunk_dict, tables_only=True)
+        keep = {b.name for b in load_blobs(known, args.chunk_dict)}
     options = CompactOptions(
         args.min_used_ratio, args.compact_blob_size, args.max_compact_size, args.layers_to_compact
     )
@@ -73,9 +83,9 @@ def run(args: argparse.Namespace) -> None:
         rewrite = Rewrite.open(path, blobs)
         done = compact(rewrite, options, target, args.blob_dir, keep)
     for blob in done.replaced:
-        print(f"no longer used: {blob}")
+        say(args, f"no longer used: {blob}")
     report(
-        args.output_json, bootstrap=target, blobs=done.blobs,
+        args, bootstrap=target, blobs=done.blobs,
         compressor=rewrite.defaults.compressor.name.lower(),
         extra={"new_blobs": done.written, "unused_blobs": done.replaced},
     )  # fmt: skip

@@ -9,6 +9,10 @@ from pathlib import Path
 
 from rafs_v6.cli._common import (
     add_builder,
+    at_least,
+    check_config,
+    file_path,
+    new_bootstrap,
     progress_line,
     read_prefetch,
     report,
@@ -17,7 +21,7 @@ from rafs_v6.format.erofs import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, Compressor, Dig
 from rafs_v6.writer.blob_file import ended_on_error
 from rafs_v6.writer.cipher import XtsKey
 from rafs_v6.writer.create import create_from_directory, create_from_tar
-from rafs_v6.writer.errors import BuildError
+from rafs_v6.writer.errors import UsageError
 from rafs_v6.writer.options import ChunkOptions, CreateOptions, Into
 from rafs_v6.writer.overlay import WhiteoutSpec
 
@@ -48,16 +52,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "create", help="build an image from a directory or a tar", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="- for standard input (tars)")
+    parser.add_argument(
+        "source", type=file_path, metavar="SOURCE", help="- for standard input (tars)"
+    )
     parser.add_argument(
         "-t", "--type", "--source-type", default="dir-rafs",
         choices=("dir-rafs", "directory", *_TAR_TYPES),
         help="-rafs: data are stored in chunks; -ref: they stay in the tar or tar.gz, which the"
         " image refers to; tar-tarfs: the uncompressed tar itself is mounted (default: dir-rafs)",
     )  # fmt: skip
-    parser.add_argument("-B", "--bootstrap", type=Path, metavar="FILE")
-    parser.add_argument("-D", "--blob-dir", type=Path, metavar="DIR")
-    parser.add_argument("-b", "--blob", type=Path, metavar="FILE")
+    parser.add_argument("-B", "--bootstrap", type=file_path, metavar="FILE")
+    parser.add_argument("-D", "--blob-dir", type=file_path, metavar="DIR")
+    parser.add_argument("-b", "--blob", type=file_path, metavar="FILE")
     parser.add_argument("--blob-inline-meta", "--inline-bootstrap", action="store_true")
     parser.add_argument("--blob-id")
     parser.add_argument("--chunk-size", type=_chunk_size, default=0x100000, metavar="BYTES")
@@ -70,7 +76,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="encrypt the data by a new key, which lies in the bootstrap: keep that secret",
     )  # fmt: skip
     parser.add_argument("--compressor", choices=sorted(_COMPRESSORS), default="zstd")
-    parser.add_argument("--compression-level", type=int, default=3, help="for zstd, 1 to 19")
+    parser.add_argument(
+        "--compression-level", type=at_least(1, 19), default=3, help="for zstd, 1 to 19"
+    )
     parser.add_argument(
         "--digester", choices=sorted(_DIGESTERS),
         help="default: blake3; sha256 for the types that refer to a tar",
@@ -94,38 +102,38 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> None:
-    if not args.blob_inline_meta and args.bootstrap is None:
-        raise BuildError("give --bootstrap FILE, or --blob-inline-meta to keep it in the blob")
+    if args.blob_inline_meta and args.bootstrap is not None:
+        raise UsageError("the bootstrap goes into the blob (--blob-inline-meta), or to --bootstrap")
     if str(args.source) == "-" and args.prefetch_policy != "none":
-        raise BuildError("standard input is either the source or the list of --prefetch-policy")
-    if not 1 <= args.compression_level <= 19:
-        raise BuildError("--compression-level goes from 1 to 19")
+        raise UsageError("standard input is either the source or the list of --prefetch-policy")
+    check_config(args)
     into = _TAR_TYPES.get(args.type)
     digester = args.digester or ("blake3" if into in (None, Into.RAFS) else "sha256")
     if args.batch_size > args.chunk_size:
-        raise BuildError("--batch-size is at most --chunk-size")
+        raise UsageError("--batch-size is at most --chunk-size")
     options = CreateOptions(
         ChunkOptions(
             _COMPRESSORS[args.compressor], _DIGESTERS[digester], args.chunk_size,
             args.compression_level, max(1, args.threads), args.batch_size,
             XtsKey.random() if args.encrypt else None,
         ),
-        args.bootstrap, args.blob, args.blob_dir, args.blob_inline_meta,
+        None if args.blob_inline_meta else new_bootstrap(args), args.blob, args.blob_dir,
+        args.blob_inline_meta,
         args.features == "blob-toc", args.blob_id, args.repeatable,
         read_prefetch(args), args.prefetch_policy == "fs",
         args.parent_bootstrap, args.chunk_dict, args.whiteout_spec,
+        warn=args.log.warn,
     )  # fmt: skip
     source = Path("/dev/stdin") if str(args.source) == "-" else args.source
     with ended_on_error(args.blob), progress_line("built") as progress:
         options = replace(options, progress=progress)
         if into is not None:
-            blobs = create_from_tar(source, options, into, estargz=args.type.startswith("estargz"))
+            made = create_from_tar(source, options, into, estargz=args.type.startswith("estargz"))
         else:
-            blobs = create_from_directory(source, options)
+            made = create_from_directory(source, options)
     report(
-        args.output_json, bootstrap=args.bootstrap, blobs=blobs, compressor=args.compressor,
-        data=args.blob,
-    )  # fmt: skip
+        args, bootstrap=made.bootstrap, blobs=made.blobs, compressor=made.compressor.name.lower()
+    )
 
 
 def _batch_size(text: str) -> int:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
-from rafs_v6.cli._common import add_common, examples, write_json
+from rafs_v6.cli._common import add_common, examples, file_path, say, write_json
 from rafs_v6.cli._images import add_blobs, open_blobs
 from rafs_v6.errors import shown
 from rafs_v6.reader.image import Image
@@ -27,8 +25,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         " A must fetch to have all of B. Times and owners count as changes too.",
         **examples(EXAMPLES),
     )  # fmt: skip
-    parser.add_argument("before", type=Path, metavar="A")
-    parser.add_argument("after", type=Path, metavar="B")
+    parser.add_argument("before", type=file_path, metavar="A")
+    parser.add_argument("after", type=file_path, metavar="B")
     add_blobs(parser)
     add_common(parser)
     parser.set_defaults(run=run)
@@ -44,23 +42,20 @@ def run(args: argparse.Namespace) -> None:
         else:
             after, _ = open_image(args.after, blobs)
         found = diff(Image(before, None, None), after, with_maps=blobs is not None)
-    if args.output_json is not None and str(args.output_json) == "-":
-        print(json.dumps(_document(args, found), indent=2))
-        return
     for sign, paths in (("-", found.removed), ("+", found.added), ("?", found.unsure)):
         for path in paths:
-            print(f"{sign} {shown(path)}")
+            say(args, f"{sign} {shown(path)}")
     for change in found.changed:
         what = ", ".join(
             name if name == "data" else f"{name} {old} -> {new}"
             for name, (old, new) in change.attributes.items()
         )
-        print(f"~ {shown(change.path)}: {what}")
+        say(args, f"~ {shown(change.path)}: {what}")
     fetch = found.fetch
     size = "unknown (give --blob-dir or a backend)"
     if fetch.new_bytes is not None:
         size = f"{fetch.new_bytes} of {fetch.all_bytes or 'unknown'} bytes"
-    print(f"to fetch: {fetch.new_chunks} of {fetch.chunks} chunks, {size}")
+    say(args, f"to fetch: {fetch.new_chunks} of {fetch.chunks} chunks, {size}")
     if args.output_json is not None:
         write_json(args.output_json, _document(args, found))
 

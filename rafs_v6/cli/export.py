@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import stat
-from pathlib import Path
 
-from rafs_v6.cli._common import add_log, examples, progress_line
+from rafs_v6.cli._common import add_log, at_least, examples, file_path, progress_line
 from rafs_v6.cli._images import (
     add_blobs,
     add_bootstrap,
@@ -17,7 +16,7 @@ from rafs_v6.cli._images import (
 from rafs_v6.tools.blobs import open_image
 from rafs_v6.tools.export import export_block
 from rafs_v6.writer.blob_file import BlobFile
-from rafs_v6.writer.errors import BuildError
+from rafs_v6.writer.errors import BuildError, UsageError
 
 EXAMPLES = """\
   nydus-image export --block --bootstrap image.boot --blob-dir blobs/ --output image.disk
@@ -34,9 +33,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_bootstrap(parser)
     add_blobs(parser)
     # nydus-snapshotter calls it so
-    parser.add_argument("--localfs-dir", dest="blob_dir", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--threads", type=_threads, default=4, metavar="N", help="1 to 32")
-    parser.add_argument("-O", "--output", type=Path, metavar="FILE", help="default: BOOTSTRAP.disk")
+    parser.add_argument("--localfs-dir", dest="blob_dir", type=file_path, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=at_least(1, 32), default=4, metavar="N", help="1 to 32")
+    parser.add_argument(
+        "-O", "--output", type=file_path, metavar="FILE", help="default: BOOTSTRAP.disk"
+    )
     parser.add_argument(
         "--verity", action="store_true",
         help="append a dm-verity tree, and print the options of veritysetup for it",
@@ -45,16 +46,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run)
 
 
-def _threads(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 32:
-        raise argparse.ArgumentTypeError("1 to 32")
-    return number
-
-
 def run(args: argparse.Namespace) -> None:
     if not args.block:
-        raise BuildError("export in which form? add --block")
+        raise UsageError("export in which form? add --block")
     path = bootstrap_path(args)
     target = args.output or path.with_name(path.name + ".disk")
     with need_blobs(args) as blobs, progress_line("exported") as progress:
@@ -62,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         out = BlobFile(target)
         try:
             if not stat.S_ISREG(os.fstat(out.raw.fileno()).st_mode):
-                raise BuildError(f"{target} is no file: write a file, then copy it there")
+                raise BuildError(f"{target} is not a file: write a file, then copy it there")
             verity = export_block(
                 image, named, out.raw.fileno(), verity=args.verity, threads=args.threads,
                 progress=progress,

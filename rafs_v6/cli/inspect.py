@@ -6,9 +6,8 @@ import argparse
 import contextlib
 import json
 import sys
-from pathlib import Path
 
-from rafs_v6.cli._common import add_log, examples
+from rafs_v6.cli._common import add_config, add_log, check_config, examples, file_path
 from rafs_v6.cli._images import add_bootstrap, bootstrap_path
 from rafs_v6.errors import ImageError
 from rafs_v6.tools.blobs import load_bootstrap
@@ -39,14 +38,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )  # fmt: skip
     add_bootstrap(parser)
     parser.add_argument("-R", "--request", metavar="COMMAND", help="one command; answers in JSON")
-    # Options of the original that a bootstrap alone does not need.
-    parser.add_argument("-D", "--blob-dir", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("-C", "--config", type=Path, help=argparse.SUPPRESS)
+    # An option of the original that a bootstrap alone does not need.
+    parser.add_argument("-D", "--blob-dir", type=file_path, help=argparse.SUPPRESS)
+    add_config(parser)
     add_log(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
+    check_config(args)
     bootstrap = load_bootstrap(bootstrap_path(args))
     bootstrap.validate()
     inspector = Inspector(bootstrap)

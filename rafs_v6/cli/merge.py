@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rafs_v6.cli._common import (
     add_builder,
+    check_config,
     examples,
+    file_path,
+    new_bootstrap,
     read_prefetch,
     report,
 )
+from rafs_v6.writer.errors import UnlikeLayers
 from rafs_v6.writer.merge import LayerNames, merge
 
 _EXAMPLES = """\
@@ -24,9 +27,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "merge", help="merge layers, lowest first, into one image", **examples(_EXAMPLES)
     )
-    parser.add_argument("source", type=Path, nargs="+", metavar="SOURCE")
-    parser.add_argument("-B", "--bootstrap", type=Path, required=True, metavar="FILE")
-    parser.add_argument("-D", "--blob-dir", type=Path, help=argparse.SUPPRESS)  # nothing is read
+    parser.add_argument("source", type=file_path, nargs="+", metavar="SOURCE")
+    parser.add_argument("-B", "--bootstrap", type=file_path, metavar="FILE")
+    parser.add_argument(
+        "-D", "--blob-dir", type=file_path, metavar="DIR",
+        help="without --bootstrap, the image's goes here, named by its sha256",
+    )  # fmt: skip
     for option in ("--blob-digests", "--original-blob-ids", "--blob-toc-digests"):
         parser.add_argument(option, type=_words, default=(), metavar="A,B,...")
     for option in ("--blob-sizes", "--blob-toc-sizes"):
@@ -40,12 +46,17 @@ def run(args: argparse.Namespace) -> None:
         args.blob_digests, args.original_blob_ids, args.blob_sizes, args.blob_toc_digests,
         args.blob_toc_sizes,
     )  # fmt: skip
-    merged = merge(
-        args.source, names, args.bootstrap, read_prefetch(args),
-        chunk_dict=args.chunk_dict, parent=args.parent_bootstrap,
-    )  # fmt: skip
+    check_config(args)
+    try:
+        merged = merge(
+            args.source, names, new_bootstrap(args), read_prefetch(args),
+            chunk_dict=args.chunk_dict, parent=args.parent_bootstrap,
+        )  # fmt: skip
+    except UnlikeLayers as error:
+        error.exit_code = 2  # converters look for it, and convert such layers again
+        raise
     report(
-        args.output_json, bootstrap=args.bootstrap, blobs=merged.blobs,
+        args, bootstrap=merged.bootstrap, blobs=merged.blobs,
         compressor=merged.compressor.name.lower(),
     )  # fmt: skip
 

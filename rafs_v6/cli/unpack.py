@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from rafs_v6.cli._common import add_log, examples, progress_line
+from rafs_v6.cli._common import add_log, at_least, examples, file_path, progress_line
 from rafs_v6.cli._images import add_blobs, add_bootstrap, bootstrap_path, open_blobs
+from rafs_v6.errors import shown
 from rafs_v6.reader.image import Image
 from rafs_v6.tools.blobs import Blobs, open_image
 from rafs_v6.tools.unpack import unpack
@@ -29,9 +29,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_bootstrap(parser)
     add_blobs(parser, single=True)
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="TAR", help="- for standard output"
+        "--output", type=file_path, required=True, metavar="TAR", help="- for standard output"
     )
-    parser.add_argument("--threads", type=int, default=0, help="0: one a processor")
+    parser.add_argument("--threads", type=at_least(0), default=0, help="0: one a processor")
     add_log(parser)
     parser.set_defaults(run=run)
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         finally:
             out.discard()
     for name in left_out:
-        print(f"left out, no tar can hold a socket: {name!r}", file=sys.stderr)
+        args.log.warn(f"left out, a tar cannot hold a socket: {shown(name)}")
 
 
 def _check_single(args: argparse.Namespace, image: Image) -> None:

@@ -47,6 +47,12 @@ def load_bootstrap(path: Path) -> Bootstrap:
         raise type(error)(f"{path}: {error}") from error
 
 
+def is_dictionary(bootstrap: Bootstrap) -> bool:
+    """Was it made to be a dictionary of chunks?  The original gives such a tree with odd names:
+    only its tables are used, and the kernel cannot have it."""
+    return any(b.features & BlobFeatures.IS_CHUNKDICT_GENERATED for b in bootstrap.blobs)
+
+
 def adopt_own_blob(path: Path, bootstrap: Bootstrap, blobs: Blobs) -> Blobs:
     """A bootstrap inside a blob cannot know the blob's name, the file ``path`` (format.md 2.9).
 

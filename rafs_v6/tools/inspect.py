@@ -157,7 +157,7 @@ class Inspector:
                 "meta_offset": blob.ci_offset,
                 "meta_compressed_size": blob.ci_compressed_size,
                 "meta_uncompressed_size": blob.ci_uncompressed_size,
-                "toc_digest": blob.toc_digest.hex(),
+                "toc_digest": blob.toc_digest.hex() if any(blob.toc_digest) else "",
                 "toc_size": blob.toc_size,
             }
             for blob in self._b.blobs

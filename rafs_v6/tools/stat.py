@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from rafs_v6.format.erofs import EROFS_BLOCK, Digester
 from rafs_v6.reader.bootstrap import Bootstrap
+from rafs_v6.tools.blobs import is_dictionary
 from rafs_v6.tools.records import records_by_chunk
 
 _CHUNK_SIZES = 9  # 4 KiB to 1 MiB
@@ -74,9 +75,17 @@ def stat_images(base: Iterable[Bootstrap], target: Bootstrap | None) -> dict[str
 
 
 def _add_tree(out: ImageStat, bootstrap: Bootstrap) -> dict[Digest, Sizes]:
-    """Count a tree; its distinct chunks."""
+    """Count a tree; its distinct chunks.  Of a dictionary, all that its chunk table has."""
     records = records_by_chunk(bootstrap)
     found: dict[Digest, Sizes] = {}
+    if is_dictionary(bootstrap):
+        for (blob, _), chunk in records.items():
+            sizes = chunk.compressed_size, chunk.uncompressed_size
+            found[bootstrap.blobs[blob].digester, chunk.digest] = sizes
+            out.chunks += 1
+            out.comp_size += sizes[0]
+            out.uncomp_size += sizes[1]
+        return found
     seen: set[int] = set()
     for _, inode in bootstrap.walk():
         out.dirs += inode.is_dir

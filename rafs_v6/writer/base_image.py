@@ -11,6 +11,7 @@ from rafs_v6.writer.bootstrap import BlobEntry, Defaults
 from rafs_v6.writer.chunk_index import ChunkIndex
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.load import add_blob, check_alike, load, load_blobs, open_bootstrap
+from rafs_v6.writer.overlay import WhiteoutSpec, drop_whiteouts
 from rafs_v6.writer.tree import Tree
 
 
@@ -24,11 +25,16 @@ class BaseImage:
     chunks: ChunkIndex
 
 
-def load_base(parent: Path | None, chunk_dict: Path | None, defaults: Defaults) -> BaseImage:
-    """``BuildError`` when either cannot share a bootstrap with an image of ``defaults``."""
+def load_base(
+    parent: Path | None, chunk_dict: Path | None, defaults: Defaults, whiteouts: WhiteoutSpec
+) -> BaseImage:
+    """``BuildError`` when either cannot share a bootstrap with an image of ``defaults``.
+
+    What hides entries is left out of the parent, as ``merge`` leaves it out of the lowest layer.
+    """
     blobs: dict[str, BlobEntry] = {}
     if chunk_dict is not None:
-        boot = open_bootstrap(chunk_dict)
+        boot = open_bootstrap(chunk_dict, tables_only=True)
         if boot.chunk_size != defaults.chunk_size:
             raise BuildError(
                 f"{chunk_dict}: a dictionary of chunks of {boot.chunk_size:#x} bytes;"
@@ -41,6 +47,9 @@ def load_base(parent: Path | None, chunk_dict: Path | None, defaults: Defaults) 
         below = load(parent)
         check_alike(parent, below.defaults, defaults)
         tree, first = below.tree, list(below.blobs)
+        if whiteouts is not WhiteoutSpec.NONE:
+            for spec in dict.fromkeys((WhiteoutSpec.OCI, whiteouts)):
+                tree = drop_whiteouts(tree, spec)
         for blob in below.blobs.values():
             add_blob(blobs, blob, parent)
     known = ChunkIndex()

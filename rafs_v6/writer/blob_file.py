@@ -95,7 +95,7 @@ class BlobFile:
             self._file: IO[bytes] = os.fdopen(_open_stream(target), "wb")
             return
         if not target.parent.is_dir():
-            raise BuildError(f"{target.parent} is no directory: make it first")
+            raise BuildError(f"{target.parent} is not a directory: make it first")
         fd, name = tempfile.mkstemp(prefix=".nydus-image-", dir=target.parent)
         self._file = os.fdopen(fd, "wb", buffering=_FLUSH)
         self._name = Path(name)
@@ -201,3 +201,19 @@ def write_atomically(path: Path, pieces: Iterable[bytes | bytearray]) -> None:
         out.publish(path)
     finally:
         out.discard()
+
+
+def write_bootstrap_to(target: Path, pieces: Iterable[bytes | bytearray]) -> Path:
+    """Write the file ``target``, or one in that directory that its sha256 names; its path."""
+    if not target.is_dir():
+        write_atomically(target, pieces)
+        return target
+    out = BlobFile(target / "bootstrap")
+    try:
+        for piece in pieces:
+            out.write(piece)
+        named = target / out.digest().hex()
+        out.publish(named)
+    finally:
+        out.discard()
+    return named

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from rafs_v6.format.erofs import Digester
 from rafs_v6.writer.base_image import digested_chunks
-from rafs_v6.writer.blob_file import write_atomically
+from rafs_v6.writer.blob_file import write_bootstrap_to
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.load import add_blob, check_alike, load, used_names
+from rafs_v6.writer.prefetch import prefetch_rows
 from rafs_v6.writer.tree import ROOT, Node, Tree
 
 # Of a chunk that was found: its blob, index there, offset in the flat blob.
@@ -33,10 +34,14 @@ class Dictionary:
     chunks: int
     size: int
     defaults: Defaults
+    bootstrap: Path
+    found: list[tuple[bytes, int]]  # digest and size of each chunk
 
 
-def generate(sources: Sequence[Path], target: Path) -> Dictionary:
+def generate(sources: Sequence[Path], target: Path, prefetch: Sequence[bytes] = ()) -> Dictionary:
     """Write the chunks that at least two of ``sources`` have, or all chunks of the only one.
+
+    ``target``: a file, or a directory, where the sha256 becomes the name.
 
     Of a chunk that lies in several blobs, the first source's is taken.
     """
@@ -71,5 +76,7 @@ def generate(sources: Sequence[Path], target: Path) -> Dictionary:
         tree.refs.append(tree.locations.add(*found[digest, size]))
     used = used_names(tree)
     defaults = images[0].defaults
-    write_atomically(target, write_bootstrap(tree, [blobs[name] for name in used], defaults))
-    return Dictionary(used, len(wanted), sum(size for _, size in wanted), defaults)
+    first = prefetch_rows(tree, prefetch)
+    boot = write_bootstrap(tree, [blobs[name] for name in used], defaults, first)
+    written = write_bootstrap_to(target, boot)
+    return Dictionary(used, len(wanted), sum(size for _, size in wanted), defaults, written, wanted)

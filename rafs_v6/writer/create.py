@@ -5,16 +5,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rafs_v6.format.erofs import TARFS_BLOCK, BlobFeatures, BlobRecord, Compressor
 from rafs_v6.writer.base_image import load_base
 from rafs_v6.writer.blob_chunks import BlobChunks
-from rafs_v6.writer.blob_file import BlobFile, write_atomically
+from rafs_v6.writer.blob_file import BlobFile, write_bootstrap_to
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.writer.chunk_writer import write_chunks
-from rafs_v6.writer.errors import BuildError
+from rafs_v6.writer.errors import BuildError, UsageError
 from rafs_v6.writer.load import used_names
 from rafs_v6.writer.options import CreateOptions, Into
 from rafs_v6.writer.overlay import apply_layer, drop_whiteouts
@@ -27,12 +27,22 @@ from rafs_v6.writer.sources.tar_file import TarFile, open_tar_file
 from rafs_v6.writer.trailer import blob_id_of, write_trailer
 from rafs_v6.writer.tree import Tree
 
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The ids of the image's blobs, none when no file has data; ``bootstrap``: None when inline."""
+
+    blobs: list[str]
+    compressor: Compressor
+    bootstrap: Path | None
+
+
 _OWN = ""  # the blob's name in the tree, before its id is known; no other blob's name is empty
 
 
-def create_from_directory(source: Path, options: CreateOptions) -> list[str]:
-    """Build an image of a directory; the ids of its blobs."""
-    found = DirectorySource(source)
+def create_from_directory(source: Path, options: CreateOptions) -> Created:
+    """Build an image of a directory."""
+    found = DirectorySource(source, options.warn)
     if options.parent is None:
         # A directory is no layer of others: what its whiteouts hide is not there (format.md 4.4).
         found.tree = drop_whiteouts(found.tree, options.whiteouts)
@@ -41,8 +51,8 @@ def create_from_directory(source: Path, options: CreateOptions) -> list[str]:
 
 def create_from_tar(
     source: Path, options: CreateOptions, into: Into = Into.RAFS, *, estargz: bool = False
-) -> list[str]:
-    """Build an image of a tar or tar.gz, which may be a pipe; the ids of its blobs."""
+) -> Created:
+    """Build an image of a tar or tar.gz, which may be a pipe."""
     refers = into is not Into.RAFS
     if refers and (options.chunks.batch_size or options.chunks.cipher):
         raise BuildError(
@@ -51,24 +61,33 @@ def create_from_tar(
     stored = open_tar_file(source, digest=refers)
     with (
         closing(stored.file),
-        closing(TarSource(stored.file, estargz=estargz, refers=refers)) as tar,
+        closing(
+            TarSource(
+                stored.file,
+                stored.size,
+                options.whiteouts,
+                estargz=estargz,
+                refers=refers,
+                warn=options.warn,
+            )
+        ) as tar,
     ):
         if into is Into.TARFS:
             return _create_tarfs(tar.tree, options, stored)
         return create(tar, options, stored if refers else None)
 
 
-def create(source: Source, options: CreateOptions, tar: TarFile | None = None) -> list[str]:
-    """Build an image of ``source``; the ids of its blobs (none when no file has data).
+def create(source: Source, options: CreateOptions, tar: TarFile | None = None) -> Created:
+    """Build an image of ``source``.
 
     ``tar``: what the image refers to instead of storing data; all of them lie in it.
     """
     tree = _prepared(source.tree, options)
     target = options.blob or (options.blob_dir / "blob" if options.blob_dir else None)
     if target is None:
-        raise BuildError("no place for the blob: give --blob or --blob-dir")
+        raise UsageError("no place for the blob: give --blob or --blob-dir")
     defaults = _defaults(options)
-    base = load_base(options.parent, options.chunk_dict, defaults)
+    base = load_base(options.parent, options.chunk_dict, defaults, options.whiteouts)
     if base.tree is not None:
         tree = source.tree = apply_layer(base.tree, tree, options.whiteouts)
     first = prefetch_rows(tree, options.prefetch)
@@ -101,12 +120,11 @@ def create(source: Source, options: CreateOptions, tar: TarFile | None = None) -
             boot = bootstrap(None)
     finally:
         out.discard()
-    if options.bootstrap is not None:
-        write_atomically(options.bootstrap, boot)
-    return ids
+    written = None if options.bootstrap is None else write_bootstrap_to(options.bootstrap, boot)
+    return Created(ids, defaults.compressor, written)
 
 
-def _create_tarfs(tree: Tree, options: CreateOptions, tar: TarFile) -> list[str]:
+def _create_tarfs(tree: Tree, options: CreateOptions, tar: TarFile) -> Created:
     if options.parent or options.chunk_dict:
         raise BuildError("a tarfs image stands alone: no --parent-bootstrap, no --chunk-dict")
     if options.inline_meta or options.toc or options.bootstrap is None:
@@ -126,8 +144,8 @@ def _create_tarfs(tree: Tree, options: CreateOptions, tar: TarFile) -> list[str]
     defaults = replace(
         _defaults(options), compressor=Compressor.NONE, block_size=TARFS_BLOCK
     )  # fmt: skip
-    write_atomically(options.bootstrap, write_bootstrap(tree, blobs, defaults, first))
-    return [blob_id] if blobs else []
+    boot = write_bootstrap_to(options.bootstrap, write_bootstrap(tree, blobs, defaults, first))
+    return Created([blob_id] if blobs else [], Compressor.NONE, boot)
 
 
 def _prepared(tree: Tree, options: CreateOptions) -> Tree:

@@ -42,7 +42,7 @@ class Layout:
         t.n, t.block, t.chunk_size = len(tree), block, max(tree.chunk_size, block)
         for name in (
             "mode", "uid", "gid", "mtime", "mtime_nsec", "size", "at", "parent", "link", "xattr",
-            "names", "targets", "refs",
+            "names", "targets", "refs", "flags",
         ):  # fmt: skip
             setattr(t, name, self._column(getattr(tree, name)))
         t.name = self._column(tree.name_off)

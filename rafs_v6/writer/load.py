@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,10 +23,11 @@ from rafs_v6.reader.bootstrap import Bootstrap, Inode
 from rafs_v6.reader.locate import locate_bootstrap
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults
 from rafs_v6.writer.chunk_records import ChunkRecords
-from rafs_v6.writer.errors import BuildError
-from rafs_v6.writer.tree import NONE, ROOT, Node, Tree
+from rafs_v6.writer.errors import BuildError, UnlikeLayers
+from rafs_v6.writer.tree import IMPLIED, NONE, ROOT, Node, Tree
 
-_ID_LEN = 64
+_ID_LEN = _SHA256_LEN = 64
+_EXTENDED_SIZE, _FLAGS_AT = 64, 48  # of an extended inode, and i_reserved2 in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +62,19 @@ def load(path: Path, rename: Callable[[BlobRecord], BlobRecord] | None = None) -
     return Loaded(_tree(boot, names), blobs, defaults)
 
 
-def open_bootstrap(path: Path) -> Bootstrap:
-    """A validated bootstrap, or the one inside a blob with inline metadata."""
+def open_bootstrap(path: Path, *, tables_only: bool = False) -> Bootstrap:
+    """A validated bootstrap, or the one inside a blob with inline metadata.
+
+    ``tables_only``: its tree is not looked at.  Dictionaries of the original have an odd one.
+    """
     try:
         boot, _ = locate_bootstrap(path)
     except ImageError as e:
         raise BuildError(f"{path}: {e}") from e
     if boot.tables.flags & SuperFlags.TARFS_MODE:
         raise BuildError(f"{path}: a tarfs image stands alone, nothing goes over it")
-    boot.validate()
+    if not tables_only:
+        boot.validate()
     return boot
 
 
@@ -124,8 +130,12 @@ def add_blob(blobs: dict[str, BlobEntry], blob: BlobEntry, path: Path) -> None:
 def standalone(record: BlobRecord, path: Path) -> BlobRecord:
     """The record for use outside its own file, whose name says what it could not know (2.9)."""
     features = BlobFeatures(record.features)
+    inline = bool(features & BlobFeatures.INLINED_FS_META)
     own = is_inlined_id(record.blob_id.decode("utf-8", "replace"))
     record = replace(record, features=int(features & ~BlobFeatures.INLINED_FS_META))
+    if inline and features & BlobFeatures.SEPARATE and not own:
+        # The chunk map is in the file, not in the tar that the record names.
+        record = replace(record, blob_meta_digest=sha256_of_name(file_id(path), path))
     return with_id(record, file_id(path), path) if own else record
 
 
@@ -134,10 +144,19 @@ def file_id(path: Path) -> str:
     return path.name.split(".", 1)[0]
 
 
+def sha256_of_name(text: str, path: Path) -> bytes:
+    """``text`` as a digest; ``BuildError`` when it is not one."""
+    if len(text) != _SHA256_LEN or not set(text) <= set(string.hexdigits):
+        raise BuildError(
+            f"{path}: {text!r} is not a sha256; name the file by the digest of its content"
+        )
+    return bytes.fromhex(text)
+
+
 def with_id(record: BlobRecord, name: str, path: Path) -> BlobRecord:
     raw = name.encode()
     if not 0 < len(raw) <= _ID_LEN or b"/" in raw:
-        raise BuildError(f"{path}: {name!r} is no blob id")
+        raise BuildError(f"{path}: {name!r} is not a blob id")
     return replace(record, blob_id=raw.ljust(_ID_LEN, b"\0"))
 
 
@@ -157,12 +176,12 @@ def used_names(tree: Tree, first: Iterable[str] = ()) -> list[str]:
 def check_alike(path: Path, upper: Defaults, lower: Defaults) -> None:
     """May ``upper``, read from ``path``, share a bootstrap with ``lower``?"""
     if upper.chunk_size != lower.chunk_size:
-        raise BuildError(
+        raise UnlikeLayers(
             f"{path}: chunks of {upper.chunk_size:#x} bytes over a lower layer with"
             f" {lower.chunk_size:#x}; build all layers with the same --chunk-size"
         )
     if upper.explicit_uid_gid != lower.explicit_uid_gid:
-        raise BuildError(
+        raise UnlikeLayers(
             f"{path}: one layer was built with --repeatable, which drops owners, and one without"
         )
 
@@ -179,7 +198,8 @@ def _tree(boot: Bootstrap, blobs: Sequence[str]) -> Tree:
         )  # fmt: skip
         if inode.is_symlink:
             node.target = boot.read_link(inode)
-        row = tree.add(parent, name, node)
+        flags = boot.data[inode.offset + _FLAGS_AT] if inode.body_size == _EXTENDED_SIZE else 0
+        row = tree.add(parent, name, node, flags & IMPLIED if inode.is_dir else 0)
         if inode.is_reg:
             tree.at[row] = len(tree.refs)
             for c in boot.chunks(inode):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rafs_v6.format.erofs import BlobFeatures, BlobRecord, Compressor
-from rafs_v6.writer.blob_file import write_atomically
+from rafs_v6.writer.blob_file import write_bootstrap_to
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.load import (
@@ -19,6 +18,7 @@ from rafs_v6.writer.load import (
     load,
     load_blobs,
     open_bootstrap,
+    sha256_of_name,
     standalone,
     used_names,
     with_id,
@@ -26,8 +26,6 @@ from rafs_v6.writer.load import (
 from rafs_v6.writer.overlay import WhiteoutSpec, apply_layer, drop_whiteouts
 from rafs_v6.writer.prefetch import prefetch_rows
 from rafs_v6.writer.tree import Tree
-
-_SHA256_LEN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +56,14 @@ class Merged:
 
     blobs: list[str]
     compressor: Compressor
+    bootstrap: Path
 
 
 def merge(
     sources: Sequence[Path], names: LayerNames, target: Path, prefetch: Sequence[bytes] = (),
     *, chunk_dict: Path | None = None, parent: Path | None = None,
 ) -> Merged:  # fmt: skip
-    """Merge layers, lowest first, into ``target``.
+    """Merge layers, lowest first, into ``target``, or into a file of that directory.
 
     ``parent``: an image below the lowest layer, its blobs under the names that they have.
     ``chunk_dict``: the bootstrap that the layers were built against; its blobs keep their names.
@@ -72,13 +71,15 @@ def merge(
     names.check(len(sources))
     dictionary = set()
     if chunk_dict is not None:
-        dictionary = {b.name for b in load_blobs(open_bootstrap(chunk_dict), chunk_dict)}
+        dictionary = {
+            b.name for b in load_blobs(open_bootstrap(chunk_dict, tables_only=True), chunk_dict)
+        }
     blobs: dict[str, BlobEntry] = {}
     tree: Tree | None = None
     defaults: Defaults | None = None
     if parent is not None:
         below = load(parent)
-        tree, defaults = below.tree, below.defaults
+        tree, defaults = drop_whiteouts(below.tree, WhiteoutSpec.OCI), below.defaults
         blobs.update(below.blobs)
     parents = list(blobs)
     for i, path in enumerate(sources):
@@ -98,8 +99,7 @@ def merge(
     used = used_names(tree, parents)
     first = prefetch_rows(tree, prefetch)
     boot = write_bootstrap(tree, [blobs[name] for name in used], defaults, first)
-    write_atomically(target, boot)
-    return Merged(used, defaults.compressor)
+    return Merged(used, defaults.compressor, write_bootstrap_to(target, boot))
 
 
 def _load(path: Path, i: int, names: LayerNames, dictionary: Set[str]) -> Loaded:
@@ -139,19 +139,13 @@ def _named(record: BlobRecord, path: Path, i: int, names: LayerNames) -> BlobRec
         record = with_id(record, data, path)
     if separate:
         if digest or inline:
-            record = replace(record, blob_meta_digest=_sha256(meta, path))
+            record = replace(record, blob_meta_digest=sha256_of_name(meta, path))
         if names.blob_sizes:
             record = replace(record, blob_meta_size=names.blob_sizes[i])
     elif names.blob_sizes:
         record = replace(record, compressed_size=names.blob_sizes[i])
     if names.toc_digests:
-        record = replace(record, blob_toc_digest=_sha256(names.toc_digests[i], path))
+        record = replace(record, blob_toc_digest=sha256_of_name(names.toc_digests[i], path))
     if names.toc_sizes:
         record = replace(record, blob_toc_size=names.toc_sizes[i])
     return record
-
-
-def _sha256(text: str, path: Path) -> bytes:
-    if len(text) != _SHA256_LEN or not set(text) <= set(string.hexdigits):
-        raise BuildError(f"{path}: {text!r} is no sha256")
-    return bytes.fromhex(text)

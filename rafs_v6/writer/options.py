@@ -10,6 +10,7 @@ from pathlib import Path
 from rafs_v6.format.erofs import BlobFeatures, Compressor, Digester
 from rafs_v6.writer.cipher import XtsKey
 from rafs_v6.writer.overlay import WhiteoutSpec
+from rafs_v6.writer.xattrs import Warn
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Into(Enum):
 class CreateOptions:
     """``blob`` or ``blob_dir`` says where the blob goes; ``bootstrap`` is None when inline.
 
+    A bootstrap that is a directory gets a file there, named by its sha256.
+
     ``prefetch``: absolute paths whose data come first; ``prefetch_table``: also tell the reader.
     ``parent``: an image that the source lies over; ``whiteouts`` says how the source hides
     what is there.  ``chunk_dict``: a bootstrap whose chunks are referred to, not stored again.
@@ -70,3 +73,4 @@ class CreateOptions:
     chunk_dict: Path | None = None
     whiteouts: WhiteoutSpec = WhiteoutSpec.NONE
     progress: Progress | None = None
+    warn: Warn | None = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import stat
 from enum import StrEnum
 
-from rafs_v6.writer.tree import ROOT, Node, Tree, ordered
+from rafs_v6.writer.tree import IMPLIED, ROOT, Tree, ordered
 
-_OCI_PREFIX = b".wh."
+OCI_PREFIX = b".wh."
 _OCI_OPAQUE = b".wh..wh..opq"
 _OVERLAY_OPAQUE = b"trusted.overlay.opaque"
 
@@ -28,10 +28,10 @@ def apply_layer(lower: Tree, upper: Tree, spec: WhiteoutSpec) -> Tree:
 
 def drop_whiteouts(tree: Tree, spec: WhiteoutSpec) -> Tree:
     """``tree`` as the lowest layer, which hides nothing."""
-    if spec is WhiteoutSpec.NONE or (spec is WhiteoutSpec.OCI and _OCI_PREFIX not in tree.names):
+    if spec is WhiteoutSpec.NONE or (spec is WhiteoutSpec.OCI and OCI_PREFIX not in tree.names):
         return tree
     lower = Tree()
-    lower.add(ROOT, b"", Node(tree.mode[ROOT]))
+    lower.copy(tree, ROOT, ROOT, b"")
     return apply_layer(lower, tree, spec)
 
 
@@ -51,7 +51,7 @@ class _Overlay:
 
     def _origin(self, entry: _Entry) -> tuple[Tree, int]:
         low, up = entry
-        if up is not None:
+        if up is not None and (low is None or not self._upper.flags[up] & IMPLIED):
             return self._upper, up
         assert low is not None
         return self._lower, low
@@ -72,7 +72,7 @@ class _Overlay:
             elif name == _OCI_OPAQUE:
                 entries.clear()
             else:
-                entries.pop(name[len(_OCI_PREFIX) :], None)
+                entries.pop(name[len(OCI_PREFIX) :], None)
         if up in self._opaque:
             entries.clear()
         for name, row in shown.items():
@@ -82,7 +82,7 @@ class _Overlay:
 
     def _is_whiteout(self, name: bytes, row: int) -> bool:
         if self._spec is WhiteoutSpec.OCI:
-            return name.startswith(_OCI_PREFIX)
+            return name.startswith(OCI_PREFIX)
         return (
             self._spec is WhiteoutSpec.OVERLAYFS
             and stat.S_ISCHR(self._upper.mode[row])

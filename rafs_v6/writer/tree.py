@@ -16,21 +16,20 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rafs_v6._writer import lib
+from rafs_v6.errors import shown
 from rafs_v6.format.erofs import (
     EROFS_NAME_LEN,
-    EROFS_XATTR_IBODY_SIZE,
     SYMLINK_MAX,
-    XATTR_ENTRY,
-    XATTR_PREFIXES,
 )
 from rafs_v6.writer.errors import SourceError
 from rafs_v6.writer.locations import ChunkLocations
+from rafs_v6.writer.xattrs import pack_xattrs
 
-_XATTR_KEY_MAX = 255
 _XATTR_VALUE_MAX = 65535
 _XATTR_BYTES_MAX = 65536 * 4  # i_xattr_icount has 16 bits and counts words
 NONE: int = lib.RAFS_TREE_NONE
 ROOT = 0
+IMPLIED: int = lib.RAFS_ROW_IMPLIED
 
 _Key = TypeVar("_Key")
 
@@ -47,7 +46,7 @@ class Node:
     size: int = 0
     rdev: int = 0
     target: bytes = b""
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
 
 
 class Tree:
@@ -58,7 +57,8 @@ class Tree:
     is on disk, or the first of a file's ``refs`` (``NONE``: its data are not stored
     yet); ``refs`` are numbers of ``locations``, one for each ``chunk_size`` bytes.
     ``link``: the row of the first name of the same inode, mostly the row itself.
-    ``extent``: where a file's data are in the source, as that knows it.
+    ``extent``: where a file's data are in the source, as that knows it.  ``flags``: ``IMPLIED``
+    of a directory that a tar does not list: over a lower image it is as that has it.
     """
 
     def __init__(self, chunk_size: int = 0) -> None:
@@ -66,11 +66,12 @@ class Tree:
         self.uid, self.gid, self.mtime_nsec = array("I"), array("I"), array("I")
         self.mtime, self.size = array("q"), array("Q")
         self.at, self.parent, self.link, self.xattr = array("I"), array("I"), array("I"), array("I")
-        self.extent = array("Q")
+        self.extent, self.flags = array("Q"), array("B")
         self.name_off, self.names = array("I", [0]), bytearray()
         self.targets = bytearray()
         self.xattr_sets: list[Mapping[bytes, bytes]] = [{}]
         self.packed_xattrs = {b"": 0}  # to the number of the set, in order
+        self._last_xattrs: tuple[Mapping[bytes, bytes], int] = (self.xattr_sets[0], 0)
         self.refs = array("I")
         self.locations = ChunkLocations()
         self.chunk_size = chunk_size
@@ -78,7 +79,7 @@ class Tree:
     def __len__(self) -> int:
         return len(self.mode)
 
-    def add(self, parent: int, name: bytes, node: Node) -> int:
+    def add(self, parent: int, name: bytes, node: Node, flags: int = 0) -> int:
         """A new row at the end; its number.  The root comes first, with itself as parent."""
         at, kind = NONE, stat.S_IFMT(node.mode)
         if kind == stat.S_IFLNK:
@@ -93,6 +94,7 @@ class Tree:
         )  # fmt: skip
         if node.xattrs:
             self.set_xattrs(row, node.xattrs)
+        self.flags[row] = flags
         return row
 
     def add_link(self, parent: int, name: bytes, first: int) -> int:
@@ -119,7 +121,7 @@ class Tree:
         )  # fmt: skip
         if source.xattr[row]:
             self.set_xattrs(new, source.xattr_sets[source.xattr[row]])
-        self.extent[new] = source.extent[row]
+        self.extent[new], self.flags[new] = source.extent[row], source.flags[row]
         return new
 
     def _append(
@@ -138,6 +140,7 @@ class Tree:
         self.link.append(row)
         self.xattr.append(0)
         self.extent.append(0)
+        self.flags.append(0)
         self.names += name
         self.name_off.append(len(self.names))
         if row:
@@ -153,10 +156,12 @@ class Tree:
         return at
 
     def set_xattrs(self, row: int, xattrs: Mapping[bytes, bytes]) -> None:
-        number = self.packed_xattrs.setdefault(_pack_xattrs(xattrs), len(self.xattr_sets))
-        if number == len(self.xattr_sets):
-            self.xattr_sets.append(xattrs)
-        self.xattr[row] = number
+        if xattrs is not self._last_xattrs[0]:
+            number = self.packed_xattrs.setdefault(pack_xattrs(xattrs), len(self.xattr_sets))
+            if number == len(self.xattr_sets):
+                self.xattr_sets.append(xattrs)
+            self._last_xattrs = xattrs, number  # a tar may say once what all its files have
+        self.xattr[row] = self._last_xattrs[1]
 
     # -- what a row is -------------------------------------------------------------------------
 
@@ -256,51 +261,31 @@ def ordered(
 
 def check_name(name: bytes, where: bytes) -> None:
     if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
-        raise SourceError(f"{where!r}: {name!r} is no file name")
+        raise SourceError(f"{shown(where)}: {shown(name)!r} is not a file name")
     if len(name) > EROFS_NAME_LEN:
-        raise SourceError(f"{where!r}: a name of {len(name)} bytes; {EROFS_NAME_LEN} is the limit")
+        raise SourceError(
+            f"{shown(where)}: a name of {len(name)} bytes; {EROFS_NAME_LEN} is the limit"
+        )
 
 
 def check_node(node: Node, where: bytes) -> None:
-    """What the format cannot hold is refused here, before anything is written."""
+    """Refuse what the format cannot hold, before anything is written.
+
+    ``node.xattrs`` have names that Linux knows (``LinuxXattrs``).
+    """
     if stat.S_ISLNK(node.mode):
         if not 0 < len(node.target) < SYMLINK_MAX or b"\0" in node.target:
-            raise SourceError(f"{where!r}: a symbolic link of {len(node.target)} bytes")
+            raise SourceError(f"{shown(where)}: a symbolic link of {len(node.target)} bytes")
         node.size = len(node.target)
     total = 0
     for key, value in node.xattrs.items():
-        if xattr_index(key) is None:
-            raise SourceError(f"{where!r}: the format has no xattr {key!r}")
-        if len(key) > _XATTR_KEY_MAX or len(value) > _XATTR_VALUE_MAX:
-            raise SourceError(f"{where!r}: xattr {key[:40]!r} is too long")
+        if len(value) > _XATTR_VALUE_MAX:
+            raise SourceError(f"{shown(where)}: xattr {shown(key)} of {len(value)} bytes")
         total += len(key) + len(value) + 8
     if total > _XATTR_BYTES_MAX - 64:
-        raise SourceError(f"{where!r}: {total} bytes of xattrs")
+        raise SourceError(f"{shown(where)}: {total} bytes of xattrs")
     for number, what in ((node.uid, "uid"), (node.gid, "gid")):
-        if not 0 <= number < 1 << 32:
-            raise SourceError(f"{where!r}: {what} {number} does not fit")
+        if not 0 <= number < (1 << 32) - 1:  # which means "no owner" to Linux
+            raise SourceError(f"{shown(where)}: {what} {number} does not fit")
     if not -(1 << 63) <= node.mtime < 1 << 63:
-        raise SourceError(f"{where!r}: modification time {node.mtime} does not fit")
-
-
-def xattr_index(key: bytes) -> tuple[int, bytes] | None:
-    """(name index, rest of the name), or None when the format has no such prefix (1.12)."""
-    for index, prefix in XATTR_PREFIXES.items():
-        whole = not prefix.endswith(b".")
-        if (key == prefix) if whole else key.startswith(prefix):
-            return index, key[len(prefix) :]
-    return None
-
-
-def _pack_xattrs(xattrs: Mapping[bytes, bytes]) -> bytes:
-    """Sorted by name: upstream's order is random, and the same input must give the same bytes."""
-    if not xattrs:
-        return b""
-    out = bytearray(EROFS_XATTR_IBODY_SIZE)
-    for key, value in sorted(xattrs.items()):
-        found = xattr_index(key)
-        assert found is not None
-        index, rest = found
-        out += XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
-        out += bytes(-len(out) % 4)
-    return bytes(out)
+        raise SourceError(f"{shown(where)}: modification time {node.mtime} does not fit")

@@ -21,7 +21,7 @@ from rafs_v6.format.erofs import (
 )
 from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.reader.locate import locate_bootstrap
-from rafs_v6.tools.blobs import Blobs, adopt_own_blob
+from rafs_v6.tools.blobs import Blobs, adopt_own_blob, is_dictionary
 from rafs_v6.tools.check.blob import BlobCheck
 from rafs_v6.tools.check.data import CheckedData, check_data
 from rafs_v6.validate import validate_tree
@@ -75,6 +75,8 @@ def check_image(
     """Check the bootstrap at ``path`` (or the blob that it is inside of) and, with ``blobs``,
     all that it refers to.  ``OSError`` only when ``path`` cannot be read.
 
+    Of a dictionary of chunks the tree is passed over.
+
     ``progress``: called with the decoded and all bytes now and then.
     """
     report = CheckReport()
@@ -85,12 +87,13 @@ def check_image(
     except ImageError as error:
         check.fail("bootstrap", str(path), str(error))
         return report
-    try:
-        nids = validate_tree(bootstrap, check)
-    except ImageError as error:
-        check.fail("bootstrap.tree", str(path), str(error))
-    else:
-        _check_counts(bootstrap, nids, check)
+    if not is_dictionary(bootstrap):
+        try:
+            nids = validate_tree(bootstrap, check)
+        except ImageError as error:
+            check.fail("bootstrap.tree", str(path), str(error))
+        else:
+            _check_counts(bootstrap, nids, check)
     if blobs is None:
         return report
     blobs = adopt_own_blob(path, bootstrap, blobs)

@@ -1,67 +1,205 @@
 """A tar as a tree.  File data are not read here, only found.
 
-A tar is hostile: names that leave the root, links to what is not there, a header
-that does not parse and data that are not there are refused.  GNU sparse members
-go to an unnamed temporary file first, where a source has room for their holes.
+A tar is hostile: names with "..", links to what is not there, a header that does not parse and
+data that are not there are refused.  Absolute names begin at the root of the image, and symbolic
+links on the way to a name are followed within it, as under chroot.
+GNU sparse members go to an unnamed temporary file first, where a source has room for their holes.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-import tarfile
 import tempfile
-from decimal import Decimal, InvalidOperation
-from typing import IO, cast
+from typing import IO
 
+from rafs_v6.errors import shown
 from rafs_v6.writer.errors import SourceError
-from rafs_v6.writer.tree import ROOT, Node, Tree, check_name, check_node, ordered
+from rafs_v6.writer.overlay import OCI_PREFIX, WhiteoutSpec
+from rafs_v6.writer.sources import tar_members
+from rafs_v6.writer.sources.tar_members import FileCursor, Member, members
+from rafs_v6.writer.tree import IMPLIED, ROOT, Node, Tree, check_name, check_node, ordered
+from rafs_v6.writer.xattrs import LinuxXattrs, Warn
 
-_BLOCK = 512
 _COPY = 1 << 20
 _SPARSE = 1 << 63  # in an extent: it lies in the file of sparse members, not in the tar
+_LINKS_MAX = 40  # symbolic links on the way to a name, as in Linux
+_PATH_MAX = 4096
+# What a name costs in memory is some hundred bytes; in a tar.gz it may cost less than one.
+_FREE_NAMES, _STORED_PER_NAME = 1 << 16, 4
 # Members that eStargz adds to a layer; they are the format, not the layer.
 _ESTARGZ_OWN = (b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark")
-_XATTR_PAX = "SCHILY.xattr."
-_TYPES = {
-    tarfile.REGTYPE: stat.S_IFREG,
-    tarfile.AREGTYPE: stat.S_IFREG,
-    tarfile.CONTTYPE: stat.S_IFREG,
-    tarfile.GNUTYPE_SPARSE: stat.S_IFREG,
-    tarfile.DIRTYPE: stat.S_IFDIR,
-    tarfile.SYMTYPE: stat.S_IFLNK,
-    tarfile.CHRTYPE: stat.S_IFCHR,
-    tarfile.BLKTYPE: stat.S_IFBLK,
-    tarfile.FIFOTYPE: stat.S_IFIFO,
+_KINDS = {
+    tar_members.REGULAR: stat.S_IFREG,
+    tar_members.DIRECTORY: stat.S_IFDIR,
+    tar_members.SYMLINK: stat.S_IFLNK,
+    tar_members.CHAR: stat.S_IFCHR,
+    tar_members.BLOCK_DEVICE: stat.S_IFBLK,
+    tar_members.FIFO: stat.S_IFIFO,
 }
 
 
-class TarSource:
-    """The tree of a tar.  Its data are in ``tar`` and a file of its own: close it last.
+class TarTree:
+    """Members become a tree, as they come; a later one replaces an earlier one of its name.
 
-    ``refers``: the data must be in the tar as they are, so sparse members are refused.
+    ``stored_size``: bytes of the tar as it came, compressed or not, which bound its names.
     """
 
-    def __init__(self, tar: IO[bytes], *, estargz: bool = False, refers: bool = False) -> None:
-        self._tar, self._refers = tar, refers
-        self._sparse: IO[bytes] | None = None
-        self._size = os.fstat(tar.fileno()).st_size
-        # As the entries come; what a later one replaces stays, and is not copied.
+    def __init__(self, stored_size: int, whiteouts: WhiteoutSpec) -> None:
+        self._names_left = _FREE_NAMES + stored_size // _STORED_PER_NAME
+        self._whiteouts = whiteouts
+        self._xattrs = LinuxXattrs()
+        # As the members come; what a later one replaces stays, and is not copied.
         self._heap = Tree()
-        self._root = self._heap.add(ROOT, b"", Node(stat.S_IFDIR | 0o755))
+        self._root = self._heap.add(ROOT, b"", Node(stat.S_IFDIR | 0o755), IMPLIED)
         self._below: dict[int, dict[bytes, int]] = {self._root: {}}
-        try:
-            self._read()
-        except (tarfile.TarError, EOFError, UnicodeError) as error:
-            raise SourceError(f"the tar does not parse: {error}") from error
+        self._parents: dict[bytes, int] = {}  # directories that were looked up
+
+    def add(self, member: Member, extent: int) -> int:
+        """The row of ``member``, whose data are at ``extent``, in a tree of the order they come."""
+        name = member.name
+        parts = _parts(name)
+        if member.type == tar_members.HARD_LINK and self._is_whiteout(parts):
+            # Only its name counts; it may link to a whiteout that is in no layer.
+            member.type = tar_members.REGULAR
+        if member.type == tar_members.HARD_LINK:
+            row = self._find(member.link, name)
+            self._count_name()
+            self._place(name, parts, row)
+            return row
+        kind = _KINDS[member.type]
+        node = Node(
+            kind | member.mode, member.uid, member.gid, member.mtime, member.mtime_nsec,
+            xattrs=self._xattrs.of(member.xattrs, name),
+        )  # fmt: skip
+        if kind == stat.S_IFLNK:
+            node.target = member.link
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            if not (0 <= member.major < 1 << 12 and 0 <= member.minor < 1 << 20):
+                raise SourceError(f"{shown(name)}: device {member.major}:{member.minor}")
+            node.rdev = os.makedev(member.major, member.minor)
+        elif kind == stat.S_IFREG:
+            node.size = member.size
+        check_node(node, name)
+        row = self._new(node)
+        self._heap.extent[row] = extent
+        self._place(name, parts, row)
+        return row
+
+    def _is_whiteout(self, parts: list[bytes]) -> bool:
+        oci = self._whiteouts is WhiteoutSpec.OCI
+        return oci and bool(parts) and parts[-1].startswith(OCI_PREFIX)
+
+    def made(self, warn: Warn | None, *, estargz: bool) -> Tree:
+        """The tree, in order; nothing can be added then."""
+        self._xattrs.report(warn)
         if estargz:
             for name in _ESTARGZ_OWN:
                 self._below[self._root].pop(name, None)
         heap, below = self._heap, self._below
         del self._heap, self._below
-        self.tree = ordered(
+        return ordered(
             self._root, lambda row: (heap, row), lambda row: list(below.pop(row).items()), 0
         )  # fmt: skip
+
+    def _new(self, node: Node, flags: int = 0) -> int:
+        self._count_name()
+        return self._heap.add(ROOT, b"", node, flags)
+
+    def _count_name(self) -> None:
+        if not self._names_left:
+            raise SourceError("the tar has more names than one of its size can have: is it a bomb?")
+        self._names_left -= 1
+
+    def _find(self, link: bytes, name: bytes) -> int:
+        """The target of a hard link."""
+        parts = _parts(link)
+        parent = self._directory(parts[:-1], name, make=False) if parts else None
+        row = self._below[parent].get(parts[-1]) if parent is not None else None
+        if row is None or self._heap.is_dir(row):
+            raise SourceError(
+                f"{shown(name)}: a hard link to {shown(link)}, which is not a file of the tar"
+            )
+        return row
+
+    def _directory(self, parts: list[bytes], name: bytes, *, make: bool) -> int | None:
+        """The row of the directory ``parts``; what is missing is made, or None."""
+        key = b"/".join(parts)
+        known = self._parents.get(key)
+        if known is not None:
+            return known
+        trail, todo, links = [self._root], parts[::-1], 0
+        while todo:
+            part = todo.pop()
+            if part == b"..":  # of a symbolic link; names have none
+                trail = trail[:-1] or trail
+                continue
+            below = self._below[trail[-1]]
+            row = below.get(part)
+            if row is None:
+                if not make:
+                    return None
+                check_name(part, name)
+                row = below[part] = self._new(Node(stat.S_IFDIR | 0o755), IMPLIED)
+                self._below[row] = {}
+            elif stat.S_ISLNK(self._heap.mode[row]):
+                target = self._heap.target(row)
+                links += 1
+                if links > _LINKS_MAX or len(todo) > _PATH_MAX:
+                    raise SourceError(f"{shown(name)}: too many symbolic links on the way to it")
+                if target.startswith(b"/"):
+                    trail = [self._root]
+                todo += reversed([p for p in target.split(b"/") if p not in (b"", b".")])
+                continue
+            elif row not in self._below:
+                raise SourceError(f"{shown(name)}: {shown(part)} is not a directory")
+            trail.append(row)
+        self._parents[key] = trail[-1]
+        return trail[-1]
+
+    def _place(self, name: bytes, parts: list[bytes], row: int) -> None:
+        is_dir = self._heap.is_dir(row)
+        if not parts:
+            if not is_dir:
+                raise SourceError(f"{shown(name)}: the root is not a directory")
+            self._below[row] = self._below.pop(self._root)
+            self._root = row
+            self._parents.clear()
+            return
+        parent = self._directory(parts[:-1], name, make=True)
+        assert parent is not None
+        at = self._below[parent]
+        old = at.get(parts[-1])
+        if is_dir:
+            self._below[row] = self._below.pop(old, {}) if old is not None else {}
+        if old is not None:
+            self._parents.clear()
+        at[parts[-1]] = row
+
+
+class TarSource:
+    """The tree of a tar.  Its data are in ``tar`` and a file of its own: close it last.
+
+    ``stored_size``: bytes of the object that the tar came in; ``refers``: the data must be in
+    the tar as they are, so sparse members are refused.
+    """
+
+    def __init__(
+        self, tar: IO[bytes], stored_size: int, whiteouts: WhiteoutSpec, *, estargz: bool = False,
+        refers: bool = False, warn: Warn | None = None,
+    ) -> None:  # fmt: skip
+        self._tar, self._refers = tar, refers
+        self._sparse: IO[bytes] | None = None
+        self._size = os.fstat(tar.fileno()).st_size
+        found = TarTree(stored_size, whiteouts)
+        try:
+            for member in members(FileCursor(tar.fileno())):
+                extent = self._extent(member) if member.type == tar_members.REGULAR else 0
+                found.add(member, extent)
+        except BaseException:
+            self.close()
+            raise
+        self.tree = found.made(warn, estargz=estargz)
 
     def open(self, path: bytes, extent: int) -> tuple[int, int]:
         file = self._sparse if extent & _SPARSE else self._tar
@@ -75,139 +213,39 @@ class TarSource:
         if self._sparse is not None:
             self._sparse.close()
 
-    def _read(self) -> None:
-        end = 0
-        with tarfile.open(
-            fileobj=self._tar, mode="r:", encoding="utf-8", errors="surrogateescape"
-        ) as tar:
-            for info in tar:
-                self._entry(info)
-                tar.members.clear()  # type: ignore[attr-defined] # or all headers stay in memory
-                end = tar.offset
-        # tarfile takes a header that does not parse for the end of the archive.
-        if any(os.pread(self._tar.fileno(), _BLOCK, end)):
-            raise SourceError(f"the tar does not parse: no header at byte {end}")
-
-    def _entry(self, info: tarfile.TarInfo) -> None:
-        name = _raw(info.name)
-        parts = _parts(name)
-        if info.islnk():
-            row = self._find(_parts(_raw(info.linkname)))
-            if row is None or self._heap.is_dir(row):
-                raise SourceError(f"{name!r}: a hard link to {info.linkname!r}, which is no file")
-            self._place(parts, row, name)
-            return
-        kind = _TYPES.get(info.type)
-        if kind is None:
-            raise SourceError(f"{name!r}: a tar entry of type {info.type!r}")
-        seconds, nsec = _mtime(info, name)
-        node = Node(kind | stat.S_IMODE(info.mode), info.uid, info.gid, seconds, nsec)
-        node.xattrs = {
-            _raw(key[len(_XATTR_PAX) :]): _raw(value)
-            for key, value in info.pax_headers.items()
-            if key.startswith(_XATTR_PAX)
-        }
-        if kind == stat.S_IFLNK:
-            node.target = _raw(info.linkname)
-        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
-            if not (0 <= info.devmajor < 1 << 12 and 0 <= info.devminor < 1 << 20):
-                raise SourceError(f"{name!r}: device {info.devmajor}:{info.devminor}")
-            node.rdev = os.makedev(info.devmajor, info.devminor)
-        extent = 0
-        if kind == stat.S_IFREG:
-            node.size = info.size
-            extent = self._extent(info, name)
-        check_node(node, name)
-        row = self._heap.add(ROOT, b"", node)
-        self._heap.extent[row] = extent
-        self._place(parts, row, name)
-
-    def _extent(self, info: tarfile.TarInfo, name: bytes) -> int:
-        # The stubs call it an int; it is what tarfile read from the header or the PAX record.
-        pieces = cast("list[tuple[int, int]] | None", info.sparse)
-        if pieces is None:
-            if info.size < 0 or info.offset_data + info.size > self._size:
-                raise SourceError(f"{name!r}: the tar ends inside its data")
-            return info.offset_data
+    def _extent(self, member: Member) -> int:
+        if member.offset + member.stored > self._size:
+            raise SourceError(f"{shown(member.name)}: the tar ends inside its data")
+        if member.sparse is None:
+            return member.offset
         if self._refers:
             raise SourceError(
-                f"{name!r}: a sparse file, whose data an image cannot refer to; choose a type"
-                " that stores them: tar-rafs, targz-rafs"
+                f"{shown(member.name)}: a sparse file, whose data an image cannot refer to; choose"
+                " a type that stores them: tar-rafs, targz-rafs"
             )
         if self._sparse is None:
             self._sparse = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         fd = self._sparse.fileno()
-        start, source = os.fstat(fd).st_size, info.offset_data
-        os.ftruncate(fd, start + info.size)
-        for at, length in pieces:
-            if at < 0 or length < 0 or at + length > info.size:
-                raise SourceError(f"{name!r}: a sparse piece lies outside the file")
+        start, source = os.fstat(fd).st_size, member.offset
+        os.ftruncate(fd, start + member.size)
+        for at, length in zip(member.sparse.offsets, member.sparse.lengths, strict=True):
             for done in range(0, length, _COPY):
                 want = min(_COPY, length - done)
                 data = os.pread(self._tar.fileno(), want, source + done)
                 if len(data) != want:
-                    raise SourceError(f"{name!r}: the tar ends inside its data")
+                    raise SourceError(f"{shown(member.name)}: the tar ends inside its data")
                 os.pwrite(fd, data, start + at + done)
             source += length
         return start | _SPARSE
 
-    def _find(self, parts: list[bytes]) -> int | None:
-        row: int | None = self._root
-        for part in parts:
-            row = self._below.get(row, {}).get(part) if row is not None else None
-        return row
-
-    def _place(self, parts: list[bytes], row: int, name: bytes) -> None:
-        is_dir = self._heap.is_dir(row)
-        if not parts:
-            if not is_dir:
-                raise SourceError(f"{name!r}: the root is no directory")
-            self._below[row] = self._below.pop(self._root)
-            self._root = row
-            return
-        at = self._below[self._root]
-        for part in parts[:-1]:
-            below = at.get(part)
-            if below is None:
-                below = at[part] = self._heap.add(ROOT, b"", Node(stat.S_IFDIR | 0o755))
-                self._below[below] = {}
-            if below not in self._below:
-                raise SourceError(f"{name!r}: {part!r} is not a directory")
-            at = self._below[below]
-        old = at.get(parts[-1])
-        if is_dir:
-            self._below[row] = self._below.pop(old, {}) if old is not None else {}
-        at[parts[-1]] = row
-
-
-def _raw(text: str) -> bytes:
-    """What stands in the tar."""
-    return text.encode("utf-8", "surrogateescape")
-
 
 def _parts(name: bytes) -> list[bytes]:
-    if name.startswith(b"/"):
-        raise SourceError(f"{name!r}: an absolute path")
+    """Of a path below the image's root; where it begins, with or without "/", is the same."""
+    if len(name) > _PATH_MAX:
+        raise SourceError(f"a path of {len(name)} bytes: {shown(name[:60])}…")
     parts = [p for p in name.split(b"/") if p not in (b"", b".")]
     if b".." in parts:
-        raise SourceError(f"{name!r}: leaves the root")
+        raise SourceError(f"{shown(name)}: leaves the root")
     for part in parts:
         check_name(part, name)
     return parts
-
-
-def _mtime(info: tarfile.TarInfo, name: bytes) -> tuple[int, int]:
-    """tarfile makes a float of a PAX time, which has not bits enough for nanoseconds."""
-    text = info.pax_headers.get("mtime")
-    if text is None:
-        return int(info.mtime), 0
-    try:
-        exact = Decimal(text)
-        # Compared before it becomes an int, which 1e999999 would make a huge one.
-        if not abs(exact) < 1 << 63:
-            raise SourceError(f"{name!r}: modification time {text!r} does not fit")
-        return divmod(int(exact * 10**9), 10**9)
-    except (InvalidOperation, ValueError) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f"{name!r}: modification time {text!r}") from error

@@ -128,15 +128,18 @@ BLOB: dict[str, tuple[str, Fault]] = {
     "header magic": ("blob-meta.header.magic", lambda v: v.flip(v.header, blob=True)),
     "last magic": ("blob-meta.header.magic2", lambda v: v.flip(v.header + 4092, blob=True)),
     "compressor": (
-        "blob-meta.header.ci_compressor", lambda v: v.put("I", v.header + 8, 7, blob=True)
+        "blob-meta.header.ci_compressor",
+        lambda v: v.put("I", v.header + 8, 7, blob=True),
     ),
     "count": ("blob-meta.header.entries", lambda v: v.put("I", v.header + 12, 9999, blob=True)),
     "offset": ("blob-meta.header.ci_offset", lambda v: v.put("Q", v.header + 16, 7, blob=True)),
     "stored": (
-        "blob-meta.header.ci_compressed_size", lambda v: v.put("Q", v.header + 24, 7, blob=True)
+        "blob-meta.header.ci_compressed_size",
+        lambda v: v.put("Q", v.header + 24, 7, blob=True),
     ),
     "plain": (
-        "blob-meta.header.ci_uncompressed_size", lambda v: v.put("Q", v.header + 32, 7, blob=True)
+        "blob-meta.header.ci_uncompressed_size",
+        lambda v: v.put("Q", v.header + 32, 7, blob=True),
     ),
     "reserved": ("blob-meta.header.reserved", lambda v: v.flip(v.header + 999, blob=True)),
     "entries": ("blob-meta.", lambda v: v.flip(v.info.ci_offset + 9, blob=True)),

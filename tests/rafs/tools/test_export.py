@@ -63,5 +63,5 @@ def test_damage_leaves_no_disk(
     assert main([*command, "--block"]) == 1
     assert blob.name in capsys.readouterr().err
     assert list(out.iterdir()) == []
-    assert main(command) == 1
+    assert main(command) == 2
     assert "--block" in capsys.readouterr().err

@@ -151,13 +151,17 @@ def _second_header_broken(path: Path) -> None:
 
 _HOSTILE = {
     "parent": lambda p: _tar(p, ("a/../../b", b"x", {})),
-    "absolute": lambda p: _tar(p, ("/b", b"x", {})),
+    "absolute parent": lambda p: _tar(p, ("/../b", b"x", {})),
     "link to nothing": lambda p: _tar(p, ("b", b"", {"type": b"1", "linkname": "c"})),
     "link to itself": lambda p: _tar(p, ("b", b"", {"type": b"1", "linkname": "b"})),
     "link to outside": lambda p: _tar(p, ("b", b"", {"type": b"1", "linkname": "../c"})),
     "long name": lambda p: _tar(p, ("n" * 256, b"", {})),
-    "below a link": lambda p: _tar(
-        p, ("l", b"", {"type": b"2", "linkname": "/"}), ("l/x", b"", {})
+    "below a file": lambda p: _tar(p, ("f", b"", {}), ("f/x", b"", {})),
+    "below endless links": lambda p: _tar(
+        p,
+        ("l", b"", {"type": b"2", "linkname": "m"}),
+        ("m", b"", {"type": b"2", "linkname": "l"}),
+        ("l/x", b"", {}),
     ),
     "huge time": lambda p: _tar(p, ("a", b"", {"pax_headers": {"mtime": "1e999999"}})),
     "cut gzip": _cut_gzip,
@@ -298,7 +302,7 @@ def test_what_is_missing_is_named(
 ) -> None:
     boot, nowhere = tmp_path / "boot", tmp_path / "nowhere"
     assert main(["create", "-B", str(boot), "-D", str(nowhere), str(tree)]) == 1
-    assert f"{nowhere} is no directory" in capsys.readouterr().err
+    assert f"{nowhere} is not a directory" in capsys.readouterr().err
     nowhere.write_bytes(bytes(8192))
     assert main(["merge", "-B", str(boot), str(nowhere)]) == 1
     assert f"{nowhere}: neither a bootstrap" in capsys.readouterr().err

@@ -50,9 +50,7 @@ def test_a_pipe_gets_what_a_file_gets(tree: Path, tmp_path: Path) -> None:
 def test_a_reader_that_goes_away_is_an_error(tree: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with subprocess.Popen(
-        [*NYDUS_IMAGE, *_create(tree, pipe)], stderr=subprocess.PIPE
-    ) as builder:
+    with subprocess.Popen([*NYDUS_IMAGE, *_create(tree, pipe)], stderr=subprocess.PIPE) as builder:
         with pipe.open("rb") as reader:
             reader.read(1000)
         error = builder.communicate(timeout=60)[1]
