@@ -69,6 +69,12 @@ class PageMap:
         value = int.from_bytes(self.memory[low:high], "little") | mask
         self.memory[low:high] = value.to_bytes(high - low, "little")
 
+    def clear(self, first: int, end: int) -> None:
+        """The opposite, likewise."""
+        low, high, mask = self._window(first, end)
+        value = int.from_bytes(self.memory[low:high], "little") & ~mask
+        self.memory[low:high] = value.to_bytes(high - low, "little")
+
     def all_set(self, first: int, end: int) -> bool:
         low, high, mask = self._window(first, end)
         return int.from_bytes(self.memory[low:high], "little") & mask == mask

@@ -8,6 +8,8 @@ are the C core's: here is only decided what to fetch.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import threading
 import time
@@ -19,13 +21,13 @@ from nydus_fscache.cache.reuse import Copies
 from nydus_fscache.core.core import Core
 from nydus_fscache.core.units import unit_columns
 from nydus_fscache.fetch.extents import UnitTable, Window
-from nydus_fscache.fetch.failures import Failures
+from nydus_fscache.fetch.failures import SLOW_S, Failures
 from nydus_fscache.fetch.job import KIB, Counters, Extent, Filled, Job, Priority, Source
 from nydus_fscache.fetch.local import LocalUnits
 from nydus_fscache.fetch.pace import FIRST_WINDOW
 from nydus_fscache.fetch.plan import Planner
 from nydus_fscache.fetch.queue import Fetcher
-from nydus_fscache.fetch.record import Record
+from nydus_fscache.fetch.record import LostWritesError, Record
 from nydus_fscache.fetch.units import Chunks, State, UnitStates
 
 log = logging.getLogger("cache")
@@ -74,7 +76,8 @@ class CacheObject:
         self.core = core
         self.pages = pages
         self.counters = Counters()
-        self.on_complete: Callable[[CacheObject], None] | None = None
+        # all is there for good: nobody needs to look at what readers ask for any more
+        self.on_settled: Callable[[CacheObject], None] | None = None
         self.is_kernels = False  # its file is: presence is on no record but in the file itself
         self.presence_known = True  # over cachefiles only after ``found_on_disk``
         self._fetcher = fetcher
@@ -85,10 +88,7 @@ class CacheObject:
         self._failures = Failures()
         self._record = Record(chunks, record)
         self.fill_fd = fill_fd
-        self._local = LocalUnits(
-            oid, self, chunks, core, self._clen, self.counters,
-            lambda unit: self._arrived(unit, unit + 1),
-        )  # fmt: skip
+        self._local = LocalUnits(oid, self, chunks, core, self._clen, self.counters)
         self._planner = Planner(
             self._table, is_here=lambda unit: self._states[unit] != State.MISSING
         )
@@ -116,7 +116,7 @@ class CacheObject:
             if self.pages.all_set(*self._states.pages(unit)):
                 self._states.found(unit)
                 if not self._record.has(unit):
-                    self._record.add([unit], now=0.0)
+                    self._record.add([unit], 0.0, 0)
 
     def load_presence(self, extents: list[tuple[int, int]]) -> None:
         """Take over what an earlier run left; the page map is empty, ``extents`` are no holes.
@@ -150,8 +150,17 @@ class CacheObject:
             self.presence_known = True
 
     @property
+    def is_open(self) -> bool:
+        return not self._closing
+
+    @property
     def complete(self) -> bool:
         return self._states.missing == 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Is it complete, and on record?  Then no failed write can make it incomplete again."""
+        return self.complete and self._record.is_kept and not self._record.unrecorded()
 
     def bytes_present(self) -> int:
         """Flat bytes of the units that are there."""
@@ -305,33 +314,40 @@ class CacheObject:
             return first, extents
 
     def reuse(self, extent: Extent) -> list[Extent]:
-        rest = self._local.take(range(extent.unit, extent.end))
+        failures = self._record.failures
+
+        def arrived(unit: int) -> None:
+            self._arrived(unit, unit + 1, failures)
+
+        rest = self._local.take(range(extent.unit, extent.end), arrived)
         return [extent] if len(rest) == extent.end - extent.unit else self._table.merge(rest)
 
     def fill(self, first: int, count: int, stored: memoryview, stored_off: int) -> Filled:
-        blob = self.chunks.blob
+        blob, failures = self.chunks.blob, self._record.failures
         done, error, bad = self.core.fill(self.oid, blob, first, count, stored, stored_off)
         if done:
-            self._arrived(first, first + done)
+            self._arrived(first, first + done, failures)
         if bad is None:
             return Filled(done, error)
         digest = bytes(blob.chunks[bad].digest).hex()
         return Filled(done, error, f"chunk {bad} (digest {digest})")
 
-    def _arrived(self, first: int, end: int) -> None:
-        """Units [first, end) are verified and written."""
+    def _arrived(self, first: int, end: int, failures: int) -> None:
+        """Units [first, end) are verified and written; ``failures``: of syncs, before that."""
         with self._changed:
             new = [unit for unit in range(first, end) if self._states.found(unit)]
             for unit in new:
                 self._failures.forget(unit)
-            self._record.add(new, time.monotonic())
-            complete = self.complete
+            is_kept = self._record.add(new, time.monotonic(), failures)
             self._changed.notify_all()
-        if complete and self.on_complete is not None:
-            self.on_complete(self)
+        if not is_kept:
+            self._lose(new, errno.EIO, "a sync failed while they were written")
+        elif self._record.is_careful():
+            with contextlib.suppress(OSError):  # it is on record
+                self.persist()
 
     def failed(
-        self, first: int, end: int, errno: int, reason: str, took_s: float = 0.0
+        self, first: int, end: int, error: int, reason: str, took_s: float = 0.0
     ) -> None:
         """Data loaded ahead had few attempts; for a reader that joined it is asked again."""
         if first >= end:
@@ -350,18 +366,18 @@ class CacheObject:
             now = time.monotonic()
             for unit in units:
                 if self._states[unit] == State.MISSING:
-                    self._failures.note(unit, errno, now, took_s)
+                    self._failures.note(unit, error, now, took_s)
             self.counters.errors += 1
             self.counters.last_error = reason
             self._changed.notify_all()
         if refused:
-            self._refuse(refused, errno)
+            self._refuse(refused, error)
         self._submit_demand(again)
 
-    def _refuse(self, units: Sequence[int], errno: int) -> None:
+    def _refuse(self, units: Sequence[int], error: int) -> None:
         """Readers of these adjacent units get the error."""
         (off, _), (_, end) = map(self.chunks.unit_range, (units[0], units[-1]))
-        self.core.fail(self.oid, off, end - off, errno)
+        self.core.fail(self.oid, off, end - off, error)
 
     # -- on disk -----------------------------------------------------------------------------
 
@@ -370,10 +386,44 @@ class CacheObject:
             self.persist()
 
     def persist(self) -> None:
-        """Sync the data, then record them; what is not recorded is fetched again after a crash."""
-        recorded = self._record.write(self.fill_fd)
+        """Sync the data, then record them; what is not recorded is fetched again after a crash.
+
+        After an ``OSError`` of the sync the units since the last one are missing again.
+        """
+        if self.is_kernels:  # which writes directly: each write is told its error
+            return
+        try:
+            recorded = self._record.write(self.fill_fd)
+        except LostWritesError as e:
+            if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._fetcher.disk_full.set()
+            self._lose(e.units, e.errno or errno.EIO, e.strerror or "")
+            raise
         if self._local.copies is not None and recorded:
             self._local.copies.recorded(self, recorded)
+        if recorded and self.is_settled and self.on_settled is not None:
+            self.on_settled(self)
+
+    def _lose(self, units: Sequence[int], error: int, why: str) -> None:
+        """Units that counted as present may be other bytes soon: they are to be fetched again, but
+        not at once, as the disk does not take them."""
+        if not units:
+            return
+        reason = f"writing back the cache file: {why}"
+        code = errno.ENOSPC if error in (errno.ENOSPC, errno.EDQUOT) else errno.EIO
+        log.error("blob %s: %d units are lost: %s", self.name, len(units), reason)
+        with self._changed:
+            now = time.monotonic()
+            for unit in units:
+                off, end = self.chunks.unit_range(unit)
+                try:
+                    self.core.unfill(self.oid, off, end - off)
+                except OSError:  # it has left the core, and the map may be a successor's
+                    self.pages.clear(*self._states.pages(unit))
+                self._states.lost(unit)
+                self._failures.note(unit, code, now, SLOW_S)
+            self.counters.errors += 1
+            self.counters.last_error = reason
 
     def close(self, *, deadline: float) -> None:
         """Wait for its jobs, record what is there, and leave the C core."""

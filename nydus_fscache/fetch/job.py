@@ -94,7 +94,7 @@ class Target(Protocol):
         ...
 
     def failed(
-        self, first: int, end: int, errno: int, reason: str, took_s: float = 0.0
+        self, first: int, end: int, error: int, reason: str, took_s: float = 0.0
     ) -> None:
         """Units [first, end) could not be had, after ``took_s``: free them, and tell the readers
         that wait for one."""

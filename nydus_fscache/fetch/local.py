@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from nydus_fscache.cache.reuse import ChunkSource, Copies, copy_chunk, holds_chunk, read_chunk
+from nydus_fscache.cache.reuse import ChunkSource, Copies, copy_chunk, read_chunk
 from nydus_fscache.core.core import Core
 from nydus_fscache.fetch.job import Counters
 from nydus_fscache.fetch.units import Chunks
 from nydus_fscache.files import OpenFile
 
-Arrived = Callable[[int], None]  # a unit is verified and written
+Arrived = Callable[[int], object]  # a unit is verified and written
 
 
 class LocalUnits:
@@ -27,7 +27,6 @@ class LocalUnits:
         core: Core,
         clen: Sequence[int],
         counters: Counters,
-        arrived: Arrived,
     ) -> None:
         self._oid = oid
         self._owner = owner
@@ -35,39 +34,45 @@ class LocalUnits:
         self._core = core
         self._clen = clen
         self._counters = counters
-        self._arrived = arrived
         self._file = OpenFile(owner.fill_fd)
         self.candidates: set[int] = set()  # maybe in the file
         self.copies: Copies | None = None
 
-    def take(self, units: Iterable[int]) -> list[int]:
-        """Units that are to be fetched all the same.  Raises ``OSError`` when a write fails, or
-        after ``close``."""
-        rest = [unit for unit in units if not self._recover(unit)]
-        return rest if self.copies is None else self._copy(self.copies, rest)
+    def take(self, units: Iterable[int], arrived: Arrived) -> list[int]:
+        """Tell ``arrived`` which are here; returns those that are to be fetched all the same.
+
+        Raises ``OSError`` when a write fails, or after ``close``."""
+        rest = [unit for unit in units if not self._recover(unit, arrived)]
+        return rest if self.copies is None else self._copy(self.copies, rest, arrived)
 
     def close(self) -> None:
         """Nothing is read or written from now on but by calls that had begun."""
         self._file.close()
 
-    def _recover(self, unit: int) -> bool:
-        """Is a candidate right?  Then it counts as present from now on."""
+    def _recover(self, unit: int, arrived: Arrived) -> bool:
+        """Is a candidate right?  Then it counts as present from now on.
+
+        It is written again: what is read may be in memory alone, after a write-back that failed,
+        and only of a new write the next sync tells."""
         if unit not in self.candidates:
             return False
         self.candidates.discard(unit)
         blob = self._chunks.blob
         record = blob.units[unit]
+        found: dict[int, bytes] = {}
         with self._file.use() as fd:
             for chunk in range(record.first, record.first + record.count):
-                if not holds_chunk(fd, blob, chunk):
+                data = read_chunk(fd, int(blob.chunks[chunk].uoff), blob, chunk)
+                if data is None:
                     return False
-        off, end = self._chunks.unit_range(unit)
-        self._core.filled(self._oid, off, end - off)
+                found[int(blob.chunks[chunk].uoff)] = data
+        for off, data in found.items():
+            self._core.fill_flat(self._oid, off, data)
         self._counters.recovered += self._clen[unit]
-        self._arrived(unit)
+        arrived(unit)
         return True
 
-    def _copy(self, copies: Copies, wanted: list[int]) -> list[int]:
+    def _copy(self, copies: Copies, wanted: list[int], arrived: Arrived) -> list[int]:
         """Fill the units that other blobs have, chunk by chunk; those that they have not."""
         blob = self._chunks.blob
         parts: dict[int, dict[int, bytes | None]] = {}  # of units that are not whole yet
@@ -80,6 +85,7 @@ class LocalUnits:
                 first += 1
             if first == end:
                 self._reused(unit, found)
+                arrived(unit)
             else:
                 parts[unit], lacking[unit] = found, range(first, end)
 
@@ -94,6 +100,7 @@ class LocalUnits:
             parts[unit][chunk] = data
             if len(parts[unit]) == blob.units[unit].count:
                 self._reused(unit, parts.pop(unit))
+                arrived(unit)
             return True
 
         copies.take_closed(self._owner, lacking, take)
@@ -108,4 +115,3 @@ class LocalUnits:
             else:
                 self._core.fill_flat(self._oid, record.uoff, data)
         self._counters.reused += self._clen[unit]
-        self._arrived(unit)

@@ -91,7 +91,8 @@ class Receiver:
         """From the first unit on that is not done, the extent could not be had."""
         code, reason = errno.EIO, str(error)
         if isinstance(error, OSError) and not isinstance(error, BackendError):
-            reason = f"writing the cache file: {error.strerror or error}"
+            name = errno.errorcode.get(error.errno or 0, "?")
+            reason = f"writing the cache file: {error.strerror or error} ({name})"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 code = errno.ENOSPC
                 self._disk_full.set()

@@ -111,10 +111,10 @@ class FakeTarget:
         return Filled(count)
 
     def failed(
-        self, first: int, end: int, errno: int, reason: str, took_s: float = 0.0
+        self, first: int, end: int, error: int, reason: str, took_s: float = 0.0
     ) -> None:
         with self.changed:
-            self.lost.append((first, end, errno, reason))
+            self.lost.append((first, end, error, reason))
             self.taken -= set(range(first, end))
             self.changed.notify_all()
 

@@ -72,8 +72,8 @@ class FanotifyTransport:
             for blob in image.blobs:
                 obj = self._objects.open_file(blob, image.backend)
                 opened.append(obj)
-                obj.on_complete = self._unmark
-                if not obj.complete:
+                obj.on_settled = self._unmark
+                if not obj.is_settled:
                     self._mark(obj)
         except BaseException:
             for obj in opened:
@@ -102,11 +102,11 @@ class FanotifyTransport:
 
     def _mark(self, obj: CacheObject) -> None:
         mark_add(self._group, obj.fill_fd)
-        if obj.complete:  # the last unit came between the caller's look and the mark
+        if obj.is_settled:  # the last unit was recorded between the caller's look and the mark
             self._unmark(obj)
 
     def _unmark(self, obj: CacheObject) -> None:
-        """All is there: from now on the kernel reads the file without asking."""
+        """All is there for good: from now on the kernel reads the file without asking."""
         log.info("blob %s is complete", obj.name)
         self._remove_mark(obj.fill_fd)
 
