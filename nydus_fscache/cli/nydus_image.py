@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nydus_fscache.backend.make import make_backend
-from nydus_fscache.config.nydusd import document_of, old_backend, read
+from nydus_fscache.config.nydusd import backend_of, document_of, read
 from nydus_fscache.errors import FscacheError
 from rafs_v6.cli import main as image_main
 from rafs_v6.tools.blobs import Blobs, BlobsError
@@ -42,13 +42,7 @@ class _Backends:
 
     def of_nydusd(self, path: Path) -> Mapping[str, Any]:
         with _translated():
-            document = document_of(read(path), path)
-            backend = document.get("backend")
-            if backend is None and "device" in document:
-                backend = old_backend(document)
-        if not isinstance(backend, dict):
-            raise BlobsError(f"{path} has no backend")
-        return backend
+            return backend_of(document_of(read(path), path), path)
 
 
 @contextlib.contextmanager

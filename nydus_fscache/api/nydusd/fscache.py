@@ -7,7 +7,6 @@ by domain alone never fails; ``underlying_files`` lists every blob of every boun
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -93,9 +92,7 @@ class BoundImages:
             config = _config_of(document)
         except (FscacheError, TypeError, AttributeError) as e:
             raise Refused(400, f'ParseBody(Error("{told(e)}"))') from e
-        bootstrap = _table(document, "config_v2").get("metadata_path") or _table(
-            document, "config"
-        ).get("metadata_path")
+        bootstrap = config.metadata_path
         entry = Entry(fsid, domain, document)
         with self._lock:
             if self._is_bound(entry):
@@ -116,9 +113,7 @@ class BoundImages:
 
     def _is_bound(self, entry: Entry) -> bool:
         """By us, or by an earlier front, of the same bootstrap."""
-        source = _table(entry.document, "config_v2").get("metadata_path") or _table(
-            entry.document, "config"
-        ).get("metadata_path")
+        source = _config_of(entry.document).metadata_path
         return any(
             (m["fsid"], m["domain"], m["image"]) == (entry.fsid, entry.domain, source)
             for m in self._engine.status()["mounts"]
@@ -212,24 +207,8 @@ class BoundImages:
 
 
 def _config_of(document: Document) -> Config:
-    """From ``config_v2``, or the older ``config``.  Raises ``FscacheError`` or ``TypeError``."""
-    if document.get("config_v2"):
-        return configuration.parse(json.dumps(document["config_v2"]), "config_v2")
-    old = document.get("config")
-    if not isinstance(old, dict):
-        raise TypeError("one of config and config_v2 is needed")
-    as_v1 = {
-        "device": {
-            "backend": {"type": old.get("backend_type"), "config": old.get("backend_config")},
-        },
-        "fs_prefetch": old.get("prefetch_config"),
-    }
-    return configuration.parse(json.dumps(as_v1), "config")
-
-
-def _table(document: Document, name: str) -> Document:
-    value = document.get(name)
-    return value if isinstance(value, dict) else {}
+    """From ``config_v2``, or the older ``config``.  Raises ``FscacheError``."""
+    return configuration.blob_entry(document, "the request").config
 
 
 def _is_named(entry: Entry, wanted: str) -> bool:
