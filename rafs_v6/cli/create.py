@@ -21,7 +21,7 @@ from rafs_v6.format.erofs import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, Compressor, Dig
 from rafs_v6.writer.blob_file import ended_on_error
 from rafs_v6.writer.cipher import XtsKey
 from rafs_v6.writer.create import create_from_directory, create_from_tar
-from rafs_v6.writer.errors import UsageError
+from rafs_v6.writer.errors import BuildError, UsageError
 from rafs_v6.writer.options import ChunkOptions, CreateOptions, Into
 from rafs_v6.writer.overlay import WhiteoutSpec
 
@@ -35,6 +35,7 @@ _TAR_TYPES = {
     "estargz-ref": Into.REF,
     "tar-tarfs": Into.TARFS,
 }
+_ATTRIBUTES_MAX = 16 << 20
 _EXAMPLES = """\
 examples:
   nydus-image create --bootstrap image.boot --blob-dir blobs/ tree/
@@ -64,6 +65,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("-B", "--bootstrap", type=file_path, metavar="FILE")
     parser.add_argument("-D", "--blob-dir", type=file_path, metavar="DIR")
     parser.add_argument("-b", "--blob", type=file_path, metavar="FILE")
+    parser.add_argument(
+        "--attributes", type=file_path, metavar="FILE",
+        help="lines of PATH KEY=VALUE...; a file of type=external is an error (see the manual)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--external-blob", type=file_path, metavar="FILE",
+        help="for external files of --attributes; not written, as there are none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--blob-cache-dir", type=file_path, metavar="DIR",
+        help="write the files of a node's cache, ID.blob.data and ID.blob.meta; chunks are stored"
+        " uncompressed then, and a blob is written only when --blob or --blob-dir is given",
+    )  # fmt: skip
     parser.add_argument("--blob-inline-meta", "--inline-bootstrap", action="store_true")
     parser.add_argument("--blob-id")
     parser.add_argument("--chunk-size", type=_chunk_size, default=0x100000, metavar="BYTES")
@@ -102,12 +116,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> None:
+    into = _TAR_TYPES.get(args.type)
     if args.blob_inline_meta and args.bootstrap is not None:
         raise UsageError("the bootstrap goes into the blob (--blob-inline-meta), or to --bootstrap")
     if str(args.source) == "-" and args.prefetch_policy != "none":
         raise UsageError("standard input is either the source or the list of --prefetch-policy")
+    _check_cache(args, into)
+    _check_attributes(args)
     check_config(args)
-    into = _TAR_TYPES.get(args.type)
     digester = args.digester or ("blake3" if into in (None, Into.RAFS) else "sha256")
     if args.batch_size > args.chunk_size:
         raise UsageError("--batch-size is at most --chunk-size")
@@ -122,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
         args.features == "blob-toc", args.blob_id, args.repeatable,
         read_prefetch(args), args.prefetch_policy == "fs",
         args.parent_bootstrap, args.chunk_dict, args.whiteout_spec,
-        warn=args.log.warn,
+        cache_dir=args.blob_cache_dir, warn=args.log.warn,
     )  # fmt: skip
     source = Path("/dev/stdin") if str(args.source) == "-" else args.source
     with ended_on_error(args.blob), progress_line("built") as progress:
@@ -134,6 +150,32 @@ def run(args: argparse.Namespace) -> None:
     report(
         args, bootstrap=made.bootstrap, blobs=made.blobs, compressor=made.compressor.name.lower()
     )
+
+
+def _check_cache(args: argparse.Namespace, into: Into | None) -> None:
+    if args.blob_cache_dir is None:
+        return
+    refers = into not in (None, Into.RAFS)
+    if args.encrypt or args.batch_size or args.blob_inline_meta or refers:
+        raise UsageError("--blob-cache-dir is for images that store single chunks as they are")
+    if not args.blob_cache_dir.is_dir():
+        raise UsageError(f"{args.blob_cache_dir} is not a directory: make it first")
+    args.compressor = "none"
+
+
+def _check_attributes(args: argparse.Namespace) -> None:
+    """Files whose data lie in another backend (model images) cannot be had: no reader here
+    takes them, and the original's ``check`` refuses them."""
+    if args.attributes is None:
+        return
+    text = args.attributes.read_bytes()[:_ATTRIBUTES_MAX].decode("utf-8", "backslashreplace")
+    for line in text.splitlines():
+        path, *attributes = line.split()[:100] or ["#"]
+        if not path.startswith("#") and "type=external" in attributes:
+            raise BuildError(
+                f"{args.attributes}: {path} is external, its data in another backend: such images"
+                " are not built here; take the line out to store the file in the blob"
+            )
 
 
 def _batch_size(text: str) -> int:

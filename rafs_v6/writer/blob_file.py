@@ -116,6 +116,13 @@ class BlobFile:
         """The file itself, for writers that neither count nor hash."""
         return self._file
 
+    def reader(self) -> int:
+        """The descriptor of a file that is still being written, with all that was written."""
+        if self._name is None:
+            raise BuildError(f"{self._target} is a pipe, which cannot be read again")
+        self._file.flush()
+        return self._file.fileno()
+
     def digest(self) -> bytes:
         """sha256 of what was hashed so far."""
         return self._hash.copy().digest()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rafs_v6.format.erofs import TARFS_BLOCK, BlobFeatures, BlobRecord, Compressor
 from rafs_v6.writer.base_image import load_base
+from rafs_v6.writer.blob_cache import write_cache_files
 from rafs_v6.writer.blob_chunks import BlobChunks
 from rafs_v6.writer.blob_file import BlobFile, write_bootstrap_to
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
@@ -83,7 +84,7 @@ def create(source: Source, options: CreateOptions, tar: TarFile | None = None) -
     ``tar``: what the image refers to instead of storing data; all of them lie in it.
     """
     tree = _prepared(source.tree, options)
-    target = options.blob or (options.blob_dir / "blob" if options.blob_dir else None)
+    target = options.blob or _in(options.blob_dir) or _in(options.cache_dir)
     if target is None:
         raise UsageError("no place for the blob: give --blob or --blob-dir")
     defaults = _defaults(options)
@@ -111,9 +112,18 @@ def create(source: Source, options: CreateOptions, tar: TarFile | None = None) -
             table = first if options.prefetch_table else ()
             return write_bootstrap(tree, [blobs[name] for name in ids], defaults, table)
 
+        own_record: list[BlobRecord] = []
+
+        def remembered(own: BlobRecord) -> Iterable[bytes | bytearray]:
+            own_record.append(own)
+            return bootstrap(own)
+
         if chunks.records or options.inline_meta:
-            boot, name, own_id = write_trailer(out, chunks, options, bootstrap)
-            out.publish(options.blob or target.with_name(name))
+            boot, name, own_id = write_trailer(out, chunks, options, remembered)
+            if options.cache_dir is not None and chunks.records:
+                write_cache_files(options.cache_dir, out.reader(), own_id, own_record[-1], chunks)
+            if options.blob is not None or options.blob_dir is not None:
+                out.publish(options.blob or target.with_name(name))
             # Without a chunk of its own the file is no blob of the image, but it has to be named.
             ids = [known or own_id for known in ids] + [own_id] * (not chunks.records)
         else:
@@ -146,6 +156,10 @@ def _create_tarfs(tree: Tree, options: CreateOptions, tar: TarFile) -> Created:
     )  # fmt: skip
     boot = write_bootstrap_to(options.bootstrap, write_bootstrap(tree, blobs, defaults, first))
     return Created([blob_id] if blobs else [], Compressor.NONE, boot)
+
+
+def _in(directory: Path | None) -> Path | None:
+    return None if directory is None else directory / "blob"
 
 
 def _prepared(tree: Tree, options: CreateOptions) -> Tree:

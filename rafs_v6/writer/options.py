@@ -50,7 +50,9 @@ class Into(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CreateOptions:
-    """``blob`` or ``blob_dir`` says where the blob goes; ``bootstrap`` is None when inline.
+    """``blob`` or ``blob_dir`` says where the blob goes; ``cache_dir``: the cache files that a node
+    would make of it go there, with or without it, and its chunks are stored uncompressed.
+    ``bootstrap`` is None when inline.
 
     A bootstrap that is a directory gets a file there, named by its sha256.
 
@@ -72,5 +74,6 @@ class CreateOptions:
     parent: Path | None = None
     chunk_dict: Path | None = None
     whiteouts: WhiteoutSpec = WhiteoutSpec.NONE
+    cache_dir: Path | None = None
     progress: Progress | None = None
     warn: Warn | None = None
