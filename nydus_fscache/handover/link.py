@@ -96,6 +96,10 @@ class Handover:
             if fd in owed:
                 self.inherited[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(owed) + 1)
                 os.close(fd)
+        if self._socket.fileno() in owed:  # it goes when a new keeper comes
+            moved = fcntl.fcntl(self._socket, fcntl.F_DUPFD_CLOEXEC, max(owed) + 1)
+            self._socket.close()
+            self._socket = socket.socket(fileno=moved)
 
     def take(self, name: str) -> int | None:
         return self.inherited.pop(name, None)

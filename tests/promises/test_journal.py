@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from nydus_fscache.cache.presence import PageMap
 from nydus_fscache.core.core import Core
 from nydus_fscache.handover import fail_pending
+from nydus_fscache.handover.link import Handover
 
 SLOTS = 8
 FAN_ALLOW, FAN_DENY_EIO = 1, 2 | errno.EIO << 24
@@ -103,5 +104,53 @@ def test_what_cannot_be_told_is_an_error(journal: mmap.mmap, all_served: bool) -
     unknown = FAN_ALLOW if all_served else FAN_DENY_EIO  # all that it can be of is there
     wanted = [unknown, FAN_DENY_EIO, FAN_DENY_EIO, FAN_DENY_EIO, FAN_ALLOW]
     assert answers == {spare + i: answer for i, answer in enumerate(wanted)}
+    core.remove_object(5)
+    pages.close()
+
+
+def test_numbers_that_are_owed_an_answer_are_given_up() -> None:
+    """The keeper's socket and what it hands over may have the number of an event: closed later,
+    the number could go to a new event, and its answer to the old reader."""
+    journal = os.memfd_create("journal")
+    os.ftruncate(journal, Core.journal_size(SLOTS))
+    ours, keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with mmap.mmap(journal, 0) as memory, keeper:
+        Core.format_journal(memory, SLOTS)
+        here = ours.detach()
+        there = os.dup(0)  # the number that the journal will have in this process
+        os.close(there)
+        record(memory, 0, here, 0, 7)
+        record(memory, 1, there, 0, 7)
+        socket.send_fds(keeper, [b"have journal"], [journal])
+        keeper.send(b"end")
+        link = Handover(here)
+        owed = {here, there}
+        assert link.inherited.keys() == {"journal"}
+        assert not owed & {link.inherited["journal"], link._socket.fileno()}
+        for number in owed:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(number)
+        link.keep("x", journal)  # it is heard still
+        assert keeper.recv(64) == b"keep x"
+        os.close(link.inherited["journal"])
+        link._socket.close()
+    os.close(journal)
+
+
+def test_a_number_that_cannot_be_kept_is_answered_at_once(journal: mmap.mmap) -> None:
+    """Something of this process has it, and may close it any time: that reader gets EIO now."""
+    number = os.memfd_create("in-the-way")
+    record(journal, 0, number, 0, 5)
+    core = Core(journal)
+    group, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pages = PageMap(8192)
+    with group, ours:
+        core.add_object(5, 1, 1, ours.fileno(), 8192, pages.memory)
+        core.attach_fanotify(ours.fileno())
+        assert core.settle(all_served=True) == 1
+        group.settimeout(20)
+        assert struct.unpack("=iI", group.recv(8)) == (number, FAN_DENY_EIO)
+    os.fstat(number)  # it is not ours to close
+    os.close(number)
     core.remove_object(5)
     pages.close()
