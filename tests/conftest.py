@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from pathlib import Path
 
@@ -9,6 +11,19 @@ import pytest
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "golden"
 GOLDEN = Path(os.environ.get("NYDUS_GOLDEN", BESIDE))
+
+
+CLONE_NEWNS, MS_REC, MS_SLAVE = 0x20000, 0x4000, 0x80000
+
+
+def pytest_configure() -> None:
+    """Mounts of the tests are in a namespace of their own: a process that copies the machine's
+    mount table meanwhile (a unit with PrivateTmp=, a container) would hold them after their umount.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with contextlib.suppress(OSError):
+        if os.geteuid() == 0 and libc.unshare(CLONE_NEWNS) == 0:
+            libc.mount(None, b"/", None, MS_REC | MS_SLAVE, None)
 
 
 @pytest.fixture(scope="session")

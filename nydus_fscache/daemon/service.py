@@ -179,6 +179,11 @@ class Service(Calls):
                 if self._end_asked.is_set():
                     raise DaemonError("the service is ending", hint="see nydus-fscache status")
                 self._mounts.refuse_work()  # the successor does what comes from now on
+                try:  # before the answer: the caller may believe it, whatever we die of
+                    self._handover.upgrade(successor.keeper, successor.service)
+                except BaseException:
+                    self._mounts.allow_work()
+                    raise
                 self.successor = successor
                 self._end_asked.set()
         versions = {"old_version": nydus_fscache.__version__, "new_version": successor.version}
@@ -193,7 +198,6 @@ class Service(Calls):
         assert self.successor is not None
         log.info("making way for version %s", self.successor.version)
         self._stopped.set()
-        self._handover.upgrade(self.successor.keeper, self.successor.service)
         self._engine.core.stop()
         self._engine.tracer.collect()
         self._record.save()

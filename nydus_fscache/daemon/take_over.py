@@ -57,6 +57,7 @@ class TakeOver:
             else:
                 if active is not None:
                     self._mounts.add(active)
+            engine.handover.progress()
         engine.transports.take_up()
         for name, transport in engine.transports.in_use().items():
             if awaited := self._waiting.addresses(name):

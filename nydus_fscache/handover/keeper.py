@@ -12,7 +12,8 @@ lets waiting readers through only when the last descriptor of the group closes
 When the service dies it is started again, with back-off.  When that has not
 helped for ``NYDUS_FSCACHE_DENY_AFTER_S`` (30 s), waiting and new readers get EIO
 from here, until a start succeeds; and a request that several services died over
-gets EIO at that age.  A service that is not ready after ``NYDUS_FSCACHE_START_S`` (60 s) is killed.
+gets EIO at that age.  A service that is not ready, and reports no progress, for
+``NYDUS_FSCACHE_START_S`` (60 s) is killed.
 
 An upgrade goes in three steps: the old service names its successor and exits; the successor
 starts; once it is ready, this process becomes the keeper of the new version (exec).  A
@@ -143,6 +144,9 @@ class Keeper:
                 os.close(fd)
         elif verb == "drop":
             self.drop(name)
+        elif verb == "progress":
+            if not self.ready:
+                self.started = time.monotonic()
         elif verb == "ready":
             self.ready = self.ever_ready = True
             self.failures = min(self.failures, QUICK_STARTS)
@@ -208,9 +212,10 @@ class Keeper:
 
     def pass_stop_on(self) -> None:
         """To a service that can unmount; one that is only starting gets it when it is ready."""
-        self.stop_asked = not self.ready and self.serving()
-        if not self.stop_asked:
+        if self.ready or not self.serving():
             os.kill(self.child, signal.SIGTERM)
+        # a service that is ready may refuse; the end of one that is not is the end
+        self.stop_asked = not self.ready
 
     def serving(self) -> bool:
         return any(name in self.kept for name in SERVING)
@@ -262,9 +267,6 @@ class Keeper:
             if self.link is not None:
                 poll.register(self.link.fileno(), select.POLLIN)
             ready = dict(poll.poll(self.patience_ms()))
-            if self.starting() and time.monotonic() - self.started > START_S:
-                say(f"service {self.child} was not ready in {START_S:.0f} s")
-                os.kill(self.child, signal.SIGKILL)
             if wake_r in ready:
                 os.read(wake_r, 64)
                 self.stop_asked = True
@@ -276,6 +278,9 @@ class Keeper:
                     for name in self.kept:  # open until the end: a free lock says that it is over
                         self.unit.remove(name)
                     return code
+            if self.starting() and time.monotonic() - self.started > START_S:
+                say(f"service {self.child} was not ready, and made no progress, in {START_S:.0f} s")
+                os.kill(self.child, signal.SIGKILL)
             if not self.child:
                 overdue = time.monotonic() - self.down_since > DENY_AFTER_S
                 if overdue and (count := self.fail_pending()):

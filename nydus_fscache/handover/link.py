@@ -2,9 +2,9 @@
 
 Messages on a SOCK_SEQPACKET pair, text, one descriptor where stated:
 
-    service -> keeper   ``keep NAME`` +fd · ``barrier`` +pipe · ``drop NAME`` · ``ready`` · ``bye``
-                        ``upgrade KEEPER SERVICE``, two commands (words end with a zero byte,
-                        and the first command with another)
+    service -> keeper   ``keep NAME`` +fd · ``barrier`` +pipe · ``drop NAME`` · ``progress``
+                        ``ready`` · ``bye`` · ``upgrade KEEPER SERVICE``, two commands (words
+                        end with a zero byte, and the first command with another)
     keeper -> service   ``have NAME`` +fd, for all that is kept · ``barriers`` · ``end``
 
 ``barriers`` says that the keeper hands on what it gets (systemd.py): it closes the
@@ -55,6 +55,7 @@ class Handover:
         self._lock = threading.Condition()
         self._held: dict[str, int] = {}
         self._ending = False
+        self._promise = ""  # said last of the coming exit: a new keeper must know it too
         self._barriers = False
         self._direct = -1
         self.keeper_pid = os.getppid()
@@ -144,6 +145,11 @@ class Handover:
             self._held.pop(name, None)
             self._send(f"drop {name}")
 
+    def progress(self) -> None:
+        """One more step of the start is done: the time that it may take begins anew."""
+        with self._lock, contextlib.suppress(DaemonError):
+            self._send("progress")
+
     def ready(self) -> None:
         """All that a predecessor left is settled and served."""
         with self._lock:
@@ -152,14 +158,20 @@ class Handover:
     def bye(self) -> None:
         """The coming exit is meant; nothing is held by the kernel any more."""
         with self._lock:
-            self._ending = True
+            self._promise = "bye"
             self._send("bye")
+            self._ending = True
 
     def upgrade(self, program: list[str], service: list[str]) -> None:
-        """The coming exit is for a successor, which the keeper starts by this command."""
+        """The coming exit is for a successor, which the keeper starts by this command; when this
+        returns, whatever this process dies of.  Raises ``DaemonError``: nothing has changed."""
         with self._lock:
-            self._ending = True
-            self._send("upgrade " + "\0".join([*program, "", *service]))
+            before, self._promise = self._promise, "upgrade " + "\0".join([*program, "", *service])
+            try:
+                self._send(self._promise)
+            except BaseException:
+                self._promise = before
+                raise
 
     @contextlib.contextmanager
     def journal(self) -> Iterator[int]:
@@ -210,12 +222,15 @@ class Handover:
                 {**os.environ, "NYDUS_KEEPER_FD": str(theirs.fileno())},
                 setsid=True,
             )
+        threading.Thread(target=os.waitpid, args=(pid, 0), name="zombie", daemon=True).start()
         self_fd = os.pidfd_open(os.getpid())
         try:
             with self._lock:
                 _send_one(ours, "keep service", self_fd)
                 for name, fd in self._held.items():  # the group is among the first
                     _send_one(ours, f"keep {name}", fd)
+                if self._promise:
+                    _send_one(ours, self._promise, None)
                 self._socket.close()
                 if self._direct >= 0:
                     os.dup2(ours.fileno(), self._direct, inheritable=False)

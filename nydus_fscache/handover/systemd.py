@@ -39,6 +39,9 @@ class Unit:
         self._next_sign = time.monotonic()
         self._count = _number(taken["LISTEN_FDS"]) if _is_ours(taken["LISTEN_PID"]) else 0
         self._names = taken["LISTEN_FDNAMES"].split(":")
+        self._limit = _number(taken["FDSTORE"])  # systemd 254 and later; 0: not known
+        self._in_store: set[str] = set()
+        self._is_told = False
 
     def take(self) -> dict[str, str]:
         self._taken = {name: os.environ.pop(name, "") for name in _VARIABLES}
@@ -46,7 +49,7 @@ class Unit:
 
     def give_back(self) -> None:
         """The variables, before another program goes on in this process; not what is stored."""
-        for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):
+        for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE"):
             if self._taken[name]:
                 os.environ[name] = self._taken[name]
 
@@ -66,6 +69,7 @@ class Unit:
             name = self._names[at] if at < len(self._names) else ""
             if name and name not in found:
                 found[name] = fd
+                self._in_store.add(name)
             else:
                 os.close(fd)
         return found
@@ -73,9 +77,14 @@ class Unit:
     def store(self, name: str, fd: int) -> None:
         # FDPOLL=0: a store that polls drops what reports a hang-up
         self.send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
+        self._in_store.add(name)
+        if self._limit and len(self._in_store) > self._limit and not self._is_told:
+            self._is_told = True
+            _say(f"more than {self._limit} descriptors: raise FileDescriptorStoreMax=")
 
     def remove(self, name: str) -> None:
         self.send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+        self._in_store.discard(name)
 
     def ready(self, status: str) -> None:
         self.send(f"READY=1\nMAINPID={os.getpid()}\nSTATUS={status}")
@@ -100,10 +109,14 @@ class Unit:
         try:
             self._socket.sendmsg([text.encode()], ancillary, 0, self._address)
         except OSError as e:
-            try:
-                os.write(2, f"keeper[{os.getpid()}]: systemd does not hear: {e}\n".encode())
-            except OSError:
-                pass
+            _say(f"systemd does not hear: {e}")
+
+
+def _say(text: str) -> None:
+    try:
+        os.write(2, f"keeper[{os.getpid()}]: {text}\n".encode())
+    except OSError:
+        pass
 
 
 _VARIABLES = (
@@ -114,6 +127,7 @@ _VARIABLES = (
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
     "LISTEN_PIDFDID",
+    "FDSTORE",
 )
 
 

@@ -117,7 +117,8 @@ class Transports:
 
     def is_useless(self, binding: Binding) -> bool:
         """See ``Dialect.is_useless``; to be asked before anything is bound."""
-        return self._dialect(binding.transport).is_useless(binding, self._park)
+        dialect = self._dialects.get(binding.transport)  # an unknown one fails when it is bound
+        return dialect is not None and dialect.is_useless(binding, self._park)
 
     def sources(self) -> list[EvictionSource]:
         return [source for dialect in self._dialects.values() for source in dialect.sources()]

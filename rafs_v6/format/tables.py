@@ -15,6 +15,7 @@ from rafs_v6.format.erofs import (
     CHUNK_RECORD_SIZE,
     DEVICE_SLOTS_OFFSET,
     EROFS_BLOCK,
+    EROFS_FEATURE_COMPAT_MTIME,
     EROFS_SUPER_MAGIC_V1,
     EROFS_SUPER_OFFSET,
     MAX_BLOBS,
@@ -147,6 +148,12 @@ def _check_superblocks(sb: SuperBlock, ext: ExtSuperBlock, size: int, check: Che
     check(
         sb.feature_compat & RAFS_V6_COMPAT, "superblock.feature_compat", at + 8,
         "an EROFS image, but not RAFS v6 (feature_compat lacks its bit)", unsupported=True,
+    )  # fmt: skip
+    # a kernel acts on bits that mean nothing to us: a checksum, name filters, places of xattrs
+    foreign = sb.feature_compat & ~(RAFS_V6_COMPAT | EROFS_FEATURE_COMPAT_MTIME)
+    check(
+        not foreign, "superblock.feature_compat", at + 8,
+        f"feature_compat has unknown bits {foreign:#x}", unsupported=True,
     )  # fmt: skip
     check(
         sb.feature_incompat == RAFS_V6_INCOMPAT, "superblock.feature_incompat", at + 80,

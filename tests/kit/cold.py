@@ -88,7 +88,7 @@ def _rounds(
             reached = rig.status()
         assert load.wrong == [], rig.log()
         assert load.reads > 0
-        assert reached["requests"]["denied"] == 0
+        assert reached["requests"]["denied"] == 0, rig.log()
         reads += load.reads
         longest = max(longest, load.longest_s)
         assert rig.status()["requests"]["waiting"] == 0, "the journal is settled"

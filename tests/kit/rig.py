@@ -116,8 +116,11 @@ class Rig:
             time.sleep(0.02)
 
     def log(self) -> str:
-        path = self.root / "daemon.log"
-        return path.read_text()[-8000:] if path.exists() else ""
+        """The end of the daemon's log; a file system that has stopped gives none."""
+        try:
+            return (self.root / "daemon.log").read_text()[-8000:]
+        except OSError as e:
+            return "" if isinstance(e, FileNotFoundError) else f"no log: {e.strerror}"
 
     def processes(self) -> list[int]:
         """Keepers and services of this root."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -20,6 +21,28 @@ def test_service_killed_under_readers(rig: Rig, golden: Path, rounds: int) -> No
     result = cold_rounds(rig, golden / "images" / "layers-zstd", rounds, kill)
     assert result.settled >= result.strikes // 5, "hardly a kill met a reader that waited"
     print(f"service killed {result}")
+
+
+def test_a_lost_keeper_leaves_no_zombie(rig: Rig, golden: Path) -> None:
+    image = golden / "images" / "one-lz4"
+    rig.mount(image / "image.boot", image / "blobs")
+    for _ in range(3):
+        pid, keeper = service(rig)
+        os.kill(keeper, signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE_S
+        while rig.status()["keeper_pid"] == keeper or zombies_of(pid):
+            assert time.monotonic() < deadline, (zombies_of(pid), rig.log())
+            time.sleep(0.02)
+
+
+def zombies_of(pid: int) -> list[str]:
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            with contextlib.suppress(OSError):
+                if "State:\tZ" in Path(f"/proc/{child}/status").read_text():
+                    found.append(child)
+    return found
 
 
 def test_keeper_killed_now_and_then(rig: Rig, golden: Path, rounds: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from cold import cold_rounds, service
 from rig import Rig
 from trees import assert_tree
 
+import nydus_fscache
+from nydus_fscache.api.client import Client
 from nydus_fscache.handover import state
 
 UPGRADES = int(os.environ.get("NYDUS_TEST_UPGRADES", "5"))
@@ -59,6 +63,36 @@ def test_successor_that_does_not_get_ready_is_given_up(
     assert (new_pid != pid, new_keeper) == (True, keeper)
     assert rig.status()["upgrade_error"] == ""
     rig.run("umount", mount)
+
+
+@pytest.mark.parametrize("lost", ["service", "keeper", "keeper and service"])
+def test_a_kill_after_the_agreement_does_not_undo_it(
+    rig: Rig, golden: Path, tmp_path: Path, lost: str
+) -> None:
+    """An upgrade that the service has agreed to happens, or is said not to have."""
+    image = golden / "images" / "one-lz4"
+    mount = rig.mount(image / "image.boot", image / "blobs")
+    pid, keeper = service(rig)
+    python = other_version(tmp_path, "9.9.9")
+    if "keeper" in lost:  # it is replaced while the service agrees
+        os.kill(keeper, signal.SIGKILL)
+    answer = Client(rig.root).call("POST", "/v1/upgrade", {"python": str(python)})
+    assert answer == {"old_version": nydus_fscache.__version__, "new_version": "9.9.9", "pid": pid}
+    if "service" in lost:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    status = Client(rig.root).wait_for_successor(pid)
+    assert (status["version"], status["upgrade_error"]) == ("9.9.9", "")
+    assert_tree(mount, image / "expected.jsonl")
+    rig.run("umount", mount)
+
+
+def other_version(base: Path, version: str) -> Path:
+    (base / "site").mkdir()
+    (base / "site" / "sitecustomize.py").write_text(
+        f"import nydus_fscache; nydus_fscache.__version__ = {version!r}"
+    )
+    return other_python(base / "python", f"export PYTHONPATH={base / 'site'}")
 
 
 def test_version_that_cannot_read_the_state_is_refused(

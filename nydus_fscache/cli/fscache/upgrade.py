@@ -60,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
                 f"{new} does not run, {old} serves again: {status['upgrade_error']}",
                 hint=f"see {args.root / 'daemon.log'}",
             )
+        if status["version"] != new:
+            raise DaemonError(
+                f"{new} was to serve, but {status['version']} does",
+                hint=f"see {args.root / 'daemon.log'}, and try again",
+            )
         result |= {"pid": status["pid"], "keeper_pid": status["keeper_pid"]}
         text = f"{old} was replaced by {new} in {result['pause_s']} s, service {result['pid']}"
     print(json.dumps(result) if args.json else text)

@@ -72,6 +72,8 @@ BOOTSTRAP: dict[str, tuple[str, Fault]] = {
     "magic": ("superblock.magic", lambda v: v.flip(SB)),
     "checksum": ("superblock.checksum", lambda v: v.put("I", SB + 4, 1)),
     "not RAFS": ("superblock.feature_compat", lambda v: v.put("I", SB + 8, 0)),
+    "compat": ("superblock.feature_compat", lambda v: v.put("I", SB + 8, 0x40000001)),
+    "more compat": ("superblock.feature_compat", lambda v: v.put("I", SB + 8, 0xC0000000)),
     "block size": ("superblock.blkszbits", lambda v: v.put("B", SB + 12, 14)),
     "extension": ("superblock.reserved", lambda v: v.put("B", SB + 13, 1)),
     "root": ("bootstrap", lambda v: v.put("H", SB + 14, 65535)),
