@@ -41,6 +41,7 @@ struct map {
 	struct rafs_chunk *chunks;
 	struct rafs_unit *units;
 	uint32_t nunits;
+	uint64_t stored;		/* bytes of units that are one chunk each */
 	uint32_t open_ctx;		/* context of the last unit, if that is zran or batch */
 	char *err;
 	size_t errlen;
@@ -175,7 +176,7 @@ static int raw_size_fits(const struct rafs_unit *u)
 	       (u->flags & RAFS_UNIT_ENCRYPTED && u->ulen < 16 && u->clen == XTS_PADDED_LEN);
 }
 
-static int open_plain(const struct map *m, uint32_t i, const struct record *r,
+static int open_plain(struct map *m, uint32_t i, const struct record *r,
 		      struct rafs_unit *u)
 {
 	u->coff = r->coff;
@@ -187,6 +188,12 @@ static int open_plain(const struct map *m, uint32_t i, const struct record *r,
 		return refuse(m, "chunk %u: raw, but %u bytes stored for %u", i, u->clen, u->ulen);
 	if (u->flags & RAFS_UNIT_ENCRYPTED && (u->clen < 16 || u->clen > XTS_MAX_LEN))
 		return refuse(m, "chunk %u: %u encrypted bytes", i, u->clen);
+	/* each has bytes of its own: a million of them in one byte would be memory for nothing */
+	m->stored += u->clen;
+	if (m->stored > m->info->data_size)
+		return refuse(m, "chunk %u: the chunks up to here have %llu stored bytes, of %llu", i,
+			      (unsigned long long)m->stored,
+			      (unsigned long long)m->info->data_size);
 	return check_unit(m, i, u);
 }
 

@@ -24,6 +24,8 @@ from nydus_fscache.image.blob_meta import MetaReader
 from nydus_fscache.registry.reference import canonical_host
 
 _PARALLEL_LOADS = 8
+_CHUNKS_FREE = 65536  # of an image, whatever it weighs: 11 MiB of memory
+_STORED_PER_CHUNK = 32  # bytes: an inode and its place in a directory, or the data of a chunk
 _FLAT_FREE = 64 << 30  # bytes of an image that are believed: page maps of 2 MiB
 _FLAT_PER_CHUNK_BYTE = 64  # beyond that: an image may use few of a blob's chunks
 
@@ -108,6 +110,7 @@ def load_image(
         raise _bad_bootstrap(e) from e
     for info in bootstrap.blobs:
         checked_blob_id(info.blob_id)
+    _check_counts(bootstrap.blobs, path.stat().st_size)
 
     def load(info: rafs_v6.BlobInfo) -> ImageBlob:
         return _load_blob(info, bootstrap, MetaReader(backend, meta_dir, may_ask=may_ask))
@@ -145,6 +148,25 @@ def _bad_bootstrap(error: rafs_v6.ImageError) -> BadImage:
     return BadImage(
         f"bad bootstrap: {error}", hint="build or pull the image again; nothing was mounted"
     )
+
+
+def _check_counts(infos: Iterable[rafs_v6.BlobInfo], bootstrap_size: int) -> None:
+    """A chunk takes some 170 bytes of memory, so it must have cost its author some too: stored
+    data, which are looked at before a map is decoded, or a file in the bootstrap.  A table of many
+    equal chunks compresses to nearly nothing."""
+    data: dict[str, int] = {}
+    unpaid = 0
+    for info in infos:
+        stored = 0 if info.blob_id in data else info.data_size
+        data[info.blob_id] = stored
+        if not info.is_tarfs:
+            unpaid += max(0, info.chunk_count - stored // _STORED_PER_CHUNK)
+    most = _CHUNKS_FREE + bootstrap_size // _STORED_PER_CHUNK
+    if unpaid > most:
+        raise BadImage(
+            f"the blobs are said to have {unpaid} chunks more than their data pay for, of {most}",
+            hint="build or pull the image again; nothing was mounted",
+        )
 
 
 def _check_sizes(blobs: Iterable[ImageBlob]) -> None:

@@ -167,6 +167,9 @@ LIES = {
     "past it by one block": lambda: decoded([v1(MIB - 4096, 4097, 0, 4097)])[1],
     "past the stored blob": lambda: decoded([v1(0, 10, MIB - 9, 10)])[1],
     "stored offset alone past it": lambda: decoded([v1(0, 10, (1 << 40) - 1, 10)])[1],
+    "two chunks in the same stored bytes": lambda: decoded(
+        [v1(0, 9, 0, 9), v1(4096, 9, 0, 9)], data_size=17
+    )[1],
     "descending": lambda: decoded([v1(4096, 1, 0, 1), v1(0, 1, 1, 1)])[1],
     "twice the same": lambda: decoded([v1(0, 1, 0, 1), v1(0, 1, 1, 1)])[1],
     "overlapping when padded": lambda: decoded([v1(0, 4097, 0, 9), v1(4096, 1, 9, 1)])[1],

@@ -7,12 +7,15 @@ import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from built import build_image, create
 
 from nydus_fscache.backend.make import make_backend
 from nydus_fscache.errors import BackendError, BadImage
+from nydus_fscache.image import image as image_module
 from nydus_fscache.image.image import Image, load_image
 
 Load = Callable[[Path, Path], Image]
@@ -119,3 +122,21 @@ def test_memory_goes_by_the_chunks_and_not_by_a_stated_size(
     (tmp_path / "huge").write_bytes(data)
     with pytest.raises(BadImage):
         load(tmp_path / "huge", out)
+
+
+def test_chunks_are_paid_for_by_data_or_files(tmp_path: Path) -> None:
+    """A table of a million equal chunks compresses to nothing, and takes memory for each."""
+
+    def info(count: int, data: int, blob_id: str = "a", *, tarfs: bool = False) -> Any:
+        return SimpleNamespace(chunk_count=count, data_size=data, blob_id=blob_id, is_tarfs=tarfs)
+
+    million = 1 << 20
+    image_module._check_counts([info(65536, 1)], 0)
+    image_module._check_counts([info(million, million)], 64 * million)  # tiny files
+    image_module._check_counts([info(million, 64 * million)], 4096)  # of a dictionary
+    image_module._check_counts([info(million, 1, tarfs=True)], 4096)
+    many = [info(65536, 1, str(i)) for i in range(254)]
+    same = [info(million, 32 * million, "a") for _ in range(2)]
+    for infos in ([info(million, million)], many, same):
+        with pytest.raises(BadImage, match="chunks more than their data pay for"):
+            image_module._check_counts(infos, 4096)
