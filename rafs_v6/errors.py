@@ -1,8 +1,13 @@
-"""Whose fault it is: the image's (``ImageError``), or the caller's (the builtin errors)."""
+"""Whose fault it is: the image's (``ImageError``), or the caller's (the builtin errors).
+
+Every error about an image names the file, or the path inside of it, that it is about.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+from typing import Self
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e]")
 
@@ -12,11 +17,32 @@ class RafsError(Exception):
 
 
 class ImageError(RafsError, ValueError):
-    """The image is damaged or hostile; the message says what is wrong, and where."""
+    """The image is damaged or hostile; the message says which part is wrong, and where.
+
+    ``path``: the file, or the path inside of the image, that it was met at; None where only
+    the caller knows it.
+    """
+
+    path: str | None = None
+
+    def at(self, path: str | bytes | os.PathLike[str]) -> Self:
+        """The same error, with the path before its text."""
+        name = shown(path) if isinstance(path, bytes) else os.fspath(path)
+        error = type(self)(f"{name}: {self}")
+        error.path = name
+        return error
 
 
 class UnsupportedImage(ImageError):
     """An image that may well be right, of a kind that this library does not read."""
+
+
+class NotAFileError(RafsError, OSError):
+    """A symbolic link, a device, a fifo or a socket was to be read as a regular file."""
+
+
+class BlobsError(RafsError):
+    """The bytes of a blob could not be had; the message says why."""
 
 
 def shown(name: bytes) -> str:

@@ -14,15 +14,13 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from rafs_v6._codec import ffi, lib
 from rafs_v6.errors import ImageError, shown
 from rafs_v6.faults import STRICT, Checks
 from rafs_v6.format.erofs import CHUNK_INDEX_SIZE, EROFS_DIRENT_SIZE
-
-if TYPE_CHECKING:
-    from rafs_v6.reader.bootstrap import Bootstrap, ChunkRef, Dirent, Inode
+from rafs_v6.reader.bootstrap import Bootstrap
+from rafs_v6.reader.inode import ChunkRef, Dirent, Inode
 
 # dirent file type -> mode type (format.md 1.9); 0 is "unknown"
 _TYPES = {
@@ -47,6 +45,12 @@ class _Budget:
         self._left -= amount
         if self._left < 0:
             raise ImageError(f"more {self._what} than the bootstrap has room for: shared ones?")
+
+
+def validate(bootstrap: Bootstrap) -> None:
+    """Check the whole tree; raises ``ImageError`` naming the first fault."""
+    if not is_sound(bootstrap):
+        validate_tree(bootstrap)
 
 
 def is_sound(bootstrap: Bootstrap) -> bool:

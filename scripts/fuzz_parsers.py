@@ -35,6 +35,7 @@ import rafs_v6
 from nydus_fscache.errors import FscacheError
 from nydus_fscache.registry import layer, manifest
 from rafs_v6.cli import main as nydus_image
+from rafs_v6.format.toc import find_bootstrap
 from rafs_v6.validate import is_sound, validate_tree
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.sources.tar import TarSource
@@ -117,7 +118,7 @@ def _run_toc(data: bytes) -> None:
             raise rafs_v6.ImageError("outside")
         return data[off : off + length]
 
-    rafs_v6.find_bootstrap(read_at, "blob", len(data))
+    find_bootstrap(read_at, "blob", len(data))
 
 
 def _run_layer(data: bytes) -> None:

@@ -12,7 +12,8 @@ from nydus_fscache.backend.make import make_backend
 from nydus_fscache.config.nydusd import backend_of, document_of, read
 from nydus_fscache.errors import FscacheError
 from rafs_v6.cli import main as image_main
-from rafs_v6.tools.blobs import Blobs, BlobsError
+from rafs_v6.errors import BlobsError
+from rafs_v6.reader.blobs import Blobs
 
 _PATIENCE_S = 120.0  # for one read, of at most some 16 MiB
 

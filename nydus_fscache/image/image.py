@@ -22,6 +22,7 @@ from nydus_fscache.errors import BackendError, BadImage, FscacheError, KernelRef
 from nydus_fscache.image.blob_id import checked_blob_id
 from nydus_fscache.image.blob_meta import MetaReader
 from nydus_fscache.registry.reference import canonical_host
+from rafs_v6.validate import validate
 
 _PARALLEL_LOADS = 8
 _CHUNKS_FREE = 65536  # of an image, whatever it weighs: 11 MiB of memory
@@ -139,7 +140,7 @@ def load_image(
 
 def _validate(bootstrap: rafs_v6.Bootstrap) -> None:
     try:
-        bootstrap.validate()
+        validate(bootstrap)
     except rafs_v6.ImageError as e:
         raise _bad_bootstrap(e) from e
 

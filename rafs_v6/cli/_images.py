@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rafs_v6.cli._common import file_path
-from rafs_v6.tools.blobs import Blobs, directory_blobs, file_blobs
+from rafs_v6.reader.blobs import Blobs, directory_blobs, file_blobs
 from rafs_v6.writer.errors import BuildError, UsageError
 
 

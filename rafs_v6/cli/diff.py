@@ -10,6 +10,7 @@ from rafs_v6.errors import shown
 from rafs_v6.reader.image import Image
 from rafs_v6.tools.blobs import load_bootstrap, open_image
 from rafs_v6.tools.diff import Difference, diff
+from rafs_v6.validate import validate
 
 EXAMPLES = """\
   nydus-image diff old.boot new.boot
@@ -34,14 +35,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> None:
     before = load_bootstrap(args.before)
-    before.validate()
+    validate(before)
     with open_blobs(args) as blobs:
         if blobs is None:
-            after = Image(load_bootstrap(args.after), None, None)
-            after.bootstrap.validate()
+            after = Image(load_bootstrap(args.after))
+            validate(after.bootstrap)
         else:
             after, _ = open_image(args.after, blobs)
-        found = diff(Image(before, None, None), after, with_maps=blobs is not None)
+        found = diff(Image(before), after, with_maps=blobs is not None)
     for sign, paths in (("-", found.removed), ("+", found.added), ("?", found.unsure)):
         for path in paths:
             say(args, f"{sign} {shown(path)}")

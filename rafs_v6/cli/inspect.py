@@ -12,6 +12,7 @@ from rafs_v6.cli._images import add_bootstrap, bootstrap_path
 from rafs_v6.errors import ImageError
 from rafs_v6.tools.blobs import load_bootstrap
 from rafs_v6.tools.inspect import Answer, BadQuestion, Inspector
+from rafs_v6.validate import validate
 from rafs_v6.writer.errors import BuildError
 
 HELP = """\
@@ -48,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> None:
     check_config(args)
     bootstrap = load_bootstrap(bootstrap_path(args))
-    bootstrap.validate()
+    validate(bootstrap)
     inspector = Inspector(bootstrap)
     if args.request is None:
         _prompt(inspector)

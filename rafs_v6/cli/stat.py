@@ -19,6 +19,7 @@ from rafs_v6.errors import ImageError
 from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.tools.blobs import is_dictionary, load_bootstrap
 from rafs_v6.tools.stat import lines, stat_images
+from rafs_v6.validate import validate
 from rafs_v6.writer.errors import BuildError, UsageError
 
 EXAMPLES = """\
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
 def _open(path: Path) -> Bootstrap:
     bootstrap = load_bootstrap(path)
     if not is_dictionary(bootstrap):
-        bootstrap.validate()
+        validate(bootstrap)
     return bootstrap
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from rafs_v6.cli._common import add_log, at_least, examples, file_path, progress_line
 from rafs_v6.cli._images import add_blobs, add_bootstrap, bootstrap_path, open_blobs
 from rafs_v6.errors import shown
+from rafs_v6.reader.blobs import Blobs
 from rafs_v6.reader.image import Image
-from rafs_v6.tools.blobs import Blobs, open_image
+from rafs_v6.tools.blobs import open_image
 from rafs_v6.tools.unpack import unpack
 from rafs_v6.writer.blob_file import BlobFile
 from rafs_v6.writer.errors import BuildError

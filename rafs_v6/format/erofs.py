@@ -58,6 +58,8 @@ XATTR_PREFIXES = {
 
 
 class Compressor(IntEnum):
+    """Of chunks, and of a chunk map [1.5, 3.1]."""
+
     NONE = 0
     LZ4_BLOCK = 1
     GZIP = 2
@@ -65,6 +67,8 @@ class Compressor(IntEnum):
 
 
 class Digester(IntEnum):
+    """Of uncompressed chunks [1.5, 3.2]."""
+
     BLAKE3 = 0
     SHA256 = 1
 

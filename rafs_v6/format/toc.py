@@ -66,7 +66,7 @@ def is_tar_header(block: bytes) -> bool:
     return block[257:262] == b"ustar"
 
 
-def _tar_header(block: bytes) -> tuple[str, int]:
+def tar_header(block: bytes) -> tuple[str, int]:
     """Name and size of a tar header; ("", 0) when it is none."""
     if not is_tar_header(block):
         return "", 0
@@ -111,7 +111,7 @@ def read_toc(read_at: ReadAt, blob_id: str, size: int, toc_size: int, digest: by
     else:
         tail_size = min(_TAIL, size)
         tail = read_at(blob_id, size - tail_size, tail_size)
-        name, length = _tar_header(tail[-TAR_HEADER:])
+        name, length = tar_header(tail[-TAR_HEADER:])
         if name != TOC_NAME or length + TAR_HEADER > len(tail):
             raise ImageError(f"blob {blob_id} has no TOC at its end")
         area = tail[len(tail) - TAR_HEADER - length :]
@@ -136,7 +136,7 @@ def find_bootstrap(read_at: ReadAt, blob_id: str, size: int) -> bytes:
     """The bootstrap inside a blob of ``size`` bytes (format.md 2.10.2)."""
     if size < TAR_HEADER:
         raise ImageError(f"{size} bytes are neither a bootstrap nor a blob with one inside")
-    name, length = _tar_header(read_at(blob_id, size - TAR_HEADER, TAR_HEADER))
+    name, length = tar_header(read_at(blob_id, size - TAR_HEADER, TAR_HEADER))
     if name == BOOT_NAME and length <= min(size - TAR_HEADER, MAX_UNCOMPRESSED):
         return read_at(blob_id, size - TAR_HEADER - length, length)
     if name != TOC_NAME:

@@ -1,23 +1,22 @@
 """A bootstrap: the tree of an image, as the kernel's EROFS driver will see it.
 
 ``Bootstrap`` does no I/O after it was opened, and never reads outside its
-bytes.  Cost: opening, one pass over the tables; ``validate``, one pass over the
-tree, whatever the input (what could make it more, a directory that is reached
-twice or data shared by inodes, is refused).
+bytes.  Cost: opening, one pass over the tables.  Its tree is checked as far as it
+is looked at; ``rafs_v6.validate`` checks all of it.
 """
 
 from __future__ import annotations
 
+import bisect
+import contextlib
+import errno
 import mmap
 import os
-import stat
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from rafs_v6.errors import ImageError
+from rafs_v6.errors import ImageError, NotAFileError
 from rafs_v6.faults import STRICT, Checks
 from rafs_v6.format.erofs import (
     CHUNK_INDEX,
@@ -27,92 +26,32 @@ from rafs_v6.format.erofs import (
     EROFS_CHUNK_FORMAT_BLKBITS_MASK,
     EROFS_CHUNK_FORMAT_INDEXES,
     EROFS_DIRENT_SIZE,
-    EROFS_INODE_CHUNK_BASED,
     EROFS_INODE_FLAT_INLINE,
-    EROFS_INODE_FLAT_PLAIN,
     EROFS_NAME_LEN,
-    EROFS_SLOTSIZE,
     EROFS_XATTR_IBODY_SIZE,
-    SYMLINK_MAX,
     XATTR_ENTRY,
     XATTR_PREFIXES,
     ChunkRecord,
-    InodeCompact,
-    InodeExtended,
     round_up,
 )
 from rafs_v6.format.tables import BlobInfo, Tables, read_tables
+from rafs_v6.reader.inode import ChunkRef, Dirent, Inode, read_inode
 
-_LAYOUTS = (EROFS_INODE_FLAT_PLAIN, EROFS_INODE_FLAT_INLINE, EROFS_INODE_CHUNK_BASED)
 _XATTR_NAME_MAX = 255
-
-
-@dataclass(frozen=True, slots=True)
-class Inode:
-    """``offset``: bytes in the bootstrap; ``i_u``: what the layout makes of it (format.md 1.6)."""
-
-    nid: int
-    offset: int
-    layout: int
-    mode: int
-    size: int
-    uid: int
-    gid: int
-    mtime: int
-    mtime_nsec: int
-    nlink: int
-    i_u: int
-    body_size: int
-    xattr_size: int
-
-    @property
-    def is_dir(self) -> bool:
-        return stat.S_ISDIR(self.mode)
-
-    @property
-    def is_reg(self) -> bool:
-        return stat.S_ISREG(self.mode)
-
-    @property
-    def is_symlink(self) -> bool:
-        return stat.S_ISLNK(self.mode)
-
-    @property
-    def rdev(self) -> int:
-        """Device number of a special file, as ``os.makedev`` makes it; 0 for others."""
-        if not (stat.S_ISCHR(self.mode) or stat.S_ISBLK(self.mode)):
-            return 0
-        return os.makedev((self.i_u >> 8) & 0xFFF, (self.i_u & 0xFF) | ((self.i_u >> 12) & 0xFFF00))
-
-    @property
-    def tail(self) -> int:
-        """Where inline data or chunk indexes may begin."""
-        return self.offset + self.body_size + self.xattr_size
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkRef:
-    """``size`` bytes of a file, at ``flat_off`` of blob ``blob_index``."""
-
-    blob_index: int
-    chunk_index: int
-    flat_off: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Dirent:
-    name: bytes
-    nid: int
-    file_type: int
 
 
 class Bootstrap:
     """``Bootstrap.from_file`` or ``from_bytes``; superblocks and tables are checked then,
-    the tree as it is walked, all of it by ``validate``."""
+    the tree as it is walked, all of it by ``rafs_v6.validate.validate``.
 
-    def __init__(self, data: memoryview, check: Checks = STRICT) -> None:
+    ``data``: all bytes.  ``block_size``, ``chunk_size``: bytes.  ``blobs``: the blob table.
+    """
+
+    def __init__(
+        self, data: memoryview, check: Checks = STRICT, *, mapped: mmap.mmap | None = None
+    ) -> None:
         self.data = data
+        self._mapped = mapped
         self.tables: Tables = read_tables(data, check)
         self.block_size: int = self.tables.block_size
         self.chunk_size: int = self.tables.ext.chunk_size
@@ -134,7 +73,19 @@ class Bootstrap:
         with Path(path).open("rb") as f:
             if not os.fstat(f.fileno()).st_size:
                 raise ImageError("the bootstrap is empty")
-            return cls(memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)), check)
+            mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        return cls(memoryview(mapped), check, mapped=mapped)
+
+    def __repr__(self) -> str:
+        return f"<Bootstrap of chunks of {self.chunk_size} bytes, {len(self.blobs)} blobs>"
+
+    def close(self) -> None:
+        """Let go of the bytes.  Whoever uses the bootstrap afterwards gets a ``ValueError``."""
+        self.chunk_table.release()
+        self.data.release()
+        if self._mapped is not None:
+            with contextlib.suppress(BufferError):  # somebody reads it now; the last one closes it
+                self._mapped.close()
 
     def chunk_records(self) -> Iterator[tuple[int, ChunkRecord]]:
         """(byte of the bootstrap, record), in the order of the chunk table (format.md 1.17)."""
@@ -150,64 +101,8 @@ class Bootstrap:
         return self.data[offset : offset + size]
 
     def inode(self, nid: int) -> Inode:
-        offset = self._meta + nid * EROFS_SLOTSIZE
-        what = f"inode {nid}"
-        (i_format,) = struct.unpack("<H", self._bytes(offset, 2, what))
-        layout = i_format >> 1
-        if layout not in _LAYOUTS:
-            raise ImageError(f"{what}: format {i_format:#x} is not RAFS v6")
-        if i_format & 1:
-            e = InodeExtended.unpack(self._bytes(offset, InodeExtended.SIZE, what))
-            body, mtime, nsec = InodeExtended.SIZE, e.i_mtime, e.i_mtime_nsec
-            mode, size, uid, gid, nlink, i_u = (
-                e.i_mode,
-                e.i_size,
-                e.i_uid,
-                e.i_gid,
-                e.i_nlink,
-                e.i_u,
-            )
-            icount = e.i_xattr_icount
-        else:
-            c = InodeCompact.unpack(self._bytes(offset, InodeCompact.SIZE, what))
-            body, mtime, nsec = InodeCompact.SIZE, 0, 0
-            mode, size, uid, gid, nlink, i_u = (
-                c.i_mode,
-                c.i_size,
-                c.i_uid,
-                c.i_gid,
-                c.i_nlink,
-                c.i_u,
-            )
-            icount = c.i_xattr_icount
-        xattr_size = EROFS_XATTR_IBODY_SIZE + 4 * (icount - 1) if icount else 0
-        self._bytes(offset, body + xattr_size, what)
-        inode = Inode(
-            nid, offset, layout, mode, size, uid, gid, mtime, nsec, nlink, i_u, body, xattr_size
-        )
-        self._check_inode(inode)
-        return inode
-
-    def _check_inode(self, inode: Inode) -> None:
-        what = f"inode {inode.nid}"
-        kind = stat.S_IFMT(inode.mode)
-        if inode.nlink == 0:
-            raise ImageError(f"{what}: no links")
-        if kind == stat.S_IFREG:
-            if inode.layout != EROFS_INODE_CHUNK_BASED:
-                raise ImageError(f"{what}: a regular file that is not chunk based")
-        elif inode.layout == EROFS_INODE_CHUNK_BASED:
-            raise ImageError(f"{what}: only regular files are chunk based")
-        elif kind in (stat.S_IFDIR, stat.S_IFLNK):
-            if kind == stat.S_IFLNK and not 0 < inode.size <= SYMLINK_MAX:
-                raise ImageError(f"{what}: a symbolic link of {inode.size} bytes")
-        elif kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK):
-            if inode.size:
-                raise ImageError(f"{what}: a special file of {inode.size} bytes")
-        else:
-            raise ImageError(f"{what}: mode {inode.mode:#o} has no type")
-        if inode.mtime_nsec >= 10**9:
-            raise ImageError(f"{what}: {inode.mtime_nsec} nanoseconds")
+        """Raises ``ImageError`` where there is no valid one."""
+        return read_inode(self.data, self._meta, nid)
 
     def _flat_data(self, inode: Inode) -> tuple[memoryview, memoryview]:
         """Whole blocks and inline tail of a directory or symbolic link."""
@@ -227,13 +122,36 @@ class Bootstrap:
     def read_dir(self, inode: Inode) -> list[Dirent]:
         """All entries, "." and ".." too, in the order of the image, which is checked."""
         if not inode.is_dir:
-            raise NotADirectoryError(f"inode {inode.nid}")
+            raise NotADirectoryError(errno.ENOTDIR, "not a directory", f"inode {inode.nid}")
         whole, tail = self._flat_data(inode)
         entries: list[Dirent] = []
         for part in (whole, tail):
             for at in range(0, len(part), self.block_size):
                 self._dirent_block(inode.nid, part[at : at + self.block_size], entries)
         return entries
+
+    def child(self, inode: Inode, name: bytes) -> Inode | None:
+        """The entry ``name`` of a directory, or None, found as the kernel finds it: by halves."""
+        whole, tail = self._flat_data(inode)
+        bs = self.block_size
+        blocks = [whole[at : at + bs] for at in range(0, len(whole), bs)]
+        if len(tail):
+            blocks.append(tail)
+        at = bisect.bisect_right(blocks, name, key=self._first_name) - 1
+        entries: list[Dirent] = []
+        if at >= 0:
+            self._dirent_block(inode.nid, blocks[at], entries)
+        nid = next((e.nid for e in entries if e.name == name), None)
+        return None if nid is None else self.inode(nid)
+
+    def _first_name(self, block: memoryview) -> bytes:
+        start = DIRENT.unpack_from(block)[1] if len(block) >= EROFS_DIRENT_SIZE else 0
+        if start % EROFS_DIRENT_SIZE or not EROFS_DIRENT_SIZE <= start <= len(block):
+            raise ImageError(f"a directory block of {len(block)} bytes with its names at {start}")
+        end = len(block)
+        if start > EROFS_DIRENT_SIZE:
+            end = DIRENT.unpack_from(block, EROFS_DIRENT_SIZE)[1]
+        return bytes(block[start:end]).split(b"\0", 1)[0]
 
     def _dirent_block(self, nid: int, block: memoryview, entries: list[Dirent]) -> None:
         what = f"directory {nid}"
@@ -261,7 +179,7 @@ class Bootstrap:
 
     def read_link(self, inode: Inode) -> bytes:
         if not inode.is_symlink:
-            raise OSError(f"inode {inode.nid} is no symbolic link")
+            raise OSError(errno.EINVAL, "not a symbolic link", f"inode {inode.nid}")
         whole, tail = self._flat_data(inode)
         target = bytes(whole) + bytes(tail)
         if b"\0" in target:
@@ -304,7 +222,7 @@ class Bootstrap:
         With a collecting ``check`` the faulty ones are left out.
         """
         if not inode.is_reg:
-            raise IsADirectoryError(f"inode {inode.nid} is no regular file")
+            raise NotAFileError(errno.EINVAL, "not a regular file", f"inode {inode.nid}")
         what = f"chunk indexes of inode {inode.nid}"
         count = self.chunk_count(inode)
         start = round_up(inode.tail, CHUNK_INDEX_SIZE)
@@ -380,26 +298,22 @@ class Bootstrap:
             stack.extend(reversed(children))
 
     def lookup(self, path: bytes | str) -> Inode:
-        """Links are not followed. ``FileNotFoundError``, ``NotADirectoryError``."""
-        raw = os.fsencode(path)
+        """No link is followed, not on the way either (``Image.lookup`` does that).
+
+        ``FileNotFoundError``, ``NotADirectoryError``.
+        """
+        raw = path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
         inode = self.root
         for name in raw.split(b"/"):
             if not name:
                 continue
             if not inode.is_dir:
-                raise NotADirectoryError(os.fsdecode(raw))
-            nid = next((e.nid for e in self.read_dir(inode) if e.name == name), None)
-            if nid is None:
-                raise FileNotFoundError(os.fsdecode(raw))
-            inode = self.inode(nid)
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+            child = self.child(inode, name)
+            if child is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            inode = child
         return inode
-
-    def validate(self) -> None:
-        """Check the whole tree; raises ``ImageError`` naming the first fault."""
-        from rafs_v6.validate import is_sound, validate_tree  # noqa: PLC0415 - it needs this module
-
-        if not is_sound(self):
-            validate_tree(self)
 
     def kernel_refusal(self, transport: str) -> str | None:
         """Why the kernel would not mount this valid image over ``transport``, or None."""

@@ -6,6 +6,7 @@ Memory: two arenas of ``ARENA`` bytes of decoded data, or as much as one unit ne
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -16,9 +17,9 @@ from typing import Any
 from rafs_v6._codec import ffi, lib
 from rafs_v6.errors import ImageError
 from rafs_v6.format.toc import ReadAt
-from rafs_v6.reader.bootstrap import ChunkRef
 from rafs_v6.reader.chunkmap import ChunkMap
 from rafs_v6.reader.image import Image
+from rafs_v6.reader.inode import ChunkRef
 
 ARENA = 8 << 20
 _UNITS = 4096
@@ -66,42 +67,46 @@ class Batch:
 
 
 class UnitReader:
-    """Uses, decodes and reads three batches at the same time."""
+    """Uses, decodes and reads three batches at the same time.
+
+    Every batch is decoded into the arena that was handed out with it, in the order of the
+    groups, and only after the batch before the last was used: how long a read or a decoder
+    takes does not matter.
+    """
 
     def __init__(self, read_at: ReadAt, threads: int = 0) -> None:
         self._read_at = read_at
         self._threads = threads or os.cpu_count() or 1
-        self._arenas = [bytearray(), bytearray()]
 
     def batches(self, groups: Iterable[Sequence[WantedUnit]]) -> Iterator[Batch]:
         """One ``Batch`` a group, in order; see ``grouped``."""
         reads: deque[tuple[Sequence[WantedUnit], Future[_Reads]]] = deque()
         decoded: deque[Future[Batch]] = deque()
+        arenas = itertools.cycle((_Arena(), _Arena()))
         # A decoder waits for what was read before it, so two threads do not wait for each other.
         with ThreadPoolExecutor(2, "read-ahead") as pool:
             for units in groups:
                 reads.append((units, pool.submit(_read, self._read_at, units)))
                 if len(reads) > 1:
-                    decoded.append(pool.submit(self._decode, *reads.popleft()))
+                    decoded.append(pool.submit(self._decode, next(arenas), *reads.popleft()))
                 if len(decoded) > 1:
                     yield decoded.popleft().result()
-            decoded.extend(pool.submit(self._decode, *read) for read in reads)
+            decoded.extend(pool.submit(self._decode, next(arenas), *read) for read in reads)
             for batch in decoded:
                 yield batch.result()
 
-    def _decode(self, units: Sequence[WantedUnit], read: Future[_Reads]) -> Batch:
+    def _decode(
+        self, arena: _Arena, units: Sequence[WantedUnit], read: Future[_Reads]
+    ) -> Batch:
         reads = read.result()
         need = sum(chunks.unit(unit).ulen for chunks, unit in units)
-        # The other one is still used.
-        self._arenas.reverse()
-        if need > len(self._arenas[0]):
-            self._arenas[0] = bytearray(max(need, ARENA))
-        data = self._arenas[0]
+        if need > len(arena.data):
+            arena.data = bytearray(max(need, ARENA))
         batch = Batch(
-            units, memoryview(data), unread=reads.errors, sources=reads.sources,
+            units, memoryview(arena.data), unread=reads.errors, sources=reads.sources,
             buffers=reads.buffers,
         )  # fmt: skip
-        arena = ffi.from_buffer("uint8_t[]", data)
+        out = ffi.from_buffer("uint8_t[]", arena.data)
         jobs = ffi.new("struct rafs_unit_job[]", len(units))
         numbers: list[int] = []
         start = 0
@@ -111,7 +116,7 @@ class UnitReader:
             if source is not None:
                 job = jobs[len(numbers)]
                 job.blob, job.unit = chunks.blob, unit
-                job.compressed, job.out = source, arena + start
+                job.compressed, job.out = source, out + start
                 numbers.append(i)
             start += chunks.unit(unit).ulen
         failed = lib.rafs_units_decode(jobs, len(numbers), self._threads) if numbers else 0
@@ -124,6 +129,11 @@ class UnitReader:
                 elif jobs[k].bad:
                     batch.bad.append(i)
         return batch
+
+
+@dataclass(slots=True)
+class _Arena:
+    data: bytearray = field(default_factory=bytearray)
 
 
 @dataclass(slots=True)
@@ -161,6 +171,8 @@ def _read_run(
     blob_id, first = run[0][0], run[0][1]
     try:
         data = read_at(blob_id, first, end - first)
+        if len(data) != end - first:
+            raise ImageError(f"blob {blob_id}: {len(data)} bytes came for {end - first}")
     except Exception as error:  # the reader is the caller's, and raises what it likes
         if len(run) > 1:  # one bad place is no reason not to have the others
             for place in run:

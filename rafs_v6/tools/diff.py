@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from rafs_v6.errors import shown
 from rafs_v6.format.erofs import BlobFeatures, ChunkRecord
-from rafs_v6.reader.bootstrap import Bootstrap, ChunkRef, Inode
+from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.reader.image import Image
+from rafs_v6.reader.inode import ChunkRef, Inode
 from rafs_v6.tools.records import ChunkKey, records_by_chunk
 
 _SHARED_UNITS = BlobFeatures.BATCH | BlobFeatures.ZRAN

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 from rafs_v6.errors import ImageError
 from rafs_v6.format.erofs import DEVICE_SLOTS_OFFSET, DeviceSlot
+from rafs_v6.reader.blobs import Blobs
 from rafs_v6.reader.image import Image
 from rafs_v6.reader.stream import Batch, UnitReader, WantedUnit, grouped
-from rafs_v6.tools.blobs import Blobs
 from rafs_v6.tools.verity import Verity, append_verity
 
 

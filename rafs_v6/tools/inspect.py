@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from rafs_v6.errors import shown
 from rafs_v6.format.erofs import BlobFeatures, SuperFlags
-from rafs_v6.reader.bootstrap import Bootstrap, Inode
+from rafs_v6.reader.bootstrap import Bootstrap
+from rafs_v6.reader.inode import Inode
 
 
 class BadQuestion(ValueError):

@@ -18,10 +18,11 @@ from rafs_v6.format.erofs import (
     ChunkRecord,
     Compressor,
 )
+from rafs_v6.reader.blobs import Blobs
 from rafs_v6.reader.chunkmap import ChunkMap
 from rafs_v6.reader.image import Image
 from rafs_v6.reader.stream import Batch, UnitReader, grouped
-from rafs_v6.tools.blobs import Blobs, open_image
+from rafs_v6.tools.blobs import open_image
 from rafs_v6.tools.records import ChunkKey
 from rafs_v6.writer.blob_chunks import BlobChunks
 from rafs_v6.writer.blob_file import BlobFile, shrink, write_atomically

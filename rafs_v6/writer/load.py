@@ -19,8 +19,10 @@ from rafs_v6.format.erofs import (
     SuperFlags,
 )
 from rafs_v6.format.tables import is_inlined_id
-from rafs_v6.reader.bootstrap import Bootstrap, Inode
+from rafs_v6.reader.bootstrap import Bootstrap
+from rafs_v6.reader.inode import Inode
 from rafs_v6.reader.locate import locate_bootstrap
+from rafs_v6.validate import validate
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults
 from rafs_v6.writer.chunk_records import ChunkRecords
 from rafs_v6.writer.errors import BuildError, UnlikeLayers
@@ -74,7 +76,7 @@ def open_bootstrap(path: Path, *, tables_only: bool = False) -> Bootstrap:
     if boot.tables.flags & SuperFlags.TARFS_MODE:
         raise BuildError(f"{path}: a tarfs image stands alone, nothing goes over it")
     if not tables_only:
-        boot.validate()
+        validate(boot)
     return boot
 
 

@@ -155,11 +155,12 @@ class Daemon:
     def needed(self, built: Built) -> int:
         """Stored bytes of the units that the last run wanted."""
         import rafs_v6  # noqa: PLC0415
+        from rafs_v6.reader.blobs import directory_blobs  # noqa: PLC0415
 
         digest = hashlib.sha256(built.bootstrap.read_bytes()).hexdigest()
         trace = self.client.call("GET", "/v1/traces", digest=digest)["accesses"]
         bootstrap = rafs_v6.Bootstrap.from_file(built.bootstrap)
-        read_at = rafs_v6.directory_reader(built.blobs)
+        read_at = directory_blobs(built.blobs).read_at
         sizes: dict[str, Any] = {}
         for info in bootstrap.blobs:
             size = (built.blobs / info.blob_id).stat().st_size

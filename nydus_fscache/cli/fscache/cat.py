@@ -85,4 +85,4 @@ def _image(bootstrap: rafs_v6.Bootstrap, backend: Backend) -> rafs_v6.Image:
     def blob_size(blob_id: str) -> int:
         return backend.size(blob_id, deadline=time.monotonic() + _PATIENCE_S)
 
-    return rafs_v6.Image(bootstrap, read_at, blob_size)
+    return rafs_v6.Image(bootstrap, rafs_v6.Blobs(read_at, blob_size))

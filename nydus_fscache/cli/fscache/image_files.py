@@ -6,6 +6,7 @@ contract: names of fields stay, new ones may come.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import rafs_v6
 from nydus_fscache.errors import BadImage, FscacheError, UsageError
 from rafs_v6.reader.locate import locate_bootstrap
+from rafs_v6.reader.resolve import resolve as resolve_path
+from rafs_v6.validate import validate
 
 _KINDS = {
     stat.S_IFREG: "reg",
@@ -25,7 +28,11 @@ _KINDS = {
     stat.S_IFSOCK: "sock",
 }
 
-_MAX_LINKS = 40  # as in the kernel's path walk
+_REASONS = {
+    errno.ENOENT: "no such file",
+    errno.ENOTDIR: "a part of the path is not a directory",
+    errno.ELOOP: "too many symbolic links",
+}
 
 
 def open_bootstrap(path: Path) -> tuple[rafs_v6.Bootstrap, bool]:
@@ -37,7 +44,7 @@ def open_bootstrap(path: Path) -> tuple[rafs_v6.Bootstrap, bool]:
                 hint="name a bootstrap (image.boot) or a blob with one inside",
             )
         bootstrap, inside = locate_bootstrap(path)
-        bootstrap.validate()
+        validate(bootstrap)
     except rafs_v6.UnsupportedImage as e:
         raise BadImage(f"{path}: {e}", hint="build it with nydus-image --fs-version 6") from e
     except rafs_v6.ImageError as e:
@@ -53,47 +60,12 @@ def resolve(
 ) -> tuple[bytes, rafs_v6.Inode]:
     """Path without links and dots, and inode, as a process in a chroot of the image would get
     them; ``follow``: the last component too."""
-    todo = [p for p in os.fsencode(path).split(b"/") if p][::-1]
-    trail: list[tuple[bytes, rafs_v6.Inode]] = []
-    links = 0
     try:
-        while todo:
-            name = todo.pop()
-            if name == b".":
-                continue
-            if name == b"..":
-                del trail[-1:]
-                continue
-            parent = trail[-1][1] if trail else bootstrap.root
-            if not parent.is_dir:
-                raise NotADirectoryError
-            inode = _child(bootstrap, parent, name)
-            if inode.is_symlink and (todo or follow):
-                links += 1
-                if links > _MAX_LINKS:
-                    raise _no_such(path, "too many symbolic links")
-                target = bootstrap.read_link(inode)
-                if target.startswith(b"/"):
-                    trail.clear()
-                todo += [p for p in target.split(b"/") if p][::-1]
-                continue
-            trail.append((name, inode))
-    except FileNotFoundError:
-        raise _no_such(path, "no such file") from None
-    except NotADirectoryError:
-        raise _no_such(path, "a part of the path is no directory") from None
-    return b"/" + b"/".join(n for n, _ in trail), trail[-1][1] if trail else bootstrap.root
-
-
-def _child(bootstrap: rafs_v6.Bootstrap, parent: rafs_v6.Inode, name: bytes) -> rafs_v6.Inode:
-    for entry in bootstrap.read_dir(parent):
-        if entry.name == name:
-            return bootstrap.inode(entry.nid)
-    raise FileNotFoundError
-
-
-def _no_such(path: str, reason: str) -> FscacheError:
-    return FscacheError(f"{path}: {reason}", hint="nydus-fscache ls -R shows all paths")
+        return resolve_path(bootstrap, os.fsencode(path), follow=follow)
+    except OSError as e:
+        reason = _REASONS.get(e.errno or 0, e.strerror)
+        hint = "nydus-fscache ls -R shows all paths"
+        raise FscacheError(f"{path}: {reason}", hint=hint) from None
 
 
 # -- entries ---------------------------------------------------------------------------------------

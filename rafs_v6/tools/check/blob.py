@@ -21,9 +21,9 @@ from rafs_v6.format.erofs import (
 )
 from rafs_v6.format.tables import BlobInfo
 from rafs_v6.format.toc import TAR_HEADER
+from rafs_v6.reader.blobs import Blobs
 from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.reader.chunkmap import ChunkMap, read_header
-from rafs_v6.tools.blobs import Blobs
 from rafs_v6.tools.check.toc import check_tar_header, check_toc
 
 _PIECE = 8 << 20

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from rafs_v6._codec import ffi, lib
 from rafs_v6.faults import Checks
+from rafs_v6.reader.blobs import Blobs
 from rafs_v6.reader.chunkmap import ChunkMap
 from rafs_v6.reader.stream import Batch, UnitReader, grouped
-from rafs_v6.tools.blobs import Blobs
 
 
 @dataclass(slots=True)

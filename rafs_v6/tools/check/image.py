@@ -19,14 +19,16 @@ from rafs_v6.format.erofs import (
     ExtSuperBlock,
     SuperBlock,
 )
+from rafs_v6.reader.blobs import Blobs
 from rafs_v6.reader.bootstrap import Bootstrap
-from rafs_v6.reader.locate import locate_bootstrap
-from rafs_v6.tools.blobs import Blobs, adopt_own_blob, is_dictionary
+from rafs_v6.reader.locate import adopt_own_blob, locate_bootstrap
+from rafs_v6.tools.blobs import is_dictionary
 from rafs_v6.tools.check.blob import BlobCheck
 from rafs_v6.tools.check.data import CheckedData, check_data
 from rafs_v6.validate import validate_tree
 
 MAX_FAULTS = 1000
+_NO_ID = 0xFFFFFFFF  # (uid_t)-1
 Progress = Callable[[int, int], None]
 
 _BOOTSTRAP = "the bootstrap is damaged: fetch it again, or build or merge the image again"
@@ -138,6 +140,11 @@ def _check_counts(bootstrap: Bootstrap, nids: set[int], check: Checks) -> None:
             not inode.is_reg or inode.nlink == count, "inode.nlink", inode.offset + 44,
             f"inode {nid}: {inode.nlink} links, the tree has {count} names of it",
         )  # fmt: skip
+        for what, owner in (("owner", inode.uid), ("group", inode.gid)):
+            check(
+                owner != _NO_ID, f"inode.{what}", inode.offset + 24,
+                f"inode {nid}: {what} {owner}, which Linux does not have: a mount shows 65534",
+            )  # fmt: skip
 
 
 def _check_tables(bootstrap: Bootstrap, check: Checks) -> None:

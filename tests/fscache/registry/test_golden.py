@@ -11,6 +11,7 @@ from servers import Pusher, docker_registry
 import rafs_v6
 from nydus_fscache.backend.make import make_backend
 from nydus_fscache.registry.pull import pull_bootstrap
+from rafs_v6.validate import validate
 
 
 def test_chunk_maps_come_from_the_registry(golden: Path, tmp_path: Path) -> None:
@@ -26,7 +27,7 @@ def test_chunk_maps_come_from_the_registry(golden: Path, tmp_path: Path) -> None
 def open_all_maps(reference: str) -> None:
     pulled = pull_bootstrap(reference, plain_http=True, environ={})
     bootstrap = rafs_v6.Bootstrap.from_bytes(pulled.bootstrap)
-    bootstrap.validate()
+    validate(bootstrap)
     backend = make_backend(pulled.backend)
     deadline = time.monotonic() + 20
 

@@ -13,7 +13,7 @@ import pytest
 import rafs_v6
 from rafs_v6.cli import main
 from rafs_v6.format.erofs import BlobFeatures
-from rafs_v6.tools.blobs import directory_blobs
+from rafs_v6.reader.blobs import directory_blobs
 from rafs_v6.tools.check.image import CheckReport, check_image
 
 SB, EXT, SLOT = 1024, 1152, 1408

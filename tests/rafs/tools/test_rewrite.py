@@ -13,7 +13,7 @@ from build_kit import image_tree
 import rafs_v6
 from rafs_v6.cli import main
 from rafs_v6.format.erofs import BlobFeatures
-from rafs_v6.tools.blobs import directory_blobs
+from rafs_v6.reader.blobs import directory_blobs
 from rafs_v6.tools.check.image import check_image
 
 
