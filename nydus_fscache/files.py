@@ -23,7 +23,7 @@ log = logging.getLogger("files")
 # what a root has in it: see cache/store.py
 _ROOT_NAMES = {
     "lock", "api.sock", "state.json", "daemon.log", "start-error.json", "cache", "cachefiles",
-    "images",
+    "images", "fronts.sock", "fronts.lock", "fronts.log",
 }  # fmt: skip
 _ROOT_DIRECTORIES = {"cache", "images"}
 _SOCKET_PATH_MAX = 107  # bytes: unix(7)

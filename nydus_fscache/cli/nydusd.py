@@ -1,19 +1,16 @@
 """``nydusd``: the drop-in.  The command line of the original, served by in-kernel EROFS mounts.
 
-This process is a front: it answers the API that nydus-snapshotter speaks and asks the daemon of
-the node for mounts.  Data never pass through it, and mounts outlive it.
+It opens a front in the host of fronts (``api/nydusd/host.py``), which answers the API that
+nydus-snapshotter speaks and asks the daemon of the node for mounts.  Data pass through neither,
+and mounts outlive both.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import resource
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,13 @@ from nydus_fscache.errors import FscacheError, UsageError
 ROOT = "NYDUS_FSCACHE_ROOT"
 _DEFAULT_ROOT = "/var/lib/nydus-fscache"
 _LEVELS = {"trace": "DEBUG", "warn": "WARNING"}
-_POLL_S = 0.2
+_PATIENCE_S = 60.0
+_CONTROL_FD = 3
+# Says `end` on SIGTERM, and ends when the other end of the connection does.
+_HOLD = (
+    'trap "t=1; echo end >&3" TERM INT; '
+    'while :; do t=; read -r _ <&3 || [ "$t" ] || exit 0; done'
+)
 _EXAMPLES = """\
 examples:
   nydusd fuse --mountpoint /run/nydus/mnt --apisock /run/nydus/api.sock
@@ -133,61 +136,39 @@ def _fail(error: FscacheError) -> int:
 
 
 def _run(args: argparse.Namespace, unknown: list[str]) -> int:
-    from nydus_fscache.api.nydusd.engine import NodeDaemon  # noqa: PLC0415 - quick --version
-    from nydus_fscache.api.nydusd.front import Front, Identity, State  # noqa: PLC0415
-    from nydus_fscache.api.nydusd.fscache import BoundImages  # noqa: PLC0415
-    from nydus_fscache.api.nydusd.fuse import FuseMounts  # noqa: PLC0415
-    from nydus_fscache.api.nydusd.server import Listener  # noqa: PLC0415
-    from nydus_fscache.handover.front_state import FrontSupervisor  # noqa: PLC0415
+    from nydus_fscache.api.nydusd.host_link import open_front  # noqa: PLC0415 - quick --version
 
     is_fuse = args.command == "fuse"
     (_check_fuse if is_fuse else _check_singleton)(args)
-    _log(args)
-    log = logging.getLogger("nydusd")
     if unknown:
-        log.warning("options that are not known here: %s", " ".join(unknown))
-    _raise_nofile(args.rlimit_nofile)
-    root = Path(os.environ.get(ROOT) or _DEFAULT_ROOT)
-    daemon = NodeDaemon(root)
-    errors = documents.ErrorRing()
+        print(f"nydusd: not known here: {' '.join(unknown)}", file=sys.stderr)
     waits = args.upgrade or (args.supervisor is not None and _crashed(args.apisock))
-    mounts = FuseMounts(args.mountpoint.resolve(), daemon, errors) if is_fuse else None
-    images = None if is_fuse else BoundImages(daemon, errors)
-    service = mounts or images
-    assert service is not None
-    state = State.INIT if waits else State.RUNNING
-    identity = Identity(args.id, args.supervisor)
-    front = Front(identity, service, daemon, FrontSupervisor(), errors, state)
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    own = False
-    if mounts is not None and args.bootstrap is not None and not waits:
-        daemon.start()
-        mounts.mount(_own_instance(args))
-        own = True
-    if images is not None and not waits:
-        daemon.start()  # the first answer is RUNNING: all must be there
-        for entry in _own_blobs(args):
-            images.bind(entry)
-    listener = None
-    if args.apisock is not None:
-        listener = Listener(args.apisock)
-        listener.serve(front.answer)
-    log.info("%s, the node's daemon is in %s", front.state.value, root)
-    threading.Thread(target=_prepare, args=(daemon, log), name="prepare", daemon=True).start()
-    while not (ended.wait(_POLL_S) or front.exit_asked.is_set()):
-        pass
-    # With a supervisor this may be a restart: a successor takes the mounts over, and knows by
-    # the socket's file that it is one.  Without, nobody would unmount them.
-    succeeded = args.supervisor is not None and ended.is_set()
-    if ended.is_set() and (own or not succeeded):
-        service.end()
-    if listener is not None:
-        listener.close(leave_file=succeeded)
-    if ended.is_set():
-        daemon.stop_if_idle()
-    return 0
+    log_file = args.log_file and (
+        args.log_file if args.log_file.suffix else args.log_file.with_suffix(".log")
+    )
+    wanted = {
+        "kind": args.command,
+        "mountpoint": str(args.mountpoint.resolve()) if is_fuse else "",
+        "apisock": _absolute(args.apisock),
+        "instance": args.id or "",
+        "supervisor": _absolute(args.supervisor),
+        "waits": waits,
+        "cachefiles": "" if is_fuse else str(args.fscache.resolve()),
+        "own": _own_instance(args) if is_fuse and args.bootstrap is not None else None,
+        "blobs": [] if is_fuse else _own_blobs(args),
+        "log_file": _absolute(log_file),
+        "log_level": _LEVELS.get(args.log_level, args.log_level.upper()),
+        "log_rotation_mib": max(0, args.log_rotation_size),
+    }
+    connection = open_front(Path(os.environ.get(ROOT) or _DEFAULT_ROOT), wanted, _PATIENCE_S)
+    os.dup2(connection.fileno(), _CONTROL_FD)
+    os.set_inheritable(_CONTROL_FD, True)  # it may have been that number before
+    # From here on this process only waits, in a program that costs a third of a MiB.
+    os.execv("/bin/sh", ["nydusd", "-c", _HOLD, *sys.argv])
+
+
+def _absolute(path: Path | None) -> str:
+    return "" if path is None else os.path.abspath(path)
 
 
 def _own_blobs(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -202,14 +183,6 @@ def _own_blobs(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise UsageError(f"{args.config} is not JSON: {e}", hint='{"blobs": [...]}') from e
     found = document.get("blobs") if isinstance(document, dict) else None
     return [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
-
-
-def _prepare(daemon: Any, log: logging.Logger) -> None:
-    """What the first mount would wait for."""
-    try:
-        daemon.start()
-    except FscacheError as e:
-        log.error("the daemon of the node does not start: %s (%s)", e, e.hint)
 
 
 def _check_fuse(args: argparse.Namespace) -> None:
@@ -232,21 +205,17 @@ def _check_fuse(args: argparse.Namespace) -> None:
 
 
 def _check_singleton(args: argparse.Namespace) -> None:
-    from nydus_fscache.api.client import CACHEFILES  # noqa: PLC0415 - only here
-
     if args.fscache is None:
         raise UsageError("singleton needs --fscache", hint="nydusd singleton --help has examples")
     if not args.fscache.is_dir():
         raise UsageError(f"{args.fscache} is not a directory", hint=f"mkdir -p {args.fscache}")
     if (args.id is None) != (args.supervisor is None) or (args.upgrade and not args.supervisor):
         raise UsageError("--id, --supervisor and --upgrade go together", hint="name both or none")
-    os.environ[CACHEFILES] = str(args.fscache.resolve())
 
 
-def _own_instance(args: argparse.Namespace) -> Any:
+def _own_instance(args: argparse.Namespace) -> dict[str, Any]:
     import json  # noqa: PLC0415 - only here
 
-    from nydus_fscache.api.nydusd.fuse import Instance  # noqa: PLC0415
     from nydus_fscache.config import nydusd as configuration  # noqa: PLC0415
 
     if args.localfs_dir is not None:
@@ -259,7 +228,8 @@ def _own_instance(args: argparse.Namespace) -> Any:
     files = []
     if args.prefetch_files is not None:
         files = [line for line in args.prefetch_files.read_text().splitlines() if line.strip()]
-    return Instance("/", str(args.bootstrap.resolve()), text, files)
+    source = str(args.bootstrap.resolve())
+    return {"name": "/", "source": source, "config": text, "prefetch_files": files}
 
 
 def _crashed(apisock: Path | None) -> bool:
@@ -272,29 +242,6 @@ def _crashed(apisock: Path | None) -> bool:
         except OSError:
             return True
     return False
-
-
-def _log(args: argparse.Namespace) -> None:
-    from logging.handlers import RotatingFileHandler  # noqa: PLC0415 - only here
-
-    handler: logging.Handler = logging.StreamHandler()
-    if args.log_file is not None:
-        path = args.log_file if args.log_file.suffix else args.log_file.with_suffix(".log")
-        size = max(0, args.log_rotation_size) << 20
-        handler = RotatingFileHandler(path, maxBytes=size, backupCount=10 if size else 0)
-    handler.setFormatter(
-        logging.Formatter("[%(asctime)s] %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S %z")
-    )
-    logging.basicConfig(level=_LEVELS.get(args.log_level, args.log_level.upper()),
-                        handlers=[handler])  # fmt: skip
-
-
-def _raise_nofile(wanted: int) -> None:
-    """As far as it is allowed: the front needs few descriptors, so less is not an error."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = min(wanted, hard) if hard != resource.RLIM_INFINITY else wanted
-    if limit > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 if __name__ == "__main__":

@@ -143,6 +143,10 @@ def _end_front(rig: Stack) -> None:
     os.kill(front(rig), signal.SIGTERM)
 
 
+def _kill_host(rig: Stack) -> None:
+    os.kill(process_with(rig, "nydus_fscache.api.nydusd.host"), signal.SIGKILL)
+
+
 def _kill_service(rig: Stack) -> None:
     os.kill(process_with(rig, "-m", "nydus_fscache.daemon.main"), signal.SIGKILL)
 
@@ -180,6 +184,7 @@ def _upgrade(rig: Stack) -> None:
 EVENTS = {
     "kill": _kill_front,
     "term": _end_front,
+    "kill-host": _kill_host,
     "kill-service": _kill_service,
     "kill-keeper": _kill_keeper,
     "snapshotter-term": _end_snapshotter,
@@ -201,7 +206,7 @@ def test_a_container_reads_on(cold: Path, policy: str) -> None:
             for name, event in events.items():
                 before = front(rig)
                 event(rig)
-                if event in (_kill_front, _end_front, _kill_both):
+                if event in (_kill_front, _end_front, _kill_both, _kill_host):
                     wait_until(
                         lambda before=before: any(pid != before for pid in _fronts(rig)),  # type: ignore[misc]
                         f"no front after {name}\n{rig.logs()}",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
-from nydus_fscache.api.client import Client
+from nydus_fscache.api.client import CACHEFILES, Client
 from nydus_fscache.api.nydusd.documents import Document
 from nydus_fscache.errors import DaemonError
 
@@ -13,11 +14,15 @@ from nydus_fscache.errors import DaemonError
 class NodeDaemon:
     """The daemon of ``root``: keeper and service, which outlive the front."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, cachefiles: Path | None = None) -> None:
+        """``cachefiles``: the kernel's directory, where it is not below ``root``."""
         self._client = Client(root)
+        self._cachefiles = cachefiles
 
     def start(self) -> None:
         """Returns when it answers."""
+        if self._cachefiles is not None:
+            os.environ[CACHEFILES] = str(self._cachefiles)
         self._client.start_daemon()
 
     def stop_if_idle(self) -> None:

@@ -51,7 +51,9 @@ class Front:
         supervisor: Supervisor,
         errors: ErrorRing,
         state: State,
+        log: logging.Logger,
     ) -> None:
+        self._log = log
         self._identity = identity
         self._service = service
         self._engine = engine
@@ -105,7 +107,7 @@ class Front:
         if level not in LEVELS:
             raise Refused(500, f'Configure(InvalidArguments("log level {level}"))')
         names = {"off": logging.CRITICAL + 1, "trace": logging.DEBUG, "warn": logging.WARNING}
-        logging.getLogger().setLevel(names.get(level, level.upper()))
+        self._log.setLevel(names.get(level, level.upper()))
 
     def _start(self, *_: Any) -> None:
         with self._lock:

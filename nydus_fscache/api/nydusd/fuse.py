@@ -23,8 +23,6 @@ from nydus_fscache.api.nydusd.service import Engine, Routes, backend_of, object_
 from nydus_fscache.config import nydusd as configuration
 from nydus_fscache.errors import BackendError, DaemonError, FscacheError, MountpointError
 
-log = logging.getLogger("nydusd")
-
 # The snapshotter forgets that a mount failed, and waits 30 s for the answer: better try again here.
 MOUNT_PATIENCE_S = 20.0
 _PAUSE_S = 0.5
@@ -45,7 +43,10 @@ class Instance:
 class FuseMounts:
     """Thread-safe.  ``mountpoint``: M, resolved."""
 
-    def __init__(self, mountpoint: Path, engine: Engine, errors: ErrorRing) -> None:
+    def __init__(
+        self, mountpoint: Path, engine: Engine, errors: ErrorRing, log: logging.Logger
+    ) -> None:
+        self._log = log
         self._mountpoint = mountpoint
         self._engine = engine
         self._errors = errors
@@ -98,7 +99,7 @@ class FuseMounts:
             try:
                 self.umount(instance.name)
             except Refused as e:
-                log.error("%s stays mounted: %s", instance.name, e)
+                self._log.error("%s stays mounted: %s", instance.name, e)
 
     # -- calls -------------------------------------------------------------------------------
 
@@ -146,7 +147,7 @@ class FuseMounts:
                     with contextlib.suppress(OSError):
                         point.rmdir()
                 self._errors.add(f"mount {instance.name}: {e}")
-                log.error("mount %s of %s: %s", instance.name, instance.source, told(e))
+                self._log.error("mount %s of %s: %s", instance.name, instance.source, told(e))
                 raise _mount_error(told(e)) from e
             with self._lock:
                 self._mounts[instance.name] = instance
@@ -159,13 +160,13 @@ class FuseMounts:
                 return
             except MountpointError:
                 if self._is_ours(request):
-                    log.info("%s is mounted already: adopted", request["mountpoint"])
+                    self._log.info("%s is mounted already: adopted", request["mountpoint"])
                     return
                 raise
             except (BackendError, DaemonError) as e:
                 if time.monotonic() > deadline:
                     raise
-                log.warning("%s: %s; trying again", request["mountpoint"], e)
+                self._log.warning("%s: %s; trying again", request["mountpoint"], e)
                 time.sleep(_PAUSE_S)
 
     def _is_ours(self, request: Document) -> bool:

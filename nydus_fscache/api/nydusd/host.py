@@ -1,0 +1,266 @@
+"""The process that all fronts of a node live in, so that a front costs no interpreter.
+
+usage: python -m nydus_fscache.api.nydusd.host --root DIR
+
+A ``nydusd`` sends what its command line said as a line of JSON over ``DIR/fronts.sock``, with its
+standard error beside it, gets ``{}`` or ``{"error": …}`` as a line, and keeps the connection.  It
+says ``end`` on SIGTERM and waits for the end of the connection.  A connection that ends without
+it is a ``nydusd`` that died: its API ends at once, its mounts stay.  When this process dies all
+``nydusd`` end, and the snapshotter starts them again; containers do not notice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+from nydus_fscache.api.nydusd.documents import ErrorRing
+from nydus_fscache.api.nydusd.engine import NodeDaemon
+from nydus_fscache.api.nydusd.front import Front, Identity, State
+from nydus_fscache.api.nydusd.fscache import BoundImages
+from nydus_fscache.api.nydusd.fuse import FuseMounts, Instance
+from nydus_fscache.api.nydusd.host_link import SOCKET
+from nydus_fscache.api.nydusd.server import Listener, Refused
+from nydus_fscache.errors import FscacheError
+from nydus_fscache.files import claim_root, short_path
+from nydus_fscache.handover.front_state import FrontSupervisor
+
+LOCK = "fronts.lock"
+LINGER_S = 3.0
+_LINE = 1 << 20
+_FORMAT = "[%(asctime)s] %(levelname)s %(message)s"
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A front as its command line said it.  Paths are absolute.
+
+    ``kind``: ``fuse`` or ``singleton``; ``waits``: for takeover, in INIT; ``own``: an
+    ``Instance`` to mount before the API answers; ``blobs``: BlobEntries to bind before that.
+    """
+
+    kind: str
+    mountpoint: str
+    apisock: str
+    instance: str
+    supervisor: str
+    waits: bool
+    cachefiles: str
+    own: dict[str, Any] | None
+    blobs: list[dict[str, Any]]
+    log_file: str
+    log_level: str
+    log_rotation_mib: int
+
+
+class _Hosted:
+    """A front that runs."""
+
+    def __init__(self, wanted: Wanted, root: Path, log: logging.Logger) -> None:
+        self._wanted = wanted
+        self._daemon = NodeDaemon(root, Path(wanted.cachefiles) if wanted.cachefiles else None)
+        errors = ErrorRing()
+        mounts: FuseMounts | None = None
+        if wanted.kind == "fuse":
+            self._service: FuseMounts | BoundImages = FuseMounts(
+                Path(wanted.mountpoint), self._daemon, errors, log
+            )
+            mounts = self._service
+        else:
+            self._service = BoundImages(self._daemon, errors)
+        supervisor = Path(wanted.supervisor) if wanted.supervisor else None
+        self.front = Front(
+            Identity(wanted.instance or None, supervisor), self._service, self._daemon,
+            FrontSupervisor(), errors, State.INIT if wanted.waits else State.RUNNING, log,
+        )  # fmt: skip
+        if not wanted.waits:
+            # the first answer is RUNNING: what the command line names must be there
+            if isinstance(self._service, BoundImages):
+                self._daemon.start()
+                for entry in wanted.blobs:
+                    self._service.bind(entry)
+            if mounts is not None and wanted.own is not None:
+                mounts.mount(Instance(**wanted.own))
+        self._listener = Listener(Path(wanted.apisock)) if wanted.apisock else None
+        if self._listener is not None:
+            self._listener.serve(self.front.answer)
+        threading.Thread(target=self._prepare, args=(log,), name="prepare", daemon=True).start()
+
+    def _prepare(self, log: logging.Logger) -> None:
+        """What the first mount would wait for."""
+        try:
+            self._daemon.start()
+        except FscacheError as e:
+            log.error("the daemon of the node does not start: %s (%s)", e, e.hint)
+
+    def end(self) -> None:
+        """By SIGTERM.  With a supervisor this may be a restart: a successor takes the mounts
+        over, and knows by the socket's file that it is one."""
+        supervised = bool(self._wanted.supervisor)
+        if self._wanted.own is not None or not supervised:
+            self._service.end()
+        self._close(leave_file=supervised)
+        self._daemon.stop_if_idle()
+
+    def died(self) -> None:
+        """What is left is what a process that was killed leaves."""
+        self._close(leave_file=True)
+
+    def exited(self) -> None:
+        """After ``exit``: the successor has it all."""
+        self._close(leave_file=False)
+
+    def _close(self, *, leave_file: bool) -> None:
+        if self._listener is not None:
+            self._listener.close(leave_file=leave_file)
+
+
+class _Host:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        self._fronts = 0
+        self._idle_since = time.monotonic()
+        self._numbers = iter(range(1, sys.maxsize))
+
+    def idle_for(self) -> float:
+        with self._lock:
+            return time.monotonic() - self._idle_since if not self._fronts else 0.0
+
+    def serve(self, connection: socket.socket) -> None:
+        """A front from its first line to its end."""
+        with self._lock:
+            self._fronts += 1
+        try:
+            with connection:
+                self._front(connection)
+        except OSError as e:
+            logging.getLogger("nydusd").info("a front ended early: %s", e)
+        finally:
+            with self._lock:
+                self._fronts -= 1
+                self._idle_since = time.monotonic()
+
+    def _front(self, connection: socket.socket) -> None:
+        line, stderr = _first_line(connection)
+        log = logging.getLogger(f"front.{next(self._numbers)}")
+        log.propagate = False
+        try:
+            wanted = Wanted(**json.loads(line))
+            log.addHandler(_handler(wanted, stderr))
+            log.setLevel(wanted.log_level)
+            hosted = _Hosted(wanted, self._root, log)
+        except (FscacheError, Refused, OSError, ValueError, TypeError) as e:
+            connection.sendall(json.dumps({"error": _told(e)}).encode() + b"\n")
+            return
+        finally:
+            os.close(stderr)
+        connection.sendall(b"{}\n")
+        log.info("%s %s", hosted.front.state.value, wanted.mountpoint or wanted.cachefiles)
+        try:
+            if hosted.front.exit_asked.wait(0) or _wait(connection, hosted.front):
+                hosted.exited()
+            elif _says_end(connection):
+                hosted.end()
+            else:
+                hosted.died()
+        finally:
+            for handler in log.handlers[:]:
+                log.removeHandler(handler)
+                handler.close()
+
+
+def _first_line(connection: socket.socket) -> tuple[bytes, int]:
+    """The request, and the descriptor of the sender's standard error."""
+    data, fds, _, _ = socket.recv_fds(connection, _LINE, 1)
+    while data and not data.endswith(b"\n") and len(data) < _LINE:
+        data += connection.recv(_LINE)
+    if not fds:
+        raise OSError("no standard error came with the request")
+    return data, fds[0]
+
+
+def _handler(wanted: Wanted, stderr: int) -> logging.Handler:
+    """As ``--log-file`` and ``--log-rotation-size`` ask for, else to the front's stderr."""
+    if wanted.log_file:
+        size = wanted.log_rotation_mib << 20
+        handler: logging.Handler = RotatingFileHandler(
+            wanted.log_file, maxBytes=size, backupCount=10 if size else 0
+        )
+    else:
+        handler = logging.StreamHandler(os.fdopen(os.dup(stderr), "w", buffering=1))
+    handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S %z"))
+    return handler
+
+
+def _wait(connection: socket.socket, front: Front) -> bool:
+    """Until the connection has something to say (False), or ``exit`` was called (True)."""
+    connection.settimeout(_POLL_S)
+    while not front.exit_asked.is_set():
+        try:
+            connection.recv(1, socket.MSG_PEEK)
+            return False
+        except TimeoutError:
+            continue
+        except OSError:
+            return False
+    return True
+
+
+def _says_end(connection: socket.socket) -> bool:
+    with contextlib.suppress(OSError):
+        return connection.recv(16).startswith(b"end")
+    return False
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    hint = getattr(error, "hint", None)
+    code = getattr(error, "exit_code", 1)
+    return {"message": str(error), "hint": hint, "exit_code": code}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, required=True)
+    root: Path = parser.parse_args().root
+    logging.basicConfig(level=logging.INFO, format=_FORMAT)
+    claim_root(root)
+    lock = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return 0  # another one was quicker
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path = root / SOCKET
+    path.unlink(missing_ok=True)
+    old = os.umask(0o177)
+    with short_path(path) as short:
+        listener.bind(short)
+    os.umask(old)
+    listener.listen(128)
+    listener.settimeout(_POLL_S)
+    host = _Host(root)
+    while host.idle_for() < LINGER_S:
+        with contextlib.suppress(TimeoutError):
+            connection, _ = listener.accept()
+            connection.settimeout(None)
+            threading.Thread(target=host.serve, args=(connection,), daemon=True).start()
+    path.unlink(missing_ok=True)  # a nydusd that comes now starts another
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
