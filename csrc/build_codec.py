@@ -20,7 +20,7 @@ CODEC_SOURCES = [
     "csrc/codec/xts.c",
     "csrc/codec/digest.c",
     "csrc/codec/blake3.c",
-    "csrc/codec/tree.c",
+    "csrc/codec/validate.c",
 ]
 CODEC_LIBS = ["zstd", "lz4", "z", "crypto"]
 

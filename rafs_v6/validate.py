@@ -1,6 +1,6 @@
 """Checks the whole tree of a bootstrap before a kernel sees it.
 
-Two validators of the same rules: one in C (csrc/codec/tree.c), for which the first
+Two validators of the same rules: one in C (csrc/codec/validate.c), for which the first
 mount waits and which knows only "sound", and this one, which names what is not.
 
 One pass.  Budgets make sure of it: an honest image has no inodes that share

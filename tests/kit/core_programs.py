@@ -18,7 +18,12 @@ SANITIZERS = {
 FLAGS = ["-O1", "-g", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
 INCLUDES = [f"-I{CSRC / room}" for room in ("codec", "core", "test")]
 LIBS = [f"-l{name}" for name in ("uring", "zstd", "lz4", "z", "crypto", "pthread")]
-WRAPPED = {"waiting": ["io_uring_submit_and_wait"]}  # functions that a program replaces
+WRAPPED = {  # functions that a program replaces
+    "waiting": ["io_uring_submit_and_wait"],
+    "write_fails": ["pwrite"],
+    "late_fill": ["pwrite"],
+    "cachefiles": ["ioctl"],
+}
 
 
 def programs() -> list[str]:

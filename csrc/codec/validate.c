@@ -4,6 +4,8 @@
  * fast, because every first mount waits for it.  The rules are the same, in the
  * same order, and the fuzzers hold one against the other.
  *
+ * One file, so that the two can be read side by side.
+ *
  * Bounded like that one: one pass, and budgets for what inodes could share.
  */
 #include <stdbool.h>
