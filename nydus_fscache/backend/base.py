@@ -1,4 +1,4 @@
-"""What a backend is: bytes of blobs by id, offset and length; it knows nothing of chunks.
+"""A backend gives bytes of blobs by id, offset and length; it knows nothing of chunks.
 
 Deadlines are ``time.monotonic()`` values.  A stream delivers exactly the bytes
 that were asked for or raises ``BackendError``.

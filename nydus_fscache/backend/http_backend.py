@@ -1,4 +1,4 @@
-"""What all HTTP backends share: pool, retries, ranges and sizes.
+"""The common part of all HTTP backends: pool, retries, ranges and sizes.
 
 A backend on top says where a blob is and how a request is authorised
 (``fetch``); the rest is here.  Headers from the environment go to the

@@ -69,7 +69,7 @@ class LocalFs(Backend):
         elif is_safe_name(blob_id):
             candidates = [d / blob_id for d in self._dirs]
         else:
-            raise BackendError(f"blob id {blob_id!r} is no file name", hint="a hostile image?")
+            raise BackendError(f"blob id {blob_id!r} is not a file name", hint="a hostile image?")
         for path in candidates:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo would wait

@@ -17,17 +17,19 @@ from nydus_fscache.backend.http_backend import HttpBackend
 from nydus_fscache.config.http_options import take_http_options
 from nydus_fscache.config.options import Options
 from nydus_fscache.config.url import Url, parse_url
-from nydus_fscache.errors import UsageError
+from nydus_fscache.errors import BackendError, UsageError
 from nydus_fscache.http.pool import PooledResponse
+from nydus_fscache.http.redirect import MAX_HOPS, REDIRECTS, RedirectRules, too_many_hops
 from nydus_fscache.http.route import RequestTemplate
 
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+_SAME = RedirectRules()
 _DEFAULT_ENDPOINT = "s3.amazonaws.com"
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What signs: ``region`` is part of the key."""
+    """Keys that sign requests; ``region`` is part of the signing key."""
 
     region: str
     key_id: str
@@ -92,10 +94,32 @@ class S3(HttpBackend):
         self._folder = "/" if virtual else f"/{quote(bucket, safe='')}/"
 
     def fetch(self, blob_id: str, template: RequestTemplate) -> PooledResponse:
-        base = self._base
-        target = self._folder + quote(self._prefix + blob_id, safe="/-_.~")
-        url = Url(base.scheme, base.host, base.port, target)
+        """A new bucket answers 307 until its name is known: the request is signed anew."""
+        home = url = self._base.with_target(
+            self._folder + quote(self._prefix + blob_id, safe="/-_.~")
+        )
+        response = self._signed(url, template, blob_id)
+        for _ in range(MAX_HOPS):
+            if response.status not in REDIRECTS:
+                return response
+            location = response.headers.get("location", "")
+            region = response.headers.get("x-amz-bucket-region", "")
+            response.close()
+            if region and not location:
+                raise BackendError(
+                    f"{url}: the bucket is in the region {region[:40]!r}", hint="set s3.region"
+                )
+            url = _SAME.target(home, url, location)
+            if _domain(url.host) != _domain(home.host):
+                raise BackendError(
+                    f"{home} redirects to {url.base}, which is not of the same service",
+                    hint="check s3.endpoint",
+                )
+            response = self._signed(url, template, blob_id)
+        response.close()
+        raise too_many_hops(home)
 
+    def _signed(self, url: Url, template: RequestTemplate, blob_id: str) -> PooledResponse:
         def authorise() -> dict[str, str]:
             if not self._keys.key_id:
                 return self.own_headers
@@ -105,3 +129,12 @@ class S3(HttpBackend):
             return {**self.own_headers, **signature}
 
         return self.routes.send(url, template, authorise=authorise, blob_id=blob_id)
+
+
+def _domain(host: str) -> str:
+    """The last two labels of a name; an address as it is."""
+    return host if _is_address(host) else ".".join(host.rsplit(".", 2)[-2:])
+
+
+def _is_address(host: str) -> bool:
+    return ":" in host or host.replace(".", "").isdigit()

@@ -1,4 +1,4 @@
-"""``WWW-Authenticate``: what a server wants to see before it answers.  No I/O.
+"""``WWW-Authenticate``: the credentials that a server asks for.  No I/O.
 
 Servers offer several schemes (Negotiate, NTLM, Digest, … of a proxy before them), in one
 header or in many; those that we do not speak are passed over, wherever they stand.

@@ -1,7 +1,7 @@
-"""Manifests and indexes, and which of them are Nydus images (sheet section 8).  No I/O.
+"""Manifests and indexes, and which of them are Nydus images (docs/nydusd.md).  No I/O.
 
 Everything here comes from a registry: sizes are bounded, digests are checked for
-form, and what is not understood is refused with the reason.
+form, and unknown shapes are refused with the reason.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Descriptor:
 class NydusImage:
     """``bootstrap``: the layer that holds it.  ``blobs``: the others, in the order of the table.
 
-    ``references``: blob ids that the bootstrap uses and that are no layers here.
+    ``references``: blob ids that the bootstrap uses and that are not layers here.
     """
 
     bootstrap: Descriptor
@@ -66,7 +66,7 @@ def parse_document(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise BadImage("the manifest is no JSON object", hint="is this a registry?")
+        raise BadImage("the manifest is not a JSON object", hint="is this a registry?")
     return document
 
 
@@ -102,7 +102,7 @@ def choose_manifest(index: Mapping[str, Any], architecture: str) -> Descriptor:
 def descriptor(entry: Mapping[str, Any]) -> Descriptor:
     digest, size = entry.get("digest"), entry.get("size")
     if not (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
-        raise BadImage("the manifest names a digest that is no sha256", hint="push it again")
+        raise BadImage("the manifest names a digest that is not a sha256", hint="push it again")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 62:
         raise BadImage(f"the manifest gives no valid size for {digest}", hint="push it again")
     notes = entry.get("annotations")
@@ -120,7 +120,7 @@ def nydus_image(manifest: Mapping[str, Any], name: str) -> NydusImage:
     marked = [layer for layer in layers if layer.marked("nydus-bootstrap")]
     if not marked or marked[-1] is not layers[-1]:
         raise BadImage(
-            f"{name} is no Nydus image: its last layer is not marked as a bootstrap",
+            f"{name} is not a Nydus image: its last layer is not marked as a bootstrap",
             hint="convert it: nydusify convert --source … --target …",
         )
     bootstrap = marked[-1]
@@ -145,7 +145,7 @@ def _references(bootstrap: Descriptor) -> tuple[str, ...]:
     except (ValueError, RecursionError):
         ids = None
     if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
-        raise BadImage("the annotation nydus-reference-blob-ids is no list", hint="push it again")
+        raise BadImage("annotation nydus-reference-blob-ids is not a list", hint="push it again")
     return tuple(ids)
 
 

@@ -1,4 +1,4 @@
-"""From an image reference to what a mount needs: bootstrap bytes, and where the blobs are."""
+"""From an image reference to the needs of a mount: bootstrap bytes, and the place of the blobs."""
 
 from __future__ import annotations
 

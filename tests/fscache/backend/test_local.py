@@ -46,7 +46,7 @@ def test_localfs_one_file(blobs: Path, make: Make, data: bytes, blob_id: str) ->
 def test_localfs_refuses_to_leave(tmp_path: Path, blobs: Path, make: Make, bad: str) -> None:
     (tmp_path / "secret").write_text("s")
     backend = make("localfs", dir=str(blobs))
-    with pytest.raises(BackendError, match="is no file name"):
+    with pytest.raises(BackendError, match="is not a file name"):
         backend.size(bad, deadline=soon())
 
 

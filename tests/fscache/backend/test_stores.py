@@ -210,3 +210,35 @@ def test_http_proxy_over_unix_socket(
         assert backend.size(blob_id, deadline=soon()) == len(data)
         assert backend.read(blob_id, 4, 400_000, deadline=soon()) == data[4:400_004]
         assert server.seen[0].path == f"/p/{blob_id}"
+
+
+def test_s3_follows_a_bucket_that_moved_with_a_new_signature(
+    blobs: Path, make: Make, data: bytes, blob_id: str
+) -> None:
+    keys = {"access_key_id": "id", "access_key_secret": "secret"}
+    with RangeServer(blobs) as there:
+        locations = [f"{there.url}/b/{blob_id}"]
+
+        def route(*_: object) -> tuple[int, dict[str, str], bytes]:
+            return 307, {"Location": locations[0]}, b""
+
+        with RangeServer(blobs, route=route) as first:
+            options = {"scheme": "http", "region": "r", "bucket_name": "b", "retry_limit": 1}
+            backend = make("s3", endpoint=first.host, **options, **keys)
+            assert backend.read(blob_id, 5, 50, deadline=soon()) == data[5:55]
+            signatures = [s.headers["Authorization"] for s in (first.seen[0], there.seen[0])]
+            assert signatures[0] != signatures[1]  # the host is part of it
+            for bad in ("http://elsewhere.example/x", "", f"{first.url}/b/{blob_id}"):
+                locations[0] = bad
+                with pytest.raises(BackendError, match="redirect"):
+                    backend.read(blob_id, 5, 50, deadline=soon())
+
+
+def test_s3_in_another_region(blobs: Path, make: Make, blob_id: str) -> None:
+    def route(*_: object) -> tuple[int, dict[str, str], bytes]:
+        return 301, {"x-amz-bucket-region": "eu-west-9"}, b""
+
+    with RangeServer(blobs, route=route) as server:
+        backend = make("s3", scheme="http", endpoint=server.host, region="r", bucket_name="b")
+        with pytest.raises(BackendError, match="region 'eu-west-9'"):
+            backend.read(blob_id, 5, 50, deadline=soon())

@@ -119,7 +119,7 @@ def test_refused_with_the_reason(host: str, push: Pusher) -> None:
         return {**good, "layers": [*good["layers"][:-1], {**last, **changes}]}
 
     cases = [
-        ({**good, "layers": good["layers"][:-1]}, "no Nydus image"),
+        ({**good, "layers": good["layers"][:-1]}, "not a Nydus image"),
         (
             with_last(
                 annotations={**last["annotations"], "containerd.io/snapshot/nydus-fs-version": "5"}
