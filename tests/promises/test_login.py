@@ -8,7 +8,15 @@ import signal
 from pathlib import Path
 
 from rig import Rig, regular_files
-from servers import AUTH, OTHER_AUTH, Pusher, change_password, docker_registry, htpasswd_auth
+from servers import (
+    AUTH,
+    OTHER_AUTH,
+    Pusher,
+    TokenServer,
+    change_password,
+    docker_registry,
+    htpasswd_auth,
+)
 from trees import assert_tree
 
 USAGE = 2
@@ -64,3 +72,26 @@ def test_new_credentials_for_what_is_mounted(rig: Rig, golden: Path, tmp_path: P
         assert rig.fetched() > before
         rig.run("stop")
     assert rig.leftovers() == []
+
+
+def test_tokens_are_fetched_by_the_confined_service(
+    rig: Rig, golden: Path, tmp_path: Path
+) -> None:
+    """Its library is imported, and speaks, under the filter of system calls."""
+    image = golden / "images" / "layers-zstd"
+    directory = tmp_path / "registry"
+    directory.mkdir()
+    tokens = TokenServer(directory)
+    with tokens.run() as realm, docker_registry(directory, tokens.config(realm)) as host:
+        bearer = {"Authorization": f"Bearer {tokens.jwt('app', ['pull', 'push'])}"}
+        with Pusher(host, "app", bearer) as push:
+            blobs = [file.read_bytes() for file in (image / "blobs").iterdir()]
+            push.nydus_image("v1", (image / "image.boot").read_bytes(), blobs)
+        rig.environment["IMAGE_PULL_AUTH"] = AUTH
+        mount = rig.mountpoint()
+        rig.run("mount", f"{host}/app:v1", mount, "--prefetch", "none")
+        asked = len(tokens.asked)
+        assert asked >= 2  # the pull's, and the service's own
+        assert_tree(mount, image / "expected.jsonl")
+        assert len(tokens.asked) == asked  # one token served all reads
+        rig.run("umount", mount)

@@ -37,7 +37,6 @@ VERSION_TEXT = (
 _BUCKETS, _OPERATIONS = 8, 15
 _SUPER_OFFSET = 1024
 MAX_ERRORS, MAX_ERRORS_SIZE = 500, 51200
-_SECRETS = ("access_key_id", "access_key_secret", "auth", "registry_token")
 
 
 def error(message: str) -> Document:
@@ -57,17 +56,14 @@ def daemon_info(
     }
 
 
-def backend_entry(mountpoint: str, mounted_at: float, backend: Mapping[str, Any]) -> Document:
-    """An element of ``backend_collection``, without the secrets of ``backend`` (version 2)."""
-    kind = str(backend.get("type"))
-    options = backend.get(kind)
-    shown = {k: v for k, v in options.items() if k not in _SECRETS} if options else {}
+def backend_entry(mountpoint: str, mounted_at: float, config: Document | None) -> Document:
+    """An element of ``backend_collection``.  ``config``: as ``config.version_2`` shows it."""
     stamp = time.strftime("%Y-%m-%d %H:%M:%S +00:00", time.gmtime(mounted_at))
     return {
         "backend_type": "Rafs",
         "mountpoint": mountpoint,
         "mounted_time": stamp,
-        "config": {"version": 2, "backend": {"type": kind, kind: shown}},
+        "config": config,
     }
 
 

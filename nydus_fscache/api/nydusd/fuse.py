@@ -19,7 +19,7 @@ from typing import Any
 from nydus_fscache.api.nydusd import documents
 from nydus_fscache.api.nydusd.documents import Document, ErrorRing
 from nydus_fscache.api.nydusd.server import Query, Refused
-from nydus_fscache.api.nydusd.service import Engine, Routes, backend_of, object_of, told
+from nydus_fscache.api.nydusd.service import Engine, Routes, backend_of, object_of, shown, told
 from nydus_fscache.config import nydusd as configuration
 from nydus_fscache.errors import BackendError, DaemonError, FscacheError, MountpointError
 
@@ -72,7 +72,7 @@ class FuseMounts:
 
     def backends(self) -> Document | None:
         return {
-            m.name: documents.backend_entry(m.name, m.mounted_at, backend_of(m.config))
+            m.name: documents.backend_entry(m.name, m.mounted_at, shown(m.config))
             for m in self._all()
         }
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from nydus_fscache.api.nydusd.documents import Document
 from nydus_fscache.api.nydusd.server import Query, Refused
 from nydus_fscache.config import nydusd as configuration
+from nydus_fscache.config.version_2 import as_version_2
 from nydus_fscache.errors import FscacheError
 
 Call = Callable[[Query, bytes | None], Any]
@@ -77,6 +78,14 @@ def backend_of(config: str) -> Document:
         return configuration.parse(config, "configuration").backend
     except FscacheError:
         return {}
+
+
+def shown(config: str) -> Document | None:
+    """A configuration as answers have it; None where it is none."""
+    try:
+        return as_version_2(configuration.parse(config, "configuration"))
+    except FscacheError:
+        return None
 
 
 def told(error: Exception) -> str:

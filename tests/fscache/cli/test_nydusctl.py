@@ -35,7 +35,7 @@ class Api:
                 raise Refused(500, 'Mount(MountFilesystem(Other("no such bootstrap")))')
             return None
         if path == "/api/v1/daemon":
-            entry = documents.backend_entry("/app", 0, BACKEND)
+            entry = documents.backend_entry("/app", 0, {"backend": BACKEND})
             return documents.daemon_info("id", None, "RUNNING", {"/app": entry})
         if query.get("id") == "/none":
             raise Refused(404, "Metrics(Stats(NoCounter))")
