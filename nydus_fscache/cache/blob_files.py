@@ -1,6 +1,6 @@
 """The files of the cached blobs, in nydusd's layout, and in which order they become true.
 
-For a blob of name P (sheet rafs-v6 5):
+For a blob of name P (format.md 5):
 
     P.blob.data             the flat blob, sparse
     P.blob.data.chunk_map   which chunks are there

@@ -5,9 +5,9 @@ Two maps, with different promises:
 * ``PageMap``, one bit a 4 KiB page, in shared memory: what the C core consults
   and sets.  The keeper holds that memory beside the file's descriptor, so it is
   true for a successor and ends when the page cache that it speaks of may end.
-* ``ChunkMapFile``, one bit a chunk, in nydusd's ``chunk_map`` format (sheet
-  rafs-v6 section 5): what survives a power cut.  It lags the data, never leads
-  them: bits are written after the data were synced (design rule 4).
+* ``ChunkMapFile``, one bit a chunk, in nydusd's ``chunk_map`` format (format.md 5):
+  what survives a power cut.  It lags the data, never leads them: bits are
+  written after the data were synced (design rule 4).
 """
 
 from __future__ import annotations

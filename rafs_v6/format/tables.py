@@ -156,11 +156,6 @@ def _check_superblocks(sb: SuperBlock, ext: ExtSuperBlock, size: int, check: Che
         f"feature_compat has unknown bits {foreign:#x}", unsupported=True,
     )  # fmt: skip
     check(
-        not sb.feature_compat & ~RAFS_V6_COMPAT, "superblock.feature_compat", at + 8,
-        f"feature_compat {sb.feature_compat:#x}, RAFS v6 has {RAFS_V6_COMPAT:#x}: the kernel would"
-        " look for what such an image does not have", unsupported=True,
-    )  # fmt: skip
-    check(
         sb.feature_incompat == RAFS_V6_INCOMPAT, "superblock.feature_incompat", at + 80,
         f"feature_incompat {sb.feature_incompat:#x}, RAFS v6 has 0xc", unsupported=True,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The two presence maps, against what nydusd's sheet says of their bytes."""
+"""The two presence maps, against the bytes that nydusd writes (format.md 5)."""
 
 from __future__ import annotations
 
