@@ -6,14 +6,13 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nydus_fscache.backend.make import make_backend
-from nydus_fscache.config.nydusd import backend_of, document_of, read
 from nydus_fscache.errors import FscacheError
 from rafs_v6.cli import main as image_main
-from rafs_v6.errors import BlobsError
-from rafs_v6.reader.blobs import Blobs
+
+if TYPE_CHECKING:
+    from rafs_v6.reader.blobs import Blobs
 
 _PATIENCE_S = 120.0  # for one read, of at most some 16 MiB
 
@@ -23,6 +22,10 @@ class _Backends:
 
     @contextlib.contextmanager
     def open(self, config: Mapping[str, Any]) -> Iterator[Blobs]:
+        # Imported only here: most commands read no backend, and are done in less time.
+        from nydus_fscache.backend.make import make_backend  # noqa: PLC0415
+        from rafs_v6.reader.blobs import Blobs  # noqa: PLC0415
+
         with _translated():
             backend = make_backend(config)
 
@@ -42,12 +45,16 @@ class _Backends:
             backend.close()
 
     def of_nydusd(self, path: Path) -> Mapping[str, Any]:
+        from nydus_fscache.config.nydusd import backend_of, document_of, read  # noqa: PLC0415
+
         with _translated():
             return backend_of(document_of(read(path), path), path)
 
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
+    from rafs_v6.errors import BlobsError  # noqa: PLC0415
+
     try:
         yield
     except FscacheError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import time
@@ -18,7 +17,6 @@ from typing import Any
 
 from rafs_v6.cli._log import LEVELS
 from rafs_v6.cli._version import own_version
-from rafs_v6.writer.blob_file import write_atomically
 from rafs_v6.writer.errors import UsageError
 
 _PREFETCH_MAX = 16 << 20
@@ -192,6 +190,10 @@ def report(
 
 def write_json(target: Path, document: object) -> None:
     """To a file; to standard output when ``target`` is "-"."""
+    import json  # noqa: PLC0415 - as the next: few commands write a report
+
+    from rafs_v6.writer.blob_file import write_atomically  # noqa: PLC0415
+
     text = json.dumps(document, indent=2) + "\n"
     if str(target) == "-":
         sys.stdout.write(text)

@@ -20,7 +20,7 @@ from rafs_v6.cli._common import (
 from rafs_v6.format.erofs import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, Compressor, Digester
 from rafs_v6.writer.blob_file import ended_on_error
 from rafs_v6.writer.cipher import XtsKey
-from rafs_v6.writer.create import create_from_directory, create_from_tar
+from rafs_v6.writer.create import create_from_directory
 from rafs_v6.writer.errors import BuildError, UsageError
 from rafs_v6.writer.options import ChunkOptions, CreateOptions, Into
 from rafs_v6.writer.overlay import WhiteoutSpec
@@ -144,6 +144,8 @@ def run(args: argparse.Namespace) -> None:
     with ended_on_error(args.blob), progress_line("built") as progress:
         options = replace(options, progress=progress)
         if into is not None:
+            from rafs_v6.writer.create_tar import create_from_tar  # noqa: PLC0415 - not always
+
             made = create_from_tar(source, options, into, estargz=args.type.startswith("estargz"))
         else:
             made = create_from_directory(source, options)

@@ -29,12 +29,12 @@ from rafs_v6.writer.blob_file import BlobFile, shrink, write_atomically
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.writer.cipher import XtsKey, looks_padded
 from rafs_v6.writer.errors import BuildError
-from rafs_v6.writer.load import Loaded, load, used_names
+from rafs_v6.writer.load import Loaded, load
 from rafs_v6.writer.locations import ChunkLocations
 from rafs_v6.writer.options import ChunkOptions, CreateOptions
 from rafs_v6.writer.prefetch import prefetch_rows
 from rafs_v6.writer.trailer import write_trailer
-from rafs_v6.writer.tree import Tree
+from rafs_v6.writer.tree import Tree, used_names
 
 _ALONE = lib.RAFS_UNIT_BATCH | lib.RAFS_UNIT_ZRAN | lib.RAFS_UNIT_ENCRYPTED
 _LEVEL = 3

@@ -10,7 +10,6 @@ from rafs_v6.format.erofs import ChunkRecord, Digester
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults
 from rafs_v6.writer.chunk_index import ChunkIndex
 from rafs_v6.writer.errors import BuildError
-from rafs_v6.writer.load import add_blob, check_alike, load, load_blobs, open_bootstrap
 from rafs_v6.writer.overlay import WhiteoutSpec, drop_whiteouts
 from rafs_v6.writer.tree import Tree
 
@@ -32,6 +31,11 @@ def load_base(
 
     What hides entries is left out of the parent, as ``merge`` leaves it out of the lowest layer.
     """
+    if parent is None and chunk_dict is None:
+        return BaseImage(None, {}, (), ChunkIndex())
+    # Reading images takes long to import, and most are built upon none.
+    from rafs_v6.writer.load import add_blob, check_alike, load, load_blobs, open_bootstrap  # noqa: PLC0415
+
     blobs: dict[str, BlobEntry] = {}
     if chunk_dict is not None:
         boot = open_bootstrap(chunk_dict, tables_only=True)

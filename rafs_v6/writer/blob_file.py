@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -88,6 +87,7 @@ class BlobFile:
 
     def __init__(self, target: Path) -> None:
         self._hash = hashlib.sha256()
+        self._object_hash: hashlib._Hash | None = None  # another from where it differs
         self.size = 0
         self._target = target
         self._name: Path | None = None
@@ -96,9 +96,10 @@ class BlobFile:
             return
         if not target.parent.is_dir():
             raise BuildError(f"{target.parent} is not a directory: make it first")
-        fd, name = tempfile.mkstemp(prefix=".nydus-image-", dir=target.parent)
+        name = target.parent / f".nydus-image-{os.urandom(6).hex()}"
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._file = os.fdopen(fd, "wb", buffering=_FLUSH)
-        self._name = Path(name)
+        self._name = name
 
     def write(self, data: bytes | bytearray | memoryview, *, hashed: bool = True) -> None:
         try:
@@ -110,6 +111,10 @@ class BlobFile:
         self.size += len(data)
         if hashed:
             self._hash.update(data)
+        elif self._object_hash is None:
+            self._object_hash = self._hash.copy()
+        if self._object_hash is not None:
+            self._object_hash.update(data)
 
     @property
     def raw(self) -> IO[bytes]:
@@ -126,6 +131,10 @@ class BlobFile:
     def digest(self) -> bytes:
         """sha256 of what was hashed so far."""
         return self._hash.copy().digest()
+
+    def object_digest(self) -> bytes:
+        """sha256 of all that was written."""
+        return (self._object_hash or self._hash).digest()
 
     def publish(self, path: Path) -> None:
         """Make it ``path``, which lies in the directory of the target."""

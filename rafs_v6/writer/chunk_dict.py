@@ -17,9 +17,9 @@ from rafs_v6.writer.base_image import digested_chunks
 from rafs_v6.writer.blob_file import write_bootstrap_to
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.writer.errors import BuildError
-from rafs_v6.writer.load import add_blob, check_alike, load, used_names
+from rafs_v6.writer.load import add_blob, check_alike, load
 from rafs_v6.writer.prefetch import prefetch_rows
-from rafs_v6.writer.tree import ROOT, Node, Tree
+from rafs_v6.writer.tree import ROOT, Node, Tree, used_names
 
 # Of a chunk that was found: its blob, index there, offset in the flat blob.
 _Place = tuple[str, int, int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -160,19 +160,6 @@ def with_id(record: BlobRecord, name: str, path: Path) -> BlobRecord:
     if not 0 < len(raw) <= _ID_LEN or b"/" in raw:
         raise BuildError(f"{path}: {name!r} is not a blob id")
     return replace(record, blob_id=raw.ljust(_ID_LEN, b"\0"))
-
-
-def used_names(tree: Tree, first: Iterable[str] = ()) -> list[str]:
-    """The blobs that files of ``tree`` refer to: those of ``first``, then in order of use."""
-    names, blob = tree.locations.names, tree.locations.blob
-    found = dict.fromkeys(
-        blob[location]
-        for row in range(len(tree))
-        if tree.is_file(row)
-        for location in tree.chunks(row)
-    )
-    used = dict.fromkeys(names[number] for number in found)
-    return list(dict.fromkeys(name for name in first if name in used) | used)
 
 
 def check_alike(path: Path, upper: Defaults, lower: Defaults) -> None:

@@ -20,12 +20,11 @@ from rafs_v6.writer.load import (
     open_bootstrap,
     sha256_of_name,
     standalone,
-    used_names,
     with_id,
 )
 from rafs_v6.writer.overlay import WhiteoutSpec, apply_layer, drop_whiteouts
 from rafs_v6.writer.prefetch import prefetch_rows
-from rafs_v6.writer.tree import Tree
+from rafs_v6.writer.tree import Tree, used_names
 
 
 @dataclass(frozen=True, slots=True)

@@ -259,6 +259,19 @@ def ordered(
     return tree
 
 
+def used_names(tree: Tree, first: Iterable[str] = ()) -> list[str]:
+    """The blobs that files of ``tree`` refer to: those of ``first``, then in order of use."""
+    names, blob = tree.locations.names, tree.locations.blob
+    found = dict.fromkeys(
+        blob[location]
+        for row in range(len(tree))
+        if tree.is_file(row)
+        for location in tree.chunks(row)
+    )
+    used = dict.fromkeys(names[number] for number in found)
+    return list(dict.fromkeys(name for name in first if name in used) | used)
+
+
 def check_name(name: bytes, where: bytes) -> None:
     if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
         raise SourceError(f"{shown(where)}: {shown(name)!r} is not a file name")
