@@ -13,17 +13,23 @@ are bounded by its size.
 of the package may change from one version to the next.  docs/format.md explains the format.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from rafs_v6.errors import BlobsError, ImageError, NotAFileError, RafsError, UnsupportedImage
-from rafs_v6.format.erofs import BlobFeatures, Compressor, Digester
-from rafs_v6.format.tables import BlobInfo
-from rafs_v6.format.toc import ReadAt
-from rafs_v6.reader.blobs import Blobs, BlobsGiven, blobs_of
-from rafs_v6.reader.bootstrap import Bootstrap
-from rafs_v6.reader.chunkmap import ChunkMap, Unit
-from rafs_v6.reader.image import BlobRange, Image
-from rafs_v6.reader.inode import ChunkRef, Dirent, Inode
-from rafs_v6.reader.locate import Given, Source, adopt_own_blob, locate_bootstrap
-from rafs_v6.validate import validate as _validate
+
+if TYPE_CHECKING:
+    from rafs_v6.format.erofs import BlobFeatures, Compressor, Digester
+    from rafs_v6.format.tables import BlobInfo
+    from rafs_v6.format.toc import ReadAt
+    from rafs_v6.reader.blobs import Blobs, BlobsGiven
+    from rafs_v6.reader.bootstrap import Bootstrap
+    from rafs_v6.reader.chunkmap import ChunkMap, Unit
+    from rafs_v6.reader.image import BlobRange, Image
+    from rafs_v6.reader.inode import ChunkRef, Dirent, Inode
+    from rafs_v6.reader.locate import Given
 
 __version__ = "0.1.0"
 
@@ -52,6 +58,33 @@ __all__ = [
 ]
 
 
+# Names that are imported when they are first used: a program that builds an image needs no reader.
+_LATE = {
+    "BlobFeatures": "rafs_v6.format.erofs",
+    "BlobInfo": "rafs_v6.format.tables",
+    "BlobRange": "rafs_v6.reader.image",
+    "Blobs": "rafs_v6.reader.blobs",
+    "Bootstrap": "rafs_v6.reader.bootstrap",
+    "ChunkMap": "rafs_v6.reader.chunkmap",
+    "ChunkRef": "rafs_v6.reader.inode",
+    "Compressor": "rafs_v6.format.erofs",
+    "Digester": "rafs_v6.format.erofs",
+    "Dirent": "rafs_v6.reader.inode",
+    "Image": "rafs_v6.reader.image",
+    "Inode": "rafs_v6.reader.inode",
+    "ReadAt": "rafs_v6.format.toc",
+    "Unit": "rafs_v6.reader.chunkmap",
+}
+
+
+def __getattr__(name: str) -> object:
+    module = _LATE.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
+
+
 def open(image: Given, *, blobs: BlobsGiven | None = None) -> Image:
     """Open an image and validate all of its tree.
 
@@ -64,10 +97,15 @@ def open(image: Given, *, blobs: BlobsGiven | None = None) -> Image:
 
     Raises ``ImageError`` with the name of the file, and ``OSError`` when it cannot be read.
     """
+    from rafs_v6.reader.blobs import blobs_of  # noqa: PLC0415
+    from rafs_v6.reader.image import Image  # noqa: PLC0415
+    from rafs_v6.reader.locate import Source, adopt_own_blob, locate_bootstrap  # noqa: PLC0415
+    from rafs_v6.validate import validate  # noqa: PLC0415
+
     source = Source.of(image)
     try:
         bootstrap, _ = locate_bootstrap(source)
-        _validate(bootstrap)
+        validate(bootstrap)
         given = adopt_own_blob(source, bootstrap, blobs_of(blobs))
     except ImageError as error:
         raise error.at(source.shown) from error

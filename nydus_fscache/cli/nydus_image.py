@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nydus_fscache.errors import FscacheError
 from rafs_v6.cli import main as image_main
+from rafs_v6.errors import BlobsError
 
 if TYPE_CHECKING:
     from rafs_v6.reader.blobs import Blobs
@@ -53,8 +54,6 @@ class _Backends:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    from rafs_v6.errors import BlobsError  # noqa: PLC0415
-
     try:
         yield
     except FscacheError as error:
