@@ -16,7 +16,8 @@ from nydus_fscache.fetch.objects import Objects
 class MountStatus:
     """The fields are the contract's.  ``mounted``: by us, and the kernel has it still;
     ``state``: "mounting", "mounted", "unmounted" (in use still) or "bound"; ``device``: of the file
-    system, "major:minor", "" when it is not known."""
+    system, "major:minor", "" when it is not known; ``independent``: complete, and served by the
+    kernel alone, whatever of ours dies."""
 
     mountpoint: str
     image: str
@@ -27,6 +28,7 @@ class MountStatus:
     mounted: bool
     state: str
     device: str
+    independent: bool
     backend: str
     blobs: list[str]
 

@@ -273,6 +273,7 @@ def _status_of(active: ActiveMount) -> MountStatus:
         mounted=active.mounted,
         state=active.phase.value,
         device=active.mount.device if active.mount is not None else "",
+        independent=active.binding.independent,
         backend=active.image.backend.name,
         blobs=[blob.info.blob_id for blob in active.image.blobs],
     )

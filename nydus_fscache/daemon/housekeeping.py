@@ -8,6 +8,7 @@ import threading
 
 from nydus_fscache.daemon.binder import Binder
 from nydus_fscache.daemon.engine import Engine
+from nydus_fscache.daemon.mounts import MountTable
 from nydus_fscache.daemon.record import Record
 
 log = logging.getLogger("service")
@@ -17,8 +18,11 @@ HOUSEKEEPING_S = 1.0
 
 
 class Housekeeper:
-    def __init__(self, engine: Engine, binder: Binder, record: Record) -> None:
+    def __init__(
+        self, engine: Engine, mounts: MountTable, binder: Binder, record: Record
+    ) -> None:
         self._engine = engine
+        self._mounts = mounts
         self._binder = binder
         self._record = record
 
@@ -40,7 +44,21 @@ class Housekeeper:
                 obj.persist_when_due()
             except (OSError, ValueError) as e:
                 log.error("blob %s: presence is not recorded: %s", obj.name, e)
+        self._note_independent()
         engine.tracer.collect()
         self._binder.release_in_background()
         engine.orphans.sweep()
         self._record.catch_up()
+
+    def _note_independent(self) -> None:
+        """On record, so that a start after the loss of everything leaves such mounts alone."""
+        found = [
+            active for active in self._mounts.all()
+            if active.mounted and not active.binding.independent
+            and self._engine.transports.get(active.binding.transport).is_independent(active.bound)
+        ]  # fmt: skip
+        for active in found:
+            active.binding.independent = True
+            log.info("%s is independent: the kernel serves it alone", active.binding.mountpoint)
+        if found:
+            self._record.save()

@@ -59,7 +59,7 @@ class Service(Calls):
         take_over.begin()
         for name, work in (
             ("dispatch", Dispatcher(engine).run),
-            ("housekeeping", Housekeeper(engine, binder, record).run),
+            ("housekeeping", Housekeeper(engine, mounts, binder, record).run),
             ("take-over", take_over.serve_waiting),
             ("mounts", mounts.watch),
             ("quota", engine.quota.keep),

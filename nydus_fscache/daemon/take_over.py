@@ -45,7 +45,7 @@ class TakeOver:
         """Bind what the state names and the kernel still has; settle what is open; start."""
         engine, bindings = self._engine, self._engine.state.bindings
         known = engine.state_path.exists()
-        useless = [engine.transports.is_useless(b) for b in bindings]
+        useless = [not b.independent and engine.transports.is_useless(b) for b in bindings]
         for binding, is_useless in zip(bindings, useless, strict=True):
             waiting = PendingRestore(binding, is_useless, "not tried yet")
             try:

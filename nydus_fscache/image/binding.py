@@ -26,3 +26,5 @@ class Binding:
     prefetch: dict[str, Any] = field(default_factory=dict)
     # the kernel's name of the mount (mountinfo.MountId), as soon as there is one
     mount: dict[str, Any] = field(default_factory=dict)
+    # complete, and in nobody's hands but the kernel's (Presenter.is_independent)
+    independent: bool = False

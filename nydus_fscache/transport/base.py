@@ -69,6 +69,11 @@ class Presenter(Protocol):
         of ``mounted``, which are known to be there?"""
         ...
 
+    def is_independent(self, bound: Bound) -> bool:
+        """Does the kernel serve it without us from now on, whatever of ours dies?  For good: what
+        is complete and on record stays so."""
+        ...
+
     def unbind(self, bound: Bound) -> None:
         """Give up what ``bind`` made; only when it is not in use."""
         ...

@@ -196,6 +196,10 @@ class CachefilesTransport:
         blobs = {blob.info.blob_id for blob in bound.image.blobs} - others
         return is_held(key, fsid, blobs)
 
+    def is_independent(self, bound: Bound) -> bool:
+        """Never: without its device the kernel gives up the cache, complete or not."""
+        return False
+
     def unbind(self, bound: Bound) -> None:
         fsid, key = names_of(bound.address)[0], domain_key(bound.address)
         with self._lock:

@@ -96,6 +96,10 @@ class FanotifyTransport:
             return False
         return not try_write_lease(path)
 
+    def is_independent(self, bound: Bound) -> bool:
+        """The files are complete and bear no mark."""
+        return all(obj.is_settled for obj in bound.objects)
+
     def unbind(self, bound: Bound) -> None:
         for obj in bound.objects:
             self._objects.release(obj, self._remove_mark)

@@ -1,0 +1,55 @@
+"""An image that is complete needs nothing of ours: everything is killed, and all of it is read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from rig import Rig
+from trees import assert_tree
+
+PATIENCE_S = 60.0
+
+
+def _mount_of(rig: Rig, mount: Path) -> dict[str, Any]:
+    found = [m for m in rig.status()["mounts"] if m["mountpoint"] == str(mount)]
+    assert len(found) == 1
+    return dict(found[0])
+
+
+def _kill_everything(rig: Rig) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while pids := rig.processes():
+        assert time.monotonic() < deadline
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def test_a_complete_image_outlives_everything(rig: Rig, golden: Path) -> None:
+    image = golden / "images" / "layers-zstd"
+    mount = rig.mount(image / "image.boot", image / "blobs", "m", "--prefetch", "none")
+    time.sleep(1.5)  # housekeeping had the time to be wrong
+    assert not _mount_of(rig, mount)["independent"], "nothing was loaded yet"
+    rig.run("prefetch", mount)
+    deadline = time.monotonic() + PATIENCE_S
+    while not _mount_of(rig, mount)["independent"]:
+        assert time.monotonic() < deadline, rig.log()
+        time.sleep(0.1)
+    _kill_everything(rig)
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    assert_tree(mount, image / "expected.jsonl")
+    # The next start leaves the mount as it is: readers lost nothing.
+    device = mount.stat().st_dev
+    rig.run("mount", golden / "images" / "one-lz4" / "image.boot", rig.mountpoint("other"),
+            "--blob-dir", golden / "images" / "one-lz4" / "blobs")  # fmt: skip
+    assert mount.stat().st_dev == device
+    assert "may have shown zeros" not in rig.log()
+    assert _mount_of(rig, mount)["mounted"]
+    assert_tree(mount, image / "expected.jsonl")
+    for point in (rig.base / "other", mount):
+        rig.run("umount", point)
