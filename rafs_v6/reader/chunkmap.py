@@ -37,6 +37,7 @@ from rafs_v6.format.toc import (
 from rafs_v6.reader.bootstrap import Bootstrap
 
 TARFS_WINDOW = 1 << 20
+_TARFS_WINDOWS = 1 << 16  # that a tar of 1 TiB has, the largest
 _ERROR_TEXT = 256
 _DIGEST_SIZE = 32
 
@@ -83,18 +84,24 @@ class ChunkMap:
         """``blob_size``: bytes of a stored object, asked only for what has a TOC at its end."""
         if info.is_tarfs:
             return cls._identity(info)
-        chunk_map = cls(info, info.chunk_count, round_up(info.uncompressed_size, EROFS_BLOCK))
-        chunk_map._decode(*_read_cct(info, read_at))
+        flat_size = round_up(info.uncompressed_size, EROFS_BLOCK)
+        if info.chunk_count > flat_size // EROFS_BLOCK:  # each begins in a block of its own
+            raise ImageError(f"{info.chunk_count} chunks in {flat_size} bytes of data")
+        cct = _read_cct(info, read_at)  # first: memory is spent when the blob has that many
+        chunk_map = cls(info, info.chunk_count, flat_size)
+        chunk_map._decode(*cct)
         chunk_map._take_digests(bootstrap, read_at, blob_size)
         return chunk_map
 
     @classmethod
     def _identity(cls, info: BlobInfo) -> Self:
         """The tar is the flat file: windows of it, without digests."""
-        size = info.uncompressed_size
-        chunk_map = cls(info, -(-size // TARFS_WINDOW), size)
+        size, window = info.uncompressed_size, TARFS_WINDOW
+        while window < MAX_CHUNK_SIZE and size > window * _TARFS_WINDOWS:
+            window *= 2  # memory does not grow with a size that is only stated
+        chunk_map = cls(info, -(-size // window), size)
         rc = lib.rafs_identity_map(
-            size, TARFS_WINDOW, chunk_map._chunks, chunk_map._units, chunk_map.blob
+            size, window, chunk_map._chunks, chunk_map._units, chunk_map.blob
         )
         if rc:
             raise ImageError(f"a tar of {size} bytes cannot be mapped")
