@@ -26,9 +26,9 @@ ORDER = {
         "_writer", "_codec",
     ),
     "nydus_fscache": (
-        "__main__", "cli", "daemon", "api", "handover", "transport", "fetch", "cache", "image",
-        "backend", "registry", "http", "core", "config", "kernel", "files", "log", "errors",
-        "_core", "__init__",
+        "__main__", "cli", "convert", "daemon", "api", "handover", "transport", "fetch", "cache",
+        "image", "backend", "registry", "http", "core", "config", "kernel", "files", "log",
+        "errors", "_core", "__init__",
     ),
 }  # fmt: skip
 C_ORDER = ("writer", "core", "codec")

@@ -146,7 +146,7 @@ class RegistryClient:
             call = self._call("PUT", repo, f"manifests/{name}", headers, body)
             with self._authorised(call, repo, PUSH, deadline, _ANSWER_S) as answer:
                 if answer.status not in (200, 201, 202):
-                    raise _refusal(f"manifest {repo}:{name}", answer)
+                    raise refusal(f"manifest {repo}:{name}", answer)
 
         self._retried(put, deadline)
         return f"sha256:{hashlib.sha256(body).hexdigest()}"
@@ -232,7 +232,7 @@ class RegistryClient:
                 if answer.status == 201:
                     return True
                 if answer.status == 202:  # an upload was begun instead
-                    self._abandon(_next_place(answer), repo, deadline)
+                    self._abandon(next_place(answer), repo, deadline)
                 return False
 
         return self._retried(post, deadline)
@@ -253,7 +253,7 @@ class RegistryClient:
             call = Call("PUT", place, self._headers(_OCTETS), self._own(place), data)
             with self._authorised(call, repo, PUSH, deadline, _ANSWER_S) as answer:
                 if answer.status != 201:
-                    raise _refusal(f"blob {digest}", answer)
+                    raise refusal(f"blob {digest}", answer)
 
         self._retried(push, deadline)
 
@@ -261,8 +261,8 @@ class RegistryClient:
         call = self._call("POST", repo, "blobs/uploads/")
         with self._authorised(call, repo, PUSH, deadline) as answer:
             if answer.status != 202:
-                raise _refusal(f"an upload to {repo}", answer)
-            return _next_place(answer)
+                raise refusal(f"an upload to {repo}", answer)
+            return next_place(answer)
 
     def _send_pieces(
         self, place: Url, repo: str, body: bytes | Upload, chunk: int, deadline: float
@@ -273,8 +273,8 @@ class RegistryClient:
             call = Call("PATCH", place, self._headers(headers), self._own(place), piece)
             with self._authorised(call, repo, PUSH, deadline, _ANSWER_S) as answer:
                 if answer.status not in (202, 204):
-                    raise _refusal(f"an upload to {repo}", answer)
-                place = _next_place(answer)
+                    raise refusal(f"an upload to {repo}", answer)
+                place = next_place(answer)
             sent += len(piece)
         return place
 
@@ -291,6 +291,18 @@ class RegistryClient:
         """Any other request below ``/v2/REPO/``, authorised; whatever answer but a redirect."""
         call = self._call(method, repo, what, headers or {}, body)
         return self._authorised(call, repo, actions, deadline)
+
+    def request_at(
+        self, method: str, place: Url, repo: str, *, deadline: float,
+        headers: Mapping[str, str] | None = None, body: bytes = b"",
+    ) -> SessionAnswer:  # fmt: skip
+        """A request to the place of an upload, as the registry named it; authorised for pushing."""
+        call = Call(method, place, self._headers(headers or {}), self._own(place), body)
+        return self._authorised(call, repo, PUSH, deadline, _ANSWER_S)
+
+    def policy(self, deadline: float) -> RetryPolicy:
+        """For one request of the caller's own: its attempts, and the waits between them."""
+        return RetryPolicy(self._deadline(deadline), self._http.retries, self._closing)
 
     def _call(
         self,
@@ -369,7 +381,7 @@ def _with(call: Call, more: Mapping[str, str]) -> Call:
     return Call(call.method, call.url, call.headers, {**call.own_headers, **more}, call.body)
 
 
-def _next_place(answer: SessionAnswer) -> Url:
+def next_place(answer: SessionAnswer) -> Url:
     location = answer.headers.get("location", "")
     try:
         if not location:
@@ -382,7 +394,7 @@ def _next_place(answer: SessionAnswer) -> Url:
         raise BackendError(f"{answer.peer} names no valid place for an upload: {e}") from e
 
 
-def _refusal(what: str, answer: SessionAnswer) -> StatusError:
+def refusal(what: str, answer: SessionAnswer) -> StatusError:
     """With the registry's own words, which are for people (distribution spec, error codes)."""
     error = StatusError(what, answer)
     with_words = re.search(rb'"message"\s*:\s*"([^"\\]{1,200})"', _head_of(answer))

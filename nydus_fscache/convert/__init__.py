@@ -1,0 +1,1 @@
+"""Conversion of images: layers to blobs, bootstraps to one, manifests, indexes and caches."""

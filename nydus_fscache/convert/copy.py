@@ -1,0 +1,158 @@
+"""Images from store to store, byte for byte: digests stay.
+
+Children go by their digests, the tag last, so nobody sees a tag without its image.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nydus_fscache.convert.documents import go_json
+from nydus_fscache.convert.image import check_type
+from nydus_fscache.convert.move import Attempts, Mover
+from nydus_fscache.convert.platforms import Platform, choose, is_attestation
+from nydus_fscache.convert.progress import Progress
+from nydus_fscache.convert.run import Place, is_directory, open_local
+from nydus_fscache.errors import BackendError, BadImage
+from nydus_fscache.registry import media
+from nydus_fscache.registry.access import Registries
+from nydus_fscache.registry.archive import pack
+from nydus_fscache.registry.layout import Layout
+from nydus_fscache.registry.manifest import Descriptor, descriptor
+from nydus_fscache.registry.store import Document, ImageStore
+
+log = logging.getLogger("converter")
+
+
+class Copy:
+    """``run`` once.  ``work``: a directory of this run alone."""
+
+    def __init__(
+        self, registries: Registries, work: Path, *, stop: threading.Event, progress: Progress,
+        attempts: Attempts,
+    ) -> None:  # fmt: skip
+        self._registries, self._work = registries, work
+        self._stop, self._progress, self._attempts = stop, progress, attempts
+
+    def run(
+        self, source: Place, target: Place, platforms: Sequence[Platform], *, every: bool
+    ) -> Document:
+        """The document that the target's name stands for then."""
+        store = self._open(source, "importing source image from", "pulling source image")
+        try:
+            document = store.manifest(source.name.reference.manifest or "latest")
+            if source.path is None:
+                log.info("pulled source image %s", source.name)
+            else:
+                log.info("imported source image from %s", source.path)
+            return self._put(store, document, target, platforms, every=every)
+        finally:
+            store.close()
+
+    def _open(self, place: Place, local: str, remote: str) -> ImageStore:
+        if place.path is not None:
+            log.info("%s %s", local, place.path)
+            return open_local(place.path, self._work)
+        log.info("%s %s", remote, place.name)
+        return self._registries.open(place.name, place.trust)
+
+    def _put(
+        self, store: ImageStore, document: Document, target: Place, platforms: Sequence[Platform],
+        *, every: bool,
+    ) -> Document:  # fmt: skip
+        if target.path is None:
+            images: ImageStore = self._registries.open(target.name, target.trust)
+            final = self._copy(store, images, document, platforms, every=every)
+            name = target.name.reference.tag or final.digest
+            self._attempts.run(lambda: images.put_manifest(name, final), self._stop)
+            log.info("pushed image %s", target.name)
+            return final
+        log.info("exporting source image to %s", target.path)
+        direct = is_directory(target.path)
+        layout = Layout(target.path if direct else self._work / "layout", name=str(target.name))
+        final = self._copy(store, layout, document, platforms, every=every)
+        layout.put_manifest(
+            target.name.reference.tag or "latest" if direct else final.digest, final
+        )
+        if not direct:
+            pack(layout, str(target.name), final, target.path)
+        log.info("exported image %s", target.name)
+        return final
+
+    def _copy(
+        self, store: ImageStore, images: ImageStore, document: Document,
+        platforms: Sequence[Platform], *, every: bool,
+    ) -> Document:  # fmt: skip
+        if document.media_type not in media.INDEXES:
+            self._manifest(store, images, document)
+            return document
+        entries = _entries(document)
+        if not every:
+            chosen = choose(document.json, platforms, every=False, name="the source")
+            if len(chosen) == 1:
+                only = store.manifest(descriptor(chosen[0]).digest)
+                self._manifest(store, images, only)
+                return only
+            entries = chosen
+        for entry in entries:
+            self._child(store, images, entry)
+        if len(entries) == len(_entries(document)):
+            return document
+        index = {**document.json, "manifests": entries}
+        return Document(go_json(index, indent=False), document.media_type)
+
+    def _child(self, store: ImageStore, images: ImageStore, entry: dict[str, Any]) -> None:
+        place = descriptor(entry)
+        found = entry.get("platform")
+        named = found if isinstance(found, dict) else {}
+        label = "/".join(str(v) for v in (named.get("os"), named.get("architecture")) if v)
+        fields = {"fields": {"platform": label}}
+        log.info("pushing target manifest %s", place.digest, extra=fields)
+        child = store.manifest(place.digest)
+        if child.media_type in media.INDEXES:
+            raise BadImage("an index of indexes cannot be copied", hint="name the inner one")
+        self._manifest(store, images, child, plain=is_attestation(entry))
+        images.put_manifest(child.digest, child)
+        log.info("pushed target manifest %s", place.digest, extra=fields)
+
+    def _manifest(
+        self, store: ImageStore, images: ImageStore, document: Document, *, plain: bool = False
+    ) -> None:
+        """All that the manifest names."""
+        if not plain:
+            check_type(document)
+        mover = Mover(store, images, self._work, self._stop, self._progress, self._attempts)
+        mover.all(blobs_of(store, document))
+
+
+def blobs_of(store: ImageStore, document: Document) -> Iterator[Descriptor]:
+    """Config, layers, and the gzip layers that zran blobs refer to; not foreign layers."""
+    found = document.json
+    parts = [found.get("config"), *(found.get("layers") or found.get("blobs") or [])]
+    for part in parts:
+        if not isinstance(part, dict):
+            raise BadImage("the manifest has no valid config or layers", hint="is this an image?")
+        place = descriptor(part)
+        if part.get("urls") or "foreign" in place.media_type or "nondistrib" in place.media_type:
+            continue
+        yield place
+        original = place.annotations.get(media.REF)
+        if original:
+            size = store.has_blob(original)
+            if size is None:
+                raise BackendError(
+                    f"the gzip layer {original}, which {place.digest} refers to, is not there",
+                    hint="copy the image from the repository where it was converted",
+                )
+            yield descriptor({"mediaType": "", "digest": original, "size": size})
+
+
+def _entries(document: Document) -> list[dict[str, Any]]:
+    found = document.json.get("manifests")
+    if not isinstance(found, list) or not all(isinstance(e, dict) for e in found):
+        raise BadImage("the index has no valid list of manifests", hint="is this an image?")
+    return found

@@ -1,0 +1,125 @@
+"""Blobs from store to store: looked for first, mounted where both are one registry, else copied."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from nydus_fscache.convert.errors import Stopped
+from nydus_fscache.convert.progress import Progress
+from nydus_fscache.errors import BackendError
+from nydus_fscache.registry.manifest import Descriptor
+from nydus_fscache.registry.push import PartsRefused, UploadLost
+from nydus_fscache.registry.repository import Repository
+from nydus_fscache.registry.store import BlobStore, BlobStream, copy_blob
+
+log = logging.getLogger("converter")
+
+_PARALLEL = 4
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """Of a whole push: ``count`` in all, ``delay_s`` between them."""
+
+    count: int = 3
+    delay_s: float = 5.0
+
+    def run(self, work: Callable[[], _T], stop: threading.Event) -> _T:
+        """``work`` again after a failure that may pass."""
+        for attempt in range(1, self.count):
+            try:
+                return work()
+            except BackendError as e:
+                if not (e.retryable or isinstance(e, UploadLost | PartsRefused)):
+                    raise
+                log.warning(
+                    "Operation failed, will retry: %s", e,
+                    extra={"fields": {"attempt": attempt, "total_attempts": self.count,
+                                      "retry_delay": f"{self.delay_s:g}s"}},
+                )  # fmt: skip
+                if stop.wait(0 if isinstance(e, PartsRefused) else self.delay_s):
+                    raise Stopped("stopped") from e
+        return work()
+
+
+class _Watched:
+    """A stream that shows its progress and ends when the run stops."""
+
+    def __init__(self, stream: BlobStream, stop: threading.Event, advance: Callable[[int], None]):
+        self._stream, self._stop, self._advance = stream, stop, advance
+        self.close = stream.close
+
+    def readinto(self, buf: memoryview) -> int:
+        if self._stop.is_set():
+            raise Stopped("stopped")
+        count = self._stream.readinto(buf)
+        self._advance(count)
+        return count
+
+
+class Mover:
+    """From ``source`` to ``target``.  ``scratch``: for registries that take no parts."""
+
+    def __init__(
+        self, source: BlobStore, target: BlobStore, scratch: Path, stop: threading.Event,
+        progress: Progress, attempts: Attempts,
+    ) -> None:  # fmt: skip
+        self._source, self._target, self._scratch = source, target, scratch
+        self._stop, self._progress, self._attempts = stop, progress, attempts
+
+    def all(self, blobs: Iterable[Descriptor]) -> None:
+        """Each digest once; a few at a time."""
+        once = {blob.digest: blob for blob in blobs}
+        with ThreadPoolExecutor(_PARALLEL, "copy") as pool:
+            jobs = [pool.submit(self.one, blob) for blob in once.values()]
+            try:
+                for job in as_completed(jobs):
+                    job.result()
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def one(self, blob: Descriptor) -> None:
+        self._attempts.run(lambda: self._one(blob), self._stop)
+
+    def _one(self, blob: Descriptor) -> None:
+        if self._stop.is_set():
+            raise Stopped("stopped")
+        task = self._progress.begin(blob.digest, blob.size)
+        if self._target.has_blob(blob.digest) is not None:
+            task.end("exists")
+            return
+        if mount(self._source, self._target, blob.digest):
+            task.end("mounted")
+            return
+        started = time.monotonic()
+        stream = _Watched(
+            self._source.open_blob(blob.digest, blob.size), self._stop, task.advance
+        )
+        try:
+            copy_blob(stream, self._target.writer(), blob)
+        except PartsRefused:
+            if isinstance(self._target, Repository):
+                self._target.push_whole(self._scratch)
+            raise
+        task.end(f"copied in {time.monotonic() - started:.1f}s")
+
+
+def mount(source: BlobStore, target: BlobStore, digest: str) -> bool:
+    """The registry itself takes the blob over, when both are its repositories."""
+    return (
+        isinstance(source, Repository)
+        and isinstance(target, Repository)
+        and source.host == target.host
+        and source.repo != target.repo
+        and target.mount(digest, source.repo)
+    )
