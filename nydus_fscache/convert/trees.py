@@ -15,12 +15,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+import rafs_v6
 from nydus_fscache.convert.errors import Stopped
 from nydus_fscache.errors import BadImage
 from nydus_fscache.registry.inflate import Inflate
 from nydus_fscache.registry.manifest import Descriptor
 from nydus_fscache.registry.store import PIECE, BlobStore, check_blob
-from rafs_v6 import Bootstrap, Image
 
 _XATTR = "SCHILY.xattr."
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
@@ -262,10 +262,12 @@ class Windows:
 
 def tree_of_rafs(boot: bytes, store: BlobStore, stopped: Callable[[], bool]) -> Tree:
     """``RafsError`` for an image that is wrong: every chunk is verified."""
-    bootstrap = Bootstrap.from_bytes(boot)
-    bootstrap.validate()
     windows = Windows(store)
-    image = Image(bootstrap, windows.read_at, windows.size)
+    with rafs_v6.open(boot, blobs=rafs_v6.Blobs(windows.read_at, windows.size)) as image:
+        return _tree(image, stopped)
+
+
+def _tree(image: rafs_v6.Image, stopped: Callable[[], bool]) -> Tree:
     tree: Tree = {}
     hashes: dict[int, str] = {}
     for path, inode in image.walk():
@@ -274,7 +276,7 @@ def tree_of_rafs(boot: bytes, store: BlobStore, stopped: Callable[[], bool]) -> 
         name = path.decode("utf-8", "surrogateescape")
         if name == "/":
             continue
-        target = bootstrap.read_link(inode) if inode.is_symlink else b""
+        target = image.bootstrap.read_link(inode) if inode.is_symlink else b""
         digest = ""
         if inode.is_reg:
             if inode.nid not in hashes:
@@ -285,7 +287,7 @@ def tree_of_rafs(boot: bytes, store: BlobStore, stopped: Callable[[], bool]) -> 
             digest = hashes[inode.nid]
         node = Node(
             inode.size, inode.mode, inode.rdev, target, inode.uid, inode.gid,
-            tuple(sorted(bootstrap.xattrs(inode).items())), digest,
+            tuple(sorted(image.xattrs(inode).items())), digest,
         )  # fmt: skip
         tree[name] = replace(node, size=0) if inode.is_dir else node
     return tree

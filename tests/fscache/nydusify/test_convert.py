@@ -73,7 +73,7 @@ def check_content(image: rafs_v6.Image) -> None:
     for path, data in EXPECTED.items():
         assert image.read(path) == data
     assert image.lookup("/hard").nid == image.lookup("/bin/app").nid
-    xattrs = image.bootstrap.xattrs(image.lookup("/attr"))
+    xattrs = image.xattrs("/attr")
     assert xattrs == {b"user.a": b"1", b"user.b": b"2", b"user.c": b"3"}
 
 
