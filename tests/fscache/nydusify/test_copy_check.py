@@ -165,7 +165,7 @@ def test_convert_from_and_to_archives(
     for source in (saved, Path(f"{saved}.gz")):
         nydusify.run(
             "convert", "--source", "app:v1", "--source-archive", str(source),
-            "--target", "app:n", "--target-archive", str(made),
+            "--target", "app:n", "--target-archive", str(made), "--oci",
         )  # fmt: skip
     nydusify.run("copy", "--source", f"file://{made}", "--target", f"{registry}/{repo}:n")
     notes = get(registry, repo, "n").json()["annotations"]
