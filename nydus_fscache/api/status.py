@@ -67,5 +67,6 @@ def _blob(obj: CacheObject) -> dict[str, Any]:
         "requests": counters.requests,
         "errors": counters.errors,
         "last_error": counters.last_error,
+        "reads": counters.times.document(),
         "verified_by": obj.chunks.digest_source,
     }

@@ -7,10 +7,11 @@ both can be tested with a target of a few lines; the real one is ``cache_object.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from nydus_fscache.backend.base import Backend
+from nydus_fscache.fetch.read_times import ReadTimes
 
 KIB, MIB = 1 << 10, 1 << 20
 MAX_REQUEST = 8 * MIB  # stored bytes
@@ -52,6 +53,7 @@ class Counters:
     requests: int = 0
     errors: int = 0
     last_error: str = ""
+    times: ReadTimes = field(default_factory=ReadTimes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,9 @@ class Receiver:
                 target.counters.fetched += count
                 if arrived is not None:
                     arrived(count)
+                if received == total:
+                    took_s = time.monotonic() - started
+                    target.counters.times.record(total, took_s, prefetch=arrived is not None)
                 self._fill_whole_units(target, extent, view[:have], base, started)
 
     def _fill_whole_units(

@@ -16,6 +16,10 @@ from nydus_fscache.config.version_2 import as_version_2
 BLOB = {
     "id": "b" * 64, "requests": 4, "errors": 1, "fetched": 3 << 20, "present": 1 << 20,
     "complete": True,
+    "reads": {
+        "ms": 900, "classes": [[0, 1, 3], [7, 4, 1]], "prefetched": 5000, "prefetches": 2,
+        "prefetch_ms": 30, "began": 1000.25, "ended": 1001.5,
+    },
 }  # fmt: skip
 
 
@@ -70,7 +74,10 @@ def test_backend_metrics() -> None:
     )
     assert (found["read_count"], found["read_errors"]) == (8, 2)
     assert found["read_amount_total"] == 6 << 20
-    assert len(found["read_count_block_size_dist"]) == 8
+    assert found["read_cumulative_latency_millis_total"] == 1800
+    assert found["read_count_block_size_dist"] == [6, 0, 0, 0, 0, 0, 0, 2]
+    assert found["read_cumulative_latency_millis_dist"] == [0, 6, 0, 0, 2, 0, 0, 0]
+    assert found["read_latency_sizes_dist"][7][4] == 2
     assert [len(row) for row in found["read_latency_sizes_dist"]] == [8] * 8
 
 
@@ -85,6 +92,11 @@ def test_blobcache_metrics() -> None:
     assert found["underlying_files"] == ["b" * 64 + ".blob.data"]
     assert found["data_all_ready"] is True
     assert documents.blobcache_metrics("/cache", [])["data_all_ready"] is False
+    assert found["prefetch_data_amount"] == 5000
+    assert (found["prefetch_begin_time_secs"], found["prefetch_begin_time_millis"]) == (1000, 250)
+    assert (found["prefetch_end_time_secs"], found["prefetch_end_time_millis"]) == (1001, 500)
+    closed = documents.blobcache_metrics("/cache", [documents.unopened_blob("c" * 64)])
+    assert closed["prefetch_end_time_secs"] == closed["total"] == 0
     counters = [v for k, v in found.items() if k not in ("underlying_files", "store_path")]
     assert all(isinstance(value, int) for value in counters)
 
