@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import rafs_v6
 from nydus_fscache.cache.store import Store
 from nydus_fscache.config.tuning import tuning_of
 from nydus_fscache.errors import BadImage, MountpointError, UsageError
 from nydus_fscache.fetch.prefetch import POLICIES
+from rafs_v6.reader.locate import standalone_bootstrap
 
 MAX_BOOTSTRAP = 1 << 30
 # a service that is started anew needs them
@@ -118,6 +120,9 @@ def _read_bootstrap(path: str) -> bytes:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise BadImage(f"{path} is not a regular file", hint="name a bootstrap")
+            inside = _inside_blob(Path(path))
+            if inside is not None:
+                return inside
             # by its size: read(n) sets aside n bytes, and a small machine has no GiB
             data = f.read(min(status.st_size, MAX_BOOTSTRAP) + 1)
     except OSError as e:
@@ -125,6 +130,15 @@ def _read_bootstrap(path: str) -> bytes:
     if len(data) > MAX_BOOTSTRAP:
         raise BadImage(f"{path} is larger than {MAX_BOOTSTRAP} bytes", hint="no bootstrap is")
     return data
+
+
+def _inside_blob(path: Path) -> bytes | None:
+    """The bootstrap inside a blob, as one that stands alone; None of any other file, which is
+    looked at when it is loaded."""
+    try:
+        return standalone_bootstrap(path)
+    except rafs_v6.ImageError:
+        return None
 
 
 def _check_apart(path: str, store: Store, devices: Collection[str]) -> None:

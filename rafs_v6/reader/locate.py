@@ -6,7 +6,9 @@ The image may be given as a path, as bytes, or as a seekable binary stream.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import stat
 import struct
 import threading
@@ -18,10 +20,13 @@ from typing import BinaryIO
 from rafs_v6.errors import ImageError
 from rafs_v6.faults import STRICT, Checks
 from rafs_v6.format.erofs import (
+    DEVICE_SLOTS_OFFSET,
     EROFS_SUPER_MAGIC_V1,
     EROFS_SUPER_OFFSET,
     RAFS_V5_MAGIC,
     BlobFeatures,
+    BlobRecord,
+    DeviceSlot,
 )
 from rafs_v6.format.tables import is_inlined_id
 from rafs_v6.format.toc import (
@@ -164,3 +169,33 @@ def adopt_own_blob(given: Given | Source, bootstrap: Bootstrap, blobs: Blobs) ->
         return (own if blob_id == name else blobs).read_at(blob_id, offset, length)
 
     return Blobs(read_at, lambda blob_id: (own if blob_id == name else blobs).size(blob_id))
+
+
+def standalone_bootstrap(path: Path) -> bytes | None:
+    """The bootstrap inside the blob at ``path``, so that it stands alone: it names the blob.
+
+    None when the file is a bootstrap itself.  The id is the file's name if that is a SHA-256, else
+    that of its content.  Raises ``ImageError`` for what is neither.
+    """
+    bootstrap, inside = locate_bootstrap(path)
+    if not inside:
+        return None
+    blob_id = path.name
+    if not re.fullmatch("[0-9a-f]{64}", blob_id):
+        with path.open("rb") as f:
+            blob_id = hashlib.file_digest(f, "sha256").hexdigest()
+    data = bytearray(bootstrap.data)
+    for info in bootstrap.blobs:
+        slot = DEVICE_SLOTS_OFFSET + info.index * DeviceSlot.SIZE
+        at = bootstrap.tables.ext.blob_table_offset + info.index * BlobRecord.SIZE
+        record = BlobRecord.unpack(bootstrap.data, at)
+        if not info.features & BlobFeatures.INLINED_FS_META:
+            continue
+        if is_inlined_id(info.blob_id):
+            record = replace(record, blob_id=blob_id.encode())
+        elif info.is_separate:
+            record = replace(record, blob_meta_digest=bytes.fromhex(blob_id))
+        record = replace(record, features=record.features & ~BlobFeatures.INLINED_FS_META)
+        data[at : at + BlobRecord.SIZE] = record.pack()
+        data[slot : slot + len(record.blob_id)] = record.blob_id
+    return bytes(data)
