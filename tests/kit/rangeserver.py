@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import socket
 import socketserver
 import ssl
@@ -106,6 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         if server.keep_seen:
             server.seen.append(Seen(self.command, self.path, dict(self.headers.items())))
+        server.asked += 1
         posted = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if server.latency_s:
             time.sleep(server.latency_s)
@@ -156,6 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
             while off < stop:
                 piece = min(_PIECE, stop - off)
                 self.server.budget.spend(piece)
+                self.server.sent += piece
                 if plain:
                     piece = os.sendfile(self.connection.fileno(), file.fileno(), off, piece)
                 else:
@@ -213,6 +216,7 @@ class RangeServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.route = route
         self.keep_seen = keep_seen
         self.seen: list[Seen] = []
+        self.asked = self.sent = 0  # requests, bytes of bodies; counted without a lock
         self.closing = threading.Event()
         self._tls = tls
         super().__init__((host, port), _Handler)
@@ -264,7 +268,10 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--latency-ms", type=float, default=0)
     parser.add_argument("--mbps", type=float, default=0, help="MB/s in all; 0: no limit")
+    parser.add_argument("--stats", type=Path, help="at the end: a line of requests and bytes")
     args = parser.parse_args()
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
     with RangeServer(
         args.directory,
         port=args.port,
@@ -274,7 +281,9 @@ def main() -> None:
         keep_seen=False,
     ) as server:
         print(server.port, flush=True)
-        threading.Event().wait()
+        ended.wait()
+        if args.stats:
+            args.stats.write_text(f"{server.asked} {server.sent}\n")
 
 
 if __name__ == "__main__":
