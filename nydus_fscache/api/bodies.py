@@ -18,7 +18,7 @@ import rafs_v6
 from nydus_fscache.cache.store import Store
 from nydus_fscache.config.tuning import tuning_of
 from nydus_fscache.errors import BadImage, MountpointError, UsageError
-from nydus_fscache.fetch.prefetch import POLICIES
+from nydus_fscache.fetch.wanted import POLICIES
 from rafs_v6.reader.locate import standalone_bootstrap
 
 MAX_BOOTSTRAP = 1 << 30

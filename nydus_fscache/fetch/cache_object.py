@@ -24,34 +24,20 @@ from nydus_fscache.fetch.extents import UnitTable, Window
 from nydus_fscache.fetch.failures import SLOW_S, Failures
 from nydus_fscache.fetch.job import KIB, Counters, Extent, Filled, Job, Priority, Source
 from nydus_fscache.fetch.local import LocalUnits
+from nydus_fscache.fetch.neighbours import LEAST, Neighbours
 from nydus_fscache.fetch.pace import FIRST_WINDOW
 from nydus_fscache.fetch.plan import Planner
+from nydus_fscache.fetch.programs import Programs
 from nydus_fscache.fetch.queue import Fetcher
 from nydus_fscache.fetch.record import LostWritesError, Record
-from nydus_fscache.fetch.units import Chunks, State, UnitStates
+from nydus_fscache.fetch.units import BytesWithin, Chunks, State, UnitStates
+from nydus_fscache.files import OpenFile
+from nydus_fscache.image.elf import Needs
 
 log = logging.getLogger("cache")
 
 MARKS = 4  # read-ahead marks in the first half of a window
 LEAST_AMPLIFIED = 128 * KIB
-
-
-class _Written:
-    """How many bytes of [off, end) lie in the ascending ``extents``; for ascending questions."""
-
-    def __init__(self, extents: list[tuple[int, int]]) -> None:
-        self._extents = extents
-        self._at = 0
-
-    def __call__(self, off: int, end: int) -> int:
-        extents, count = self._extents, 0
-        while self._at < len(extents) and extents[self._at][1] <= off:
-            self._at += 1
-        at = self._at
-        while at < len(extents) and extents[at][0] < end:
-            count += min(end, extents[at][1]) - max(off, extents[at][0])
-            at += 1
-        return count
 
 
 class CacheObject:
@@ -88,7 +74,14 @@ class CacheObject:
         self._failures = Failures()
         self._record = Record(chunks, record)
         self.fill_fd = fill_fd
-        self._local = LocalUnits(oid, self, chunks, core, self._clen, self.counters)
+        self._file = OpenFile(fill_fd)
+        self._local = LocalUnits(oid, self, chunks, core, self._file, self._clen, self.counters)
+        self._neighbours = Neighbours(self._table, self._may_read_ahead)
+        # by image: takes what a program needs that has come here
+        self.on_program: dict[str, Callable[[Needs], None]] = {}
+        self._programs = Programs(
+            self._table, chunks, self._file, self.has, lambda off: core.mark(oid, off)
+        )
         self._planner = Planner(
             self._table, is_here=lambda unit: self._states[unit] != State.MISSING
         )
@@ -105,6 +98,7 @@ class CacheObject:
         self._asked = asked = PageMap(self.chunks.flat_size)
         self.core.watch(self.oid, asked.memory)
         self._planner.learn_from(lambda unit: asked.any_set(*self._states.pages(unit)))
+        self._programs.found = self._follow_program
 
     # -- what is there ---------------------------------------------------------------------
 
@@ -126,7 +120,7 @@ class CacheObject:
         """
         if not extents and self._record.empty():
             return
-        written, lost = _Written(extents), 0
+        written, lost = BytesWithin(extents), 0
         for unit in range(self.chunks.nunits):
             off, end = self.chunks.unit_range(unit)
             recorded, data = self._record.has(unit), written(off, end)
@@ -197,6 +191,7 @@ class CacheObject:
 
     def _fetch(self, off: int, wanted: list[int], aggressive: bool) -> None:
         """A reader waits for the units ``wanted``, of a request at ``off``."""
+        spare = self._fetcher.spare(self.source.backend)
         with self._changed:
             wanted = [u for u in wanted if self._states[u] == State.MISSING]
             if not wanted:
@@ -205,23 +200,81 @@ class CacheObject:
             extents = self._table.merge(wanted)
             asked = extents[-1].end
             window = self._planner.window(wanted[0], wanted[-1] + 1, pace, aggressive=aggressive)
+            room = 0
             if pace.tuning.amplify is not None:
                 along = self._amplified(off, pace.tuning.amplify, extents[-1])
                 if along > window.behind:
                     window = Window(0, along, self.chunks.nunits, sequential=window.sequential)
+            elif not window.sequential:
+                room = self._room_for_guesses(spare, aggressive)
+                if room:
+                    window = Window(0, 0, asked)
             if len(extents) > 1:  # what lies before the last may be another's
                 window = replace(window, before=0)
             extents[-1] = self._table.extend(extents[-1], window, self._may_read_ahead)
             end = extents[-1].end
-            self._planner.readahead.follow(wanted[0], end)
             self._states.take(extents, State.DEMANDED)
-            rest = self._rest_of_file(wanted[0])
+            self._neighbours.demanded(wanted)
+            self._planner.readahead.follow(wanted[0], end)
         self._submit_demand(extents)
-        for extent in rest:
-            self._fetcher.submit(Job(self, extent, Priority.AHEAD))
+        self._programs.expect(wanted[0])
+        self._load_neighbours(wanted, end, room)
         if window.sequential and window.behind >= FIRST_WINDOW // 2 and end > asked:
             # a reader that goes on: one window more is under way while it reads this one
             self._load_ahead(wanted[0], end, window)
+
+    def _room_for_guesses(self, spare: int, aggressive: bool) -> int:
+        """Stored bytes; 0: the link is too near, or the guesses before were not good."""
+        if self._asked is not None:
+            with memoryview(self._asked.memory) as asked:
+                self._neighbours.learn(asked, self._was_asked)
+        if not aggressive:  # all of it comes in any case
+            spare = min(spare, self._neighbours.allowance())
+        return spare if spare >= LEAST else 0
+
+    def _load_neighbours(self, wanted: list[int], end: int, room: int) -> None:
+        """While a reader waits for ``wanted``, which with their request end before unit ``end``."""
+        with self._changed:
+            extents = self._rest_of_file(wanted[0])
+            ahead = end
+            if room:
+                is_program = self._programs.is_program(wanted[0])
+                units = self._neighbours.choose(wanted[0], end, room, is_program=is_program)
+                behind = self._table.merge([u for u in units if u >= end])
+                before = self._table.merge([u for u in reversed(units) if u < end])
+                extents += behind + before
+                while any(e.unit <= ahead < e.end for e in behind):
+                    ahead += 1
+                self._planner.readahead.follow(wanted[0], ahead)
+        self._submit_ahead(extents)
+        if ahead > end:
+            self._mark(end, ahead)
+
+    def _was_asked(self, unit: int) -> bool:
+        return self._asked is not None and self._asked.any_set(*self._states.pages(unit))
+
+    def _submit_ahead(self, extents: Sequence[Extent]) -> None:
+        with self._changed:
+            for extent in extents:
+                units = [u for u in range(extent.unit, extent.end) if not self.is_present(u)]
+                self._neighbours.guessed(units, self._states.pages)
+        for extent in extents:
+            self._fetcher.submit(Job(self, extent, Priority.AHEAD))
+
+    def _follow_program(self, needs: Needs) -> None:
+        for follow in tuple(self.on_program.values()):
+            follow(needs)
+
+    def load_program(self, units: Sequence[int]) -> None:
+        """A program is about to need these units of one file."""
+        self._programs.expect(units[0])
+        with self._changed:
+            if self._closing:
+                return
+            wanted = [u for u in units if self._may_read_ahead(u)]
+            extents = self._table.merge(wanted[:1]) + self._table.merge(wanted[1:])
+        self._submit_ahead(extents)
+        self._programs.arrived(units[0], units[0] + 1)  # it may be here already
 
     def _rest_of_file(self, unit: int) -> list[Extent]:
         """Requests for the file that ``unit`` is of, when it is to come whole.  Its end first: the
@@ -257,6 +310,7 @@ class CacheObject:
             unit = self.chunks.units_of(off, 1).start
             pace = self._fetcher.pace(self.source.backend)
             following = self._planner.readahead.passed(unit, pace)
+        self._programs.touched(unit)
         if following is not None:
             self._load_ahead(unit, *following)
 
@@ -269,9 +323,12 @@ class CacheObject:
             extent = self._table.extend(extent, window, self._may_read_ahead)
             self._planner.readahead.follow(reader, extent.end)
         self._fetcher.submit(Job(self, extent, Priority.AHEAD))
-        # when the reader comes there, the next window is due; it may skip some files
+        self._mark(first, extent.end)
+
+    def _mark(self, first: int, end: int) -> None:
+        """When the reader comes there, the next window is due; it may skip some files."""
         for part in range(MARKS):
-            unit = first + (extent.end - first) * part // (2 * MARKS)
+            unit = first + (end - first) * part // (2 * MARKS)
             self.core.mark(self.oid, self.chunks.unit_range(unit)[0])
 
     def prefetch_extents(self, units: Sequence[int], limit: int) -> list[Extent]:
@@ -342,7 +399,9 @@ class CacheObject:
             self._changed.notify_all()
         if not is_kept:
             self._lose(new, errno.EIO, "a sync failed while they were written")
-        elif self._record.is_careful():
+            return
+        self._programs.arrived(first, end)
+        if self._record.is_careful():
             with contextlib.suppress(OSError):  # it is on record
                 self.persist()
 
@@ -431,11 +490,13 @@ class CacheObject:
             self._closing = True
             while self._states.in_flight() and time.monotonic() < deadline:
                 self._changed.wait(max(0.0, deadline - time.monotonic()))
-        self._local.close()  # before the descriptor's number can become another file's
+        self._file.close()  # before the descriptor's number can become another file's
         self.core.remove_object(self.oid)
-        if self._asked is not None:
-            self._planner.learn_from(None)
-            self._asked.close()
+        with self._changed:
+            asked, self._asked = self._asked, None
+            if asked is not None:
+                self._planner.learn_from(None)
+                asked.close()
         try:
             self.persist()
         except OSError as e:  # a full disk: these units are fetched again the next time

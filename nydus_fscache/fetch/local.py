@@ -25,6 +25,7 @@ class LocalUnits:
         owner: ChunkSource,
         chunks: Chunks,
         core: Core,
+        file: OpenFile,
         clen: Sequence[int],
         counters: Counters,
     ) -> None:
@@ -34,20 +35,16 @@ class LocalUnits:
         self._core = core
         self._clen = clen
         self._counters = counters
-        self._file = OpenFile(owner.fill_fd)
+        self._file = file
         self.candidates: set[int] = set()  # maybe in the file
         self.copies: Copies | None = None
 
     def take(self, units: Iterable[int], arrived: Arrived) -> list[int]:
         """Tell ``arrived`` which are here; returns those that are to be fetched all the same.
 
-        Raises ``OSError`` when a write fails, or after ``close``."""
+        Raises ``OSError`` when a write fails, or ``file`` is closed."""
         rest = [unit for unit in units if not self._recover(unit, arrived)]
         return rest if self.copies is None else self._copy(self.copies, rest, arrived)
-
-    def close(self) -> None:
-        """Nothing is read or written from now on but by calls that had begun."""
-        self._file.close()
 
     def _recover(self, unit: int, arrived: Arrived) -> bool:
         """Is a candidate right?  Then it counts as present from now on.

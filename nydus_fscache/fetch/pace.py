@@ -13,6 +13,7 @@ from nydus_fscache.fetch.job import KIB, MAX_REQUEST, MIB
 FIRST_WINDOW = 512 * KIB
 MAX_WINDOW = 8 * MIB
 MAX_IN_FLIGHT = 16 * MIB
+MAX_GUESS = 4 * MIB
 PREFETCH_REQUEST = MIB
 LEAST_PIECE = MIB // 4
 RATE_SAMPLE_S = 0.03
@@ -72,6 +73,10 @@ class Pace:
     def window(self) -> int:
         """Bytes that keep the link busy for two round trips."""
         return max(FIRST_WINDOW, min(MAX_WINDOW, int(2 * self.latency_s * self.rate)))
+
+    def round_trip(self) -> int:
+        """Bytes that the link could bring in the time of one round trip."""
+        return min(MAX_GUESS, int(self.latency_s * self.rate))
 
     def in_flight(self) -> int:
         """Bytes of prefetch under way at once."""

@@ -1,7 +1,6 @@
-"""What to load before it is asked for, and in which order.
+"""The prefetches of mounted images: begun, followed, resumed by a successor.
 
-Sources: the bootstrap's prefetch table, paths, an access trace, the whole image.
-All end as units in an order; ``Run`` hands them to the fetcher, which takes small
+``Run`` hands the units of a prefetch (wanted.py) to the fetcher, which takes small
 batches of them as there is room.  That demand overtakes it and that little of it is
 in flight at once is the fetcher's doing.
 """
@@ -16,26 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import rafs_v6
 from nydus_fscache.backend.base import Backend
-from nydus_fscache.errors import FscacheError, UsageError
+from nydus_fscache.errors import FscacheError
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.fetch.job import MIB, Job, Priority
+from nydus_fscache.fetch.links import Links
 from nydus_fscache.fetch.pace import Pace
 from nydus_fscache.fetch.queue import Fetcher
-from nydus_fscache.fetch.trace import Access, Tracer
+from nydus_fscache.fetch.trace import Tracer
+from nydus_fscache.fetch.wanted import Wanted, select
 
 log = logging.getLogger("prefetch")
 
-POLICIES = ("auto", "none", "table", "trace", "all")
 FIRST_BATCH = MIB  # what is wanted first is not to share the link with much else
 MAX_BATCH = 4 * MIB
 TRACE_AT_ONCE = 4 * MIB
 KEPT_RUNS = 64
-
-# Units in the order in which to load them, a list or a range for each stretch of one object.
-Wanted = Sequence[tuple[CacheObject, Sequence[int]]]
-
 
 class Loadable(Protocol):
     """A mounted image.  ``on_record``: of its last prefetch what a successor goes on with, its
@@ -53,105 +48,6 @@ class Loadable(Protocol):
     def objects(self) -> list[CacheObject]: ...
     @property
     def is_open(self) -> bool: ...
-
-
-def by_blob(objects: Iterable[CacheObject]) -> dict[str, CacheObject]:
-    return {obj.source.blob_id: obj for obj in objects}
-
-
-def select(
-    policy: str,
-    paths: Sequence[str],
-    path: Path,
-    objects: Sequence[CacheObject],
-    trace: Sequence[Access],
-) -> tuple[str, Wanted]:
-    """What ``paths`` or else ``policy`` (of ``POLICIES``) mean for the image at ``path``.
-
-    The kind is "paths", "none", "table", "trace" or "all".
-    """
-    if paths:
-        return "paths", from_paths(path, paths, objects)
-    if policy == "all":
-        return "all", from_all(objects)
-    if policy in ("auto", "trace"):
-        wanted = from_trace(trace, objects)
-        if wanted or policy == "trace":
-            return "trace", wanted
-    if policy in ("auto", "table"):
-        return "table", from_table(path, objects)
-    return "none", []
-
-
-def from_trace(accesses: Sequence[Access], objects: Sequence[CacheObject]) -> Wanted:
-    known = by_blob(objects)
-    return _stretches(
-        (known[a.blob], a.unit)
-        for a in accesses
-        if a.blob in known and 0 <= a.unit < known[a.blob].chunks.nunits
-    )
-
-
-def _stretches(units: Iterable[tuple[CacheObject, int]]) -> Wanted:
-    found: list[tuple[CacheObject, list[int]]] = []
-    for obj, unit in units:
-        if not found or found[-1][0] is not obj:
-            found.append((obj, []))
-        found[-1][1].append(unit)
-    return found
-
-
-def from_all(objects: Sequence[CacheObject]) -> Wanted:
-    return [(obj, range(obj.chunks.nunits)) for obj in objects]
-
-
-def from_table(path: Path, objects: Sequence[CacheObject]) -> Wanted:
-    """Files of the prefetch table; a directory stands for all below it."""
-    bootstrap = rafs_v6.Bootstrap.from_file(path)
-    inodes = (bootstrap.inode(nid) for nid in bootstrap.prefetch_nids if nid)
-    return _units(bootstrap, inodes, objects)
-
-
-def from_paths(path: Path, paths: Sequence[str], objects: Sequence[CacheObject]) -> Wanted:
-    bootstrap = rafs_v6.Bootstrap.from_file(path)
-    inodes = []
-    for name in paths:
-        try:
-            inodes.append(bootstrap.lookup(name))
-        except (FileNotFoundError, NotADirectoryError) as e:
-            raise UsageError(f"{name} is not in the image", hint="see nydus-fscache ls") from e
-    return _units(bootstrap, inodes, objects)
-
-
-def _units(
-    bootstrap: rafs_v6.Bootstrap,
-    inodes: Iterable[rafs_v6.Inode],
-    objects: Sequence[CacheObject],
-) -> Wanted:
-    known = by_blob(objects)
-    blobs = [known.get(info.blob_id) for info in bootstrap.blobs]
-    found: dict[tuple[CacheObject, int], None] = {}
-    for inode in inodes:
-        for file in _files(bootstrap, inode):
-            for ref in bootstrap.chunks(file):
-                obj = blobs[ref.blob_index]
-                if obj is not None and ref.size:
-                    for unit in obj.chunks.units_of(ref.flat_off, ref.size):
-                        found[obj, unit] = None
-    return _stretches(found)
-
-
-def _files(bootstrap: rafs_v6.Bootstrap, top: rafs_v6.Inode) -> Iterator[rafs_v6.Inode]:
-    seen: set[int] = set()
-    stack = [top]
-    while stack:
-        inode = stack.pop()
-        if inode.is_reg:
-            yield inode
-        elif inode.is_dir and inode.nid not in seen:
-            seen.add(inode.nid)
-            entries = [e for e in bootstrap.read_dir(inode) if e.name not in (b".", b"..")]
-            stack.extend(bootstrap.inode(e.nid) for e in reversed(entries))
 
 
 @dataclass(slots=True)
@@ -246,6 +142,7 @@ class Prefetcher:
         self._lock = threading.Lock()
         self._runs: dict[int, Run] = {}
         self._unopened: list[Loadable] = []  # to begin when all their objects are open
+        self._links = Links()
 
     def begin(
         self, image: Loadable, policy: str, paths: list[str], number: int | None = None
@@ -254,6 +151,7 @@ class Prefetcher:
 
         ``number``: of a run that this one goes on with.
         """
+        self._links.add(image.digest, image.bootstrap, image.objects)
         trace = self._tracer.watch(image.digest, image.objects)
         kind, wanted = select(policy, paths, image.bootstrap, image.objects, trace)
         run = self._start(image.name, kind, wanted, number)
@@ -311,6 +209,7 @@ class Prefetcher:
 
     def forget(self, image: Loadable) -> None:
         """Its objects are closed: runs that want them end."""
+        self._links.remove(image.digest, image.objects)
         gone = set(image.objects)
         with self._lock:
             self._unopened = [s for s in self._unopened if s is not image]

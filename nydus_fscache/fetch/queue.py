@@ -56,6 +56,12 @@ class Fetcher:
     def pace(self, backend: Backend) -> Pace:
         return self._queue(backend).pace
 
+    def spare(self, backend: Backend) -> int:
+        """Bytes of guesses that the link can take while a reader waits for a round trip."""
+        queue = self._queue(backend)
+        trip = queue.pace.round_trip()
+        return min(trip, max(0, 2 * trip - queue.ahead))
+
     def loads_everything(self, backend: Backend) -> bool:
         """Takes no lock that a source is asked for jobs under."""
         return self._queue(backend).loads_everything()
@@ -107,6 +113,7 @@ class _BackendQueue:
         self._sources: deque[JobSource] = deque()
         self._planned: Job | None = None  # the next of the first source
         self._ready = threading.Condition()
+        self.ahead = 0  # bytes of read-ahead and guesses that are queued or under way
         self._background = 0
         self._prefetches = 0  # of those in the background
         self._prefetching = 0  # stored bytes of prefetch that are asked for and not here
@@ -121,8 +128,11 @@ class _BackendQueue:
     def submit(self, job: Job) -> None:
         with self._ready:
             if not self._stopping:
-                queue = self._demand if job.priority is Priority.DEMAND else self._ahead
-                queue.append(job)
+                if job.priority is Priority.DEMAND:
+                    self._demand.append(job)
+                else:
+                    self._ahead.append(job)
+                    self.ahead += job.size
                 self._hire()
                 return
         _refuse(job)
@@ -252,6 +262,7 @@ class _BackendQueue:
         with self._ready:
             self._background -= 1
             self._prefetches -= job.priority is Priority.PREFETCH
+            self.ahead -= job.size if job.priority is Priority.AHEAD else 0
             self._hire()
 
     def _work(self) -> None:

@@ -98,3 +98,21 @@ class UnitStates:
             return self._chunks.flat_size
         present = (u for u, state in enumerate(self._states) if state == State.PRESENT)
         return sum(end - off for off, end in map(self._chunks.unit_range, present))
+
+
+class BytesWithin:
+    """How many bytes of [off, end) lie in the ascending ``extents``; for ascending questions."""
+
+    def __init__(self, extents: list[tuple[int, int]]) -> None:
+        self._extents = extents
+        self._at = 0
+
+    def __call__(self, off: int, end: int) -> int:
+        extents, count = self._extents, 0
+        while self._at < len(extents) and extents[self._at][1] <= off:
+            self._at += 1
+        at = self._at
+        while at < len(extents) and extents[at][0] < end:
+            count += min(end, extents[at][1]) - max(off, extents[at][0])
+            at += 1
+        return count

@@ -2,12 +2,16 @@
 """Cold starts over a throttled server, against the physical limit and a full pull.
 
     scripts/bench/cold.py [--quick] [--rounds N] [--work DIR] [--json FILE] [--svg FILE]
-                          [--only trees|startup|random|warm]
+                          [--only trees|startup|random|warm|starts] [--starts DIR]
 
 Trees S (74 MB) and L (413 MB) are parts of this machine's /usr, zstd, 1 MiB chunks.
 Latency counts per request, bandwidth for all connections together.  The limit of a
 run is L + C/B, with C the stored bytes that the workload needs.  Times are those of
 the mount call and the workload; the daemon runs already, as on a node.
+
+The original nydusd runs beside ours, in turn, when ``NYDUS_REAL_DAEMON`` names one or PATH has
+one; its start is part of its time, as it starts one process for each image.  ``--starts DIR``: a
+directory of root trees (``start_trees.sh`` makes them), each started as ``cold_kit.STARTS`` says.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 import cold_kit as kit  # noqa: E402 - found by the path above
 import cold_plot  # noqa: E402
+from cold_peer import Nydusd, find_nydusd  # noqa: E402
 
 _GET = (
     "import urllib.request as u, shutil, sys; "
@@ -52,6 +58,13 @@ class Row:
     requests: int
     cpu_s: float
     peak_mb: float
+    peer_s: float = 0.0  # 0: it did not run
+    peer_mb: float = 0.0
+    peer_requests: int = 0
+
+    @property
+    def to_peer(self) -> float:
+        return self.seconds / self.peer_s if self.peer_s else 0.0
 
 
 class Bench:
@@ -62,6 +75,9 @@ class Bench:
         self.daemon = kit.Daemon(work / "root")
         self.images: dict[str, kit.Built] = {}
         self.startup_needs = 0
+        program = find_nydusd()
+        self.peer = Nydusd(program, work / "peer") if program else None
+        self.noise: list[float] = []
 
     def image(self, name: str, megabytes: int) -> kit.Built:
         if name not in self.images:
@@ -73,19 +89,25 @@ class Bench:
 
     def cold(
         self, name: str, built: kit.Built, net: tuple[float, float], prefetch: str, work: Any,
-        needed: int | None = None, *, forget: bool = False,
+        needed: int | None = None, *, forget: bool = False, peer: str = "",
     ) -> Row:  # fmt: skip
         """Runs with nothing in any cache; the one whose time is the median.
 
         ``needed``: None for what the trace says.  ``forget``: what the image left at its last
-        mount, too (its trace, the metadata of its blobs).
+        mount, too (its trace, the metadata of its blobs).  ``peer``: how the original runs beside,
+        "none" or "all".
         """
-        rows = []
+        rows, peers = [], []
         for _ in range(self.rounds):
+            self.noise.append(kit.timed(kit.spin))
             if forget:
                 self.daemon.forget_image()
             rows.append(self._cold(name, built, net, prefetch, work, needed))
+            if peer and self.peer is not None:
+                peers.append(self._peer(self.peer, built, net, peer, work))
         row = sorted(rows, key=lambda row: row.seconds)[len(rows) // 2]
+        if peers:
+            row.peer_s, row.peer_mb, row.peer_requests = sorted(peers)[len(peers) // 2]
         self.add(row)
         return row
 
@@ -116,13 +138,33 @@ class Bench:
             sum(b["requests"] for b in blobs), cpu - before, peak / 1e6,
         )  # fmt: skip
 
+    def _peer(
+        self, peer: Nydusd, built: kit.Built, net: tuple[float, float], prefetch: str, work: Any
+    ) -> tuple[float, float, int]:
+        """(seconds, MB, requests) of the original."""
+        stats = self.work / "stats"
+        with kit.server(built.blobs, *net, stats=stats) as host:
+            try:
+                kit.drop_caches()
+                config = kit.backend(host)
+                seconds = kit.timed(
+                    lambda: peer.mount(built, config, prefetch_all=prefetch == "all")
+                )
+                seconds += kit.timed(lambda: work(peer.mountpoint))
+            finally:
+                peer.stop()
+        requests, sent = map(int, stats.read_text().split())
+        return seconds, sent / 1e6, requests
+
     def add(self, row: Row) -> None:
         self.rows.append(row)
         print(
             f"{row.run:42} limit {row.limit_s:6.2f}  ready {row.ready_s:4.2f}"
             f"  took {row.seconds:6.2f} s  x{row.ratio:5.2f}"
             f"  fetched {row.fetched_mb:6.1f} MB of {row.needed_mb:6.1f}"
-            f"  {row.requests:4} requests  cpu {row.cpu_s:5.2f} s  peak {row.peak_mb:4.0f} MB",
+            f"  {row.requests:4} requests  cpu {row.cpu_s:5.2f} s  peak {row.peak_mb:4.0f} MB"
+            + (f"  nydusd {row.peer_s:6.2f} s {row.peer_mb:6.1f} MB {row.peer_requests:4} requests"
+               f"  ratio {row.to_peer:4.2f}" if row.peer_s else ""),
             flush=True,
         )
 
@@ -151,7 +193,7 @@ class Bench:
         for net in nets:
             for prefetch in ("none", "all"):
                 self.cold(f"tree {name}, prefetch {prefetch}", built, net, prefetch, kit.walk,
-                          built.stored, forget=True)  # fmt: skip
+                          built.stored, forget=True, peer=prefetch)  # fmt: skip
             self.pull(f"tree {name}, pull and unpack", built, net, built.stored)
         self.floor(f"tree {name}", built, kit.walk)
 
@@ -185,11 +227,26 @@ class Bench:
         built = self.image(name, megabytes)
         self.floor("startup", built, kit.startup)
         for net in nets:
-            self.cold("startup, no trace", built, net, "none", kit.startup, forget=True)
+            self.cold(
+                "startup, no trace", built, net, "none", kit.startup, forget=True, peer="none"
+            )
             needs = self.startup_needs
             self.cold("startup, trace", built, net, "trace", kit.startup, needs)
-            self.cold("startup, prefetch all", built, net, "all", kit.startup, needs)
+            self.cold("startup, prefetch all", built, net, "all", kit.startup, needs, peer="all")
             self.pull("startup, pull and unpack", built, net, needs)
+
+    def starts(self, trees: Path, nets: list[tuple[float, float]]) -> None:
+        """Programs that nobody has started before, each from an image of its own."""
+        for name, argv in kit.STARTS.items():
+            tree = trees / name
+            if not tree.is_dir():
+                print(f"{name}: no tree in {trees}")
+                continue
+            out = self.work / f"image-start-{name}"
+            built = kit.build(tree, out)
+            for net in nets:
+                work = partial(kit.start, argv=argv)
+                self.cold(f"start {name}", built, net, "none", work, forget=True, peer="none")
 
     def random_reads(self, net: tuple[float, float]) -> None:
         tree = self.work / "tree-random"
@@ -232,13 +289,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep trees and images here for the next time")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
-    parser.add_argument("--only", choices=("trees", "startup", "random", "warm"))
+    parser.add_argument("--only", choices=("trees", "startup", "random", "warm", "starts"))
+    parser.add_argument("--starts", type=Path, help="root trees of programs, see start_trees.sh")
     args = parser.parse_args()
     work = args.work or Path(tempfile.mkdtemp(prefix="cold-", dir="/var/tmp"))
     work.mkdir(parents=True, exist_ok=True)
     bench = Bench(work.resolve(), args.rounds)
     tree = ("S", 74) if args.quick else ("L", 413)
-    nets = [(20.0, 100.0)] if args.quick else [(20.0, 100.0), (20.0, 20.0)]
+    nets = [(20.0, 100.0)] if args.quick else [(20.0, 100.0), (5.0, 100.0), (20.0, 20.0)]
     try:
         if args.only in (None, "trees"):
             if not args.quick:
@@ -250,10 +308,15 @@ def main() -> None:
             bench.random_reads((20.0, 100.0))
         if args.only in (None, "warm"):
             bench.warm(*tree)
+        if args.starts and args.only in (None, "starts"):
+            bench.starts(args.starts, nets)
     finally:
         bench.daemon.stop()
         if args.work is None:
             shutil.rmtree(work, ignore_errors=True)
+    if bench.noise:
+        low, high = min(bench.noise), max(bench.noise)
+        print(f"noise: the same work took {low:.3f} to {high:.3f} s between the runs")
     if args.json:
         kit.save(args.json, [asdict(row) for row in bench.rows])
     if args.svg:

@@ -24,6 +24,21 @@ STARTUP = (
     "import argparse, asyncio, decimal, email.message, http.client, json, logging, sqlite3, ssl, "
     "tomllib, unittest, urllib.request, xml.etree.ElementTree, zipfile; print(ssl.OPENSSL_VERSION)"
 )
+_JAVA = "/usr/lib/jvm/java-17-openjdk-amd64"
+STARTS = {
+    "python": ["/usr/bin/python3.11", "-B", "-c", f"{STARTUP}; import requests, yaml"],
+    "node": ["/usr/bin/node", "-e", "require('http'); require('crypto'); require('zlib')"],
+    "java": ["/usr/bin/env", f"LD_LIBRARY_PATH={_JAVA}/lib", f"{_JAVA}/bin/java", "-version"],
+    "nginx": ["/usr/sbin/nginx", "-t"],
+    "postgres": ["/usr/lib/postgresql/15/bin/postgres", "--describe-config"],
+    "go": ["/usr/lib/go-1.19/bin/go", "env"],
+    "perl": ["/usr/bin/perl", "-e", "use POSIX; use Encode; use File::Temp; use IO::Socket;"],
+    "git": ["/usr/bin/git", "--version"],
+    "ruby": ["/usr/bin/ruby3.1", "-e", "require 'json'; require 'net/http'; require 'set'"],
+    "php": ["/usr/bin/php8.2", "-r", "echo json_encode(get_loaded_extensions());"],
+    "redis": ["/usr/bin/redis-server", "--version"],
+    "shell": ["/bin/bash", "-c", "ls / >/dev/null; echo x | grep x | sed s/x/y/"],
+}
 _FILL = ("usr/lib/x86_64-linux-gnu", "usr/share", "usr/bin")
 
 
@@ -93,11 +108,16 @@ def build(tree: Path, out: Path, chunk_size: int = CHUNK) -> Built:
 
 
 @contextlib.contextmanager
-def server(directory: Path, latency_ms: float, mbps: float) -> Iterator[str]:
-    """HOST:PORT of a server with that latency a request and that bandwidth in all."""
+def server(
+    directory: Path, latency_ms: float, mbps: float, stats: Path | None = None
+) -> Iterator[str]:
+    """HOST:PORT of a server with that latency a request and that bandwidth in all.
+
+    ``stats``: gets the numbers of requests and bytes at the end."""
     process = subprocess.Popen(
         [sys.executable, str(REPO / "tests/kit/rangeserver.py"), str(directory),
-         "--port", str(PORT), "--latency-ms", str(latency_ms), "--mbps", str(mbps)],
+         "--port", str(PORT), "--latency-ms", str(latency_ms), "--mbps", str(mbps),
+         *(("--stats", str(stats)) if stats else ())],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -210,6 +230,19 @@ def startup(root: Path) -> None:
         ["chroot", str(root), "/usr/bin/python3.11", "-B", "-c", STARTUP],
         check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+def start(root: Path, argv: list[str]) -> None:
+    """Its exit code is its own affair: what it reads is what counts."""
+    subprocess.run(
+        ["chroot", str(root), *argv],
+        check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120,
+    )  # fmt: skip
+
+
+def spin() -> None:
+    """Work that takes as long each time on a quiet machine."""
+    hashlib.sha256(bytes(32 << 20)).digest()
 
 
 def timed(work: Any) -> float:

@@ -1,4 +1,4 @@
-"""The original nydusd as the benchmark runs it: over FUSE, as it has no other way on this kernel."""
+"""The original nydusd as the benchmark runs it: over FUSE, its only way on this kernel."""
 
 from __future__ import annotations
 
@@ -81,6 +81,10 @@ class Nydusd:
         subprocess.run(["umount", "-l", self.mountpoint], check=False, stderr=subprocess.DEVNULL)
         if self._process is not None:
             self._process.terminate()
-            self._process.wait()
+            try:
+                self._process.wait(2)
+            except subprocess.TimeoutExpired:  # it may wait for its own mount
+                self._process.kill()
+                self._process.wait()
             self._process = None
         shutil.rmtree(self.work / "cache", ignore_errors=True)

@@ -1,0 +1,112 @@
+"""Libraries and interpreters that a started program needs, found in its image and loaded.
+
+Each round trip that the loader would make for one library after the other becomes one for all of
+them.  What an image says of itself is followed within that image only.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import rafs_v6
+from nydus_fscache.fetch.cache_object import CacheObject
+from nydus_fscache.fetch.plan import WHOLE_FILE
+from nydus_fscache.fetch.wanted import of_inodes
+from nydus_fscache.image.elf import Needs
+from rafs_v6.reader.resolve import resolve
+
+log = logging.getLogger("links")
+
+# Where the loaders of glibc and musl look, by what distributions have
+_TRIPLETS = ("x86_64-linux-gnu", "aarch64-linux-gnu")
+_DIRECTORIES = (
+    *(f"/{top}/{triplet}" for top in ("lib", "usr/lib") for triplet in _TRIPLETS),
+    "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib",
+)  # fmt: skip
+
+
+class _Image:
+    """The names of one image, looked up once each."""
+
+    def __init__(self, bootstrap: Path, objects: Sequence[CacheObject]) -> None:
+        self._path = bootstrap
+        self._objects = objects
+        self._seen: set[str] = set()
+        self._directories: list[str] | None = None
+
+    def follow(self, needs: Needs) -> None:
+        """In the one thread that does this."""
+        try:
+            # not kept open: the file is asked whether the kernel alone has it
+            bootstrap = rafs_v6.Bootstrap.from_file(self._path)
+            for path in needs.paths:
+                self._load(bootstrap, path)
+            search = [d for d in needs.search if d.startswith("/")]
+            for name in needs.libraries:
+                if name not in self._seen:
+                    self._seen.add(name)
+                    self._find(bootstrap, name, search)
+        except Exception:  # a guess that fails costs nobody anything
+            log.warning("what a program of %s needs is not loaded ahead", self._path, exc_info=True)
+
+    def _find(self, bootstrap: rafs_v6.Bootstrap, name: str, search: list[str]) -> None:
+        if "/" in name:
+            self._load(bootstrap, name)
+            return
+        if self._directories is None:
+            self._directories = [d for d in _DIRECTORIES if self._inode(bootstrap, d) is not None]
+        for directory in (*search, *self._directories):
+            if self._load(bootstrap, f"{directory}/{name}"):
+                return
+
+    def _inode(self, bootstrap: rafs_v6.Bootstrap, path: str) -> rafs_v6.Inode | None:
+        try:
+            return resolve(bootstrap, path)[1]
+        except OSError:
+            return None
+
+    def _load(self, bootstrap: rafs_v6.Bootstrap, path: str) -> bool:
+        inode = self._inode(bootstrap, path)
+        if inode is None or not inode.is_reg:
+            return False
+        if path not in self._seen:
+            self._seen.add(path)
+            for obj, units in of_inodes(bootstrap, [inode], self._objects):
+                is_large = sum(obj.size(unit) for unit in units) > WHOLE_FILE
+                # of a large one the parts that the loader looks at
+                obj.load_program([units[0], units[-1]] if is_large else units)
+        return True
+
+
+class Links:
+    """For all mounted images.  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._images: dict[str, _Image] = {}
+        self._worker = ThreadPoolExecutor(1, "links")
+
+    def add(self, digest: str, bootstrap: Path, objects: Sequence[CacheObject]) -> None:
+        with self._lock:
+            if digest in self._images:
+                return
+            image = self._images[digest] = _Image(bootstrap, objects)
+        for obj in objects:
+            obj.on_program[digest] = partial(self._follow, image)
+
+    def _follow(self, image: _Image, needs: Needs) -> None:
+        try:
+            self._worker.submit(image.follow, needs)
+        except RuntimeError:  # this process ends
+            log.debug("nothing is loaded ahead any more")
+
+    def remove(self, digest: str, objects: Iterable[CacheObject]) -> None:
+        with self._lock:
+            self._images.pop(digest, None)
+        for obj in objects:
+            obj.on_program.pop(digest, None)

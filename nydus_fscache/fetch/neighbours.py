@@ -1,0 +1,121 @@
+"""The link is not idle while a reader waits: which neighbours of a miss come meanwhile.
+
+What a round trip costs in bandwidth is free for guesses.  Near a small file lie the files of its
+directory, which programs open together; near a part of a program its other parts.  So that no
+more is fetched than twice what is read, guesses stop while too many of them are unread.  Pure
+decisions, no I/O, no locks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from nydus_fscache.fetch.extents import UnitTable
+from nydus_fscache.fetch.job import KIB, MIB
+
+LEAST = 64 * KIB  # of a guess: for less the link is too near
+FREE_UNREAD = MIB  # stored bytes that may be unread however little was read
+UNREAD_RATIO = 0.9  # beyond that, of the bytes that were read
+FORWARD = 0.6  # of a guess behind the miss, the rest before it
+LARGE = 128 * KIB  # stored bytes of a unit that is not a small file
+SKIPPED = 64  # large ones in a row that a guess reaches over
+PAGES_EACH = 16  # a unit of more pages is read somewhere, not first at its start
+
+
+class Neighbours:
+    """Of one blob.  ``may_load``: is the unit missing, and can it be verified?"""
+
+    def __init__(self, units: UnitTable, may_load: Callable[[int], bool]) -> None:
+        self._units = units
+        self._may_load = may_load
+        self._unread: dict[int, int] = {}  # units that were guessed: their first page, -1: many
+        self._unread_bytes = 0
+        self._read_bytes = 0
+
+    # -- how much ------------------------------------------------------------------------------
+
+    def demanded(self, units: Iterable[int]) -> None:
+        self._read_bytes += sum(self._units.clen[unit] for unit in units)
+
+    def guessed(self, units: Iterable[int], pages_of: Callable[[int], tuple[int, int]]) -> None:
+        """They are on their way, and nobody has asked for them."""
+        for unit in units:
+            first, end = pages_of(unit)
+            self._unread[unit] = first if end - first <= PAGES_EACH else -1
+            self._unread_bytes += self._units.clen[unit]
+
+    def learn(self, asked: memoryview, was_asked: Callable[[int], bool]) -> None:
+        """``asked``: the bitmap of pages that were asked for, as ``was_asked`` reads it."""
+        read = [
+            unit
+            for unit, page in self._unread.items()
+            if (asked[page >> 3] >> (page & 7) & 1 if page >= 0 else was_asked(unit))
+        ]
+        for unit in read:
+            del self._unread[unit]
+            self._unread_bytes -= self._units.clen[unit]
+            self._read_bytes += self._units.clen[unit]
+
+    def allowance(self) -> int:
+        """Stored bytes that may be guessed now."""
+        most = max(FREE_UNREAD, UNREAD_RATIO * self._read_bytes)
+        return max(0, int(most - self._unread_bytes))
+
+    # -- which ---------------------------------------------------------------------------------
+
+    def choose(self, first: int, end: int, size: int, *, is_program: bool) -> list[int]:
+        """Units around [first, end), which a reader waits for: ascending behind them, then
+        descending before them, of up to ``size`` stored bytes."""
+        if self._is_small_file(first):
+            behind = self._small_files(range(end, len(self._units)), size * FORWARD)
+            before = self._small_files(range(first - 1, -1, -1), size * (1 - FORWARD))
+            return behind + before
+        if not is_program:
+            return []
+        low, high = file_of(self._units, first)
+        behind = self._parts(range(end, high), size * FORWARD)
+        return behind + self._parts(range(first - 1, low - 1, -1), size * (1 - FORWARD))
+
+    def _is_small_file(self, unit: int) -> bool:
+        is_full = self._units.is_full
+        is_tail = unit > 0 and bool(is_full[unit - 1])
+        return not is_tail and not is_full[unit] and self._units.clen[unit] < LARGE
+
+    def _small_files(self, units: Sequence[int], size: float) -> list[int]:
+        found: list[int] = []
+        skipped = 0
+        for unit in units:
+            if not self._is_small_file(unit):
+                skipped += 1
+                if skipped > SKIPPED:
+                    break
+                continue
+            skipped = 0
+            if self._may_load(unit):
+                size -= self._units.clen[unit]
+                if size < 0:
+                    break
+                found.append(unit)
+        return found
+
+    def _parts(self, units: Sequence[int], size: float) -> list[int]:
+        found: list[int] = []
+        for unit in units:
+            size -= self._units.clen[unit]
+            if size < 0 and found:
+                break
+            if self._may_load(unit):
+                found.append(unit)
+            if size < 0:
+                break
+        return found
+
+
+def file_of(units: UnitTable, unit: int) -> tuple[int, int]:
+    """Units [first, end) of the file that the unit is of: full ones, and the first that is not."""
+    first, end = unit, unit
+    while first and units.is_full[first - 1]:
+        first -= 1
+    while end < len(units) and units.is_full[end]:
+        end += 1
+    return first, min(end + 1, len(units))

@@ -1,0 +1,118 @@
+"""Files of a blob that are programs, libraries or scripts, found as their data arrive.
+
+A program that is started needs its interpreter and libraries next; ``found`` is told which, as
+soon as enough of the file is here.  Files that came along unasked are looked at when a reader
+touches them, by a mark in the C core.  Thread-safe.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from nydus_fscache.fetch.extents import UnitTable
+from nydus_fscache.fetch.neighbours import file_of
+from nydus_fscache.fetch.units import Chunks
+from nydus_fscache.files import OpenFile
+from nydus_fscache.image import elf
+
+_MAGICS = (elf.MAGIC, elf.SCRIPT)
+_LONGEST = 1 << 16  # units of one file
+
+
+class Programs:
+    """``has``: are all flat bytes [off, off + length) here?  ``mark``: tell when a reader first
+    touches this offset.  ``found``: takes what a program needs."""
+
+    def __init__(
+        self,
+        units: UnitTable,
+        chunks: Chunks,
+        file: OpenFile,
+        has: Callable[[int, int], bool],
+        mark: Callable[[int], None],
+    ) -> None:
+        self._units = units
+        self._chunks = chunks
+        self._file = file
+        self._has = has
+        self._mark = mark
+        self.found: Callable[[elf.Needs], None] | None = None
+        self._lock = threading.Lock()
+        self._expected: dict[int, int] = {}  # first unit -> end, of files to be looked at
+        self._marked: set[int] = set()  # first units of those that a reader may touch
+        self._known: set[int] = set()  # first units of programs
+
+    def is_program(self, unit: int) -> bool:
+        return file_of(self._units, unit)[0] in self._known
+
+    def expect(self, unit: int) -> None:
+        """A reader, or a program that needs it, wants the file of the unit."""
+        if self.found is None:
+            return
+        first, end = file_of(self._units, unit)
+        with self._lock:
+            if first not in self._known and end - first <= _LONGEST:
+                self._expected[first] = end
+
+    def arrived(self, first: int, end: int) -> None:
+        """Units [first, end) are here."""
+        if self.found is None:
+            return
+        with self._lock:
+            expected = [
+                (start, stop) for start, stop in self._expected.items()
+                if start < end and first < stop
+            ]  # fmt: skip
+        for start, stop in expected:
+            self._look(start, stop)
+        for unit in range(first, end):
+            is_start = unit == 0 or not self._units.is_full[unit - 1]
+            if is_start and unit not in self._known and self._is_program_file(unit):
+                self._marked.add(unit)
+                self._mark(self._chunks.unit_range(unit)[0])
+
+    def touched(self, unit: int) -> None:
+        """A reader crossed a mark near the start of the unit."""
+        for near in range(unit, min(unit + 4, len(self._units))):
+            if near in self._marked:
+                self._marked.discard(near)
+                self.expect(near)
+                self._look(near, file_of(self._units, near)[1])
+
+    def _read(self, off: int, length: int) -> bytes:
+        try:
+            with self._file.use() as fd:
+                return os.pread(fd, length, off)
+        except OSError:
+            return b""
+
+    def _is_program_file(self, unit: int) -> bool:
+        return self._read(self._chunks.unit_range(unit)[0], 8).startswith(_MAGICS)
+
+    def _look(self, first: int, end: int) -> None:
+        base, limit = self._chunks.unit_range(first)[0], self._chunks.unit_range(end - 1)[1]
+
+        def read_at(off: int, length: int) -> bytes | None:
+            length = min(length, limit - base - off)
+            if off < 0 or length <= 0:
+                return b""
+            return self._read(base + off, length) if self._has(base + off, length) else None
+
+        head = read_at(0, elf.HEAD)
+        if head is None:
+            return
+        if not head.startswith(_MAGICS):
+            with self._lock:
+                self._expected.pop(first, None)
+            return
+        self._known.add(first)
+        try:
+            needs = elf.needs(read_at)
+        except elf.NotHereYetError:
+            return
+        with self._lock:
+            is_new = self._expected.pop(first, None) is not None
+        if is_new and self.found is not None:
+            self.found(needs)
