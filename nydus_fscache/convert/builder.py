@@ -30,7 +30,11 @@ from nydus_fscache.errors import UsageError
 
 log = logging.getLogger("builder")
 
-OWN = (sys.executable, "-m", "rafs_v6.cli")
+# By its entry point, as this room must not import it: it has the backends that rafs_v6 lacks.
+OWN = (
+    sys.executable, "-c",
+    "import sys; from nydus_fscache.cli.nydus_image import main; sys.exit(main())",
+)  # fmt: skip
 _PIPE = 1 << 20
 _TICK_S = 0.05
 _LAST_LINES = 8
@@ -41,7 +45,7 @@ class Builder:
     """``program``: empty for our own.  ``stop`` ends the children of all calls."""
 
     def __init__(self, program: str, prefetch: bytes, stop: threading.Event) -> None:
-        self._command: tuple[str, ...] = OWN
+        self.command: tuple[str, ...] = OWN
         if program:
             found = shutil.which(program)
             if found is None:
@@ -49,16 +53,16 @@ class Builder:
                     f"failed to find nydus-image binary {program!r}",
                     hint="leave --nydus-image away: nydusify has one",
                 )
-            self._command = (found,)
+            self.command = (found,)
         self._prefetch = prefetch
         self._stop = stop
 
     def version(self) -> str:
         """For the manifest's annotation; empty when it does not say."""
-        if self._command == OWN:
+        if self.command == OWN:
             return f"nydus-fscache v{__version__}"
         done = subprocess.run(
-            [*self._command, "--version"], capture_output=True, check=False, timeout=60
+            [*self.command, "--version"], capture_output=True, check=False, timeout=60
         )
         found = _VERSION.search(done.stdout.decode(errors="replace"))
         return found[1].strip() if found else ""
@@ -76,7 +80,7 @@ class Builder:
             os.mkfifo(path, 0o640)
         words = ["create", "--log-level", "warn", *options, "--blob", str(target), str(source)]
         try:
-            with _Child([*self._command, *words], self._stop) as child:
+            with _Child([*self.command, *words], self._stop) as child:
                 feeding = _Feeding(child, source, self._prefetch, layer)
                 try:
                     _drain(child, target, take)
@@ -92,7 +96,7 @@ class Builder:
 
     def run(self, words: Sequence[str], *, prefetch: bool = False) -> None:
         """Any other command, to its end."""
-        with _Child([*self._command, *words], self._stop) as child:
+        with _Child([*self.command, *words], self._stop) as child:
             child.feed(self._prefetch if prefetch else b"")
             child.finish(None)
 
@@ -101,7 +105,7 @@ class _Child:
     """Kills the process when the block is left before it ended."""
 
     def __init__(self, argv: Sequence[str], stop: threading.Event) -> None:
-        self._argv, self._stop = argv, stop
+        self._argv, self._stop = tuple(argv), stop
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         # Its own group: Ctrl-C is ours to handle, and ends it in order.
         self.process = subprocess.Popen(
@@ -165,7 +169,8 @@ class _Child:
             raise ConvertError(f"nydus-image {self._word()} read only a part of the layer")
 
     def _word(self) -> str:
-        return next((w for w in self._argv[1:] if not w.startswith("-")), "")
+        words = self._argv[len(OWN) :] if self._argv[: len(OWN)] == OWN else self._argv[1:]
+        return next((word for word in words if not word.startswith("-")), "")
 
     def _listen(self) -> None:
         assert self.process.stdout is not None

@@ -300,6 +300,14 @@ class RegistryClient:
         call = Call(method, place, self._headers(headers or {}), self._own(place), body)
         return self._authorised(call, repo, PUSH, deadline, _ANSWER_S)
 
+    def backend_options(self) -> dict[str, object]:
+        """Host, scheme and trust of this client, as the ``registry`` backend takes them."""
+        return {
+            "scheme": self.base.scheme,
+            "host": self.base.authority,
+            "skip_verify": self._http.tls.skip_verify,
+        }
+
     def policy(self, deadline: float) -> RetryPolicy:
         """For one request of the caller's own: its attempts, and the waits between them."""
         return RetryPolicy(self._deadline(deadline), self._http.retries, self._closing)

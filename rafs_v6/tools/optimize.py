@@ -36,6 +36,6 @@ def optimize(rewrite: Rewrite, paths: Sequence[bytes], target: Path, directory: 
     rewrite.prefetch = paths
     blob = rewrite.move(
         (location for row in files for location in tree.chunks(row)), files, directory,
-        features=BlobFeatures.IS_SEPARATED_WITH_PREFETCH_FILES,
+        features=BlobFeatures.IS_SEPARATED_WITH_PREFETCH_FILES, digest_is_id=True,
     )  # fmt: skip
     return Optimized(rewrite.write(target, last=blob), blob, len(files))

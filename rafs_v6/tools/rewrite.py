@@ -71,12 +71,13 @@ class Rewrite:
 
     def move(
         self, chunks: Iterable[int], files: Iterable[int], directory: Path, *,
-        features: int = 0,
+        features: int = 0, digest_is_id: bool = False,
     ) -> str:  # fmt: skip
         """Copy ``chunks``, given as locations, into one new blob in ``directory``, in their order.
 
         ``files``, rows, refer to the copies then.  Returns the new blob's id.  ``features``:
-        more of ``BlobFeatures`` for it.
+        more of ``BlobFeatures`` for it.  ``digest_is_id``: for a registry, which knows an object
+        by its sha256; a table of contents would bring an array that ids do not cover.
 
         Copies of encrypted chunks are encrypted, and those of others beside them.
         """
@@ -95,7 +96,9 @@ class Rewrite:
             infos[0].digester, self.defaults.chunk_size, _LEVEL, self.threads,
             cipher=XtsKey.random() if any(info.is_encrypted for info in infos) else None,
         )  # fmt: skip
-        toc = all(i.features & BlobFeatures.INLINED_CHUNK_DIGEST for i in infos)
+        toc = not digest_is_id and all(
+            i.features & BlobFeatures.INLINED_CHUNK_DIGEST for i in infos
+        )
         new_chunks = BlobChunks("", ChunkLocations(), features=features | options.features)
         out = BlobFile(directory / "new")
         try:

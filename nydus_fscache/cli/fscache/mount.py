@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import tempfile
+import threading
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from nydus_fscache.errors import FscacheError, MountpointError, UsageError
 
 if TYPE_CHECKING:
     from nydus_fscache.config.nydusd import Config
+    from nydus_fscache.registry.pull import PulledImage
 
 NAME = "mount"
 HELP = "mount an image that is loaded lazily"
@@ -28,6 +30,7 @@ examples:
   nydus-fscache mount registry.lan:5000/app@sha256:3f… /mnt/app --plain-http
 """
 
+_TRACE_WAIT_S = 2.0
 EROFS_MAGIC_OFF, EROFS_MAGIC = 1024, b"\xe2\xe1\xf5\xe0"
 
 
@@ -173,12 +176,33 @@ def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]
     directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nydus-fscache-"))
     bootstrap = Path(directory) / "image.boot"
     bootstrap.write_bytes(pulled.bootstrap)
+    if args.prefetch in ("auto", "trace"):
+        # A slow registry must not hold the mount up: the trace is then there for the next one.
+        looking = threading.Thread(target=_bring_trace, args=(args.root, pulled), daemon=True)
+        looking.start()
+        looking.join(_TRACE_WAIT_S)
     return {
         "bootstrap": str(bootstrap),
         **(request_of(config) if config else {}),
         **({"backend": pulled.backend} if of_registry else {}),
         "source": pulled.reference,
     }
+
+
+def _bring_trace(root: Path, pulled: PulledImage) -> None:
+    """The order of first reads that another node left beside the image, unless we have our own."""
+    import hashlib  # noqa: PLC0415
+
+    from nydus_fscache.convert.trace import bring  # noqa: PLC0415 - only for registries
+    from nydus_fscache.registry.client import RegistryClient  # noqa: PLC0415
+    from nydus_fscache.registry.options import take_registry_options  # noqa: PLC0415
+    from nydus_fscache.registry.repository import Repository  # noqa: PLC0415
+
+    digest = hashlib.sha256(pulled.bootstrap).hexdigest()
+    options = take_registry_options(pulled.backend["registry"])
+    with RegistryClient.of(options) as client:
+        repository = Repository(client, options.base.authority, options.repo)
+        bring(repository, pulled.manifest_digest, root / "images" / f"{digest}.trace")
 
 
 def _own_blob(file: Path) -> Config | None:

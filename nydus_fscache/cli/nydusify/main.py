@@ -36,8 +36,13 @@ COMMANDS = {
     "convert": "convert",
     "check": "check",
     "copy": "copy",
+    "build": "pack",
+    "chunkdict": "chunkdict",
+    "mount": "mount",
+    "optimize": "optimize",
+    "trace": "trace",
 }
-_ALIASES = {"view": "mount", "build": "pack", "h": "help"}
+_ALIASES = {"view": "mount", "pack": "build", "h": "help"}
 _GLOBAL = (
     Option("debug", "log all that happens", False, ("D",), ("DEBUG_LOG_LEVEL",)),
     Option("log-level", "panic, fatal, error, warn, info, debug or trace", "info", ("l",)),
@@ -85,8 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: str, words: list[str]) -> int:
     module = _module(command)
     options = [*module.OPTIONS, _HELP]
+    named: list[str] = []
+    if hasattr(module, "WORDS"):  # a command of two words
+        named, words = words[:1], words[1:]
+        if not named or named[0] not in module.WORDS:
+            print(f"No help topic for '{' '.join([command, *named])}'", file=sys.stderr)
+            print(_help(command, options))
+            return 3 if named else 0
     try:
         args = parse(options, words, os.environ)
+        args.rest = named
         if args.flag("help"):
             print(_help(command, options))
             return 0

@@ -1,0 +1,97 @@
+"""What refers to an image: artifacts with a subject, as the distribution specification 1.1 has it.
+
+Where a registry has no referrers API, the index under the fallback tag
+(``sha256-HEX``) is read and kept.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from nydus_fscache.errors import BackendError, BadImage
+from nydus_fscache.registry.manifest import Descriptor, descriptor
+from nydus_fscache.registry.media import EMPTY, OCI_INDEX, OCI_MANIFEST
+from nydus_fscache.registry.repository import Repository
+from nydus_fscache.registry.store import Document, put_blob
+
+_EMPTY_BODY = b"{}"
+_LIMIT = 64  # artifacts of one type that are looked at
+
+
+def find(repository: Repository, subject: str, artifact_type: str) -> list[Descriptor]:
+    """The manifests of that type that refer to ``subject``, the last one first."""
+    index = repository.referrers(subject)
+    if index is None:
+        index = _fallback(repository, subject)
+    entries = index.get("manifests") if index else None
+    if not isinstance(entries, list):
+        return []
+    fitting = [
+        descriptor(entry)
+        for entry in entries
+        if isinstance(entry, dict) and entry.get("artifactType") == artifact_type
+    ]
+    return fitting[::-1][:_LIMIT]
+
+
+def attach(
+    repository: Repository, subject: Document, artifact_type: str, data: bytes,
+    annotations: dict[str, str],
+) -> str:  # fmt: skip
+    """Store ``data`` as an artifact of ``subject``; the digest of its manifest."""
+    empty = {
+        "mediaType": EMPTY, "digest": put_blob(repository, _EMPTY_BODY), "size": len(_EMPTY_BODY),
+    }  # fmt: skip
+    layer = {"mediaType": artifact_type, "digest": put_blob(repository, data), "size": len(data)}
+    manifest = {
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": artifact_type,
+        "config": empty, "layers": [layer], "subject": subject.descriptor,
+        "annotations": annotations,
+    }  # fmt: skip
+    document = Document(json.dumps(manifest, indent=2).encode(), OCI_MANIFEST)
+    repository.put_manifest(document.digest, document)
+    if repository.referrers(subject.digest) is None:
+        _note(repository, subject.digest, document, artifact_type, annotations)
+    return document.digest
+
+
+def read(repository: Repository, artifact: Descriptor, artifact_type: str, limit: int) -> bytes:
+    """The data of an artifact; ``BadImage`` when it is not one."""
+    layers = repository.manifest(artifact.digest).json.get("layers")
+    if not isinstance(layers, list) or len(layers) != 1 or not isinstance(layers[0], dict):
+        raise BadImage(f"the artifact {artifact.digest} has not exactly one layer")
+    layer = descriptor(layers[0])
+    if layer.media_type != artifact_type or layer.size > limit:
+        raise BadImage(f"the artifact {artifact.digest} is not what its type says")
+    data = repository.read_at(layer.digest, 0, layer.size)
+    return data
+
+
+def _tag(subject: str) -> str:
+    return subject.replace(":", "-")
+
+
+def _fallback(repository: Repository, subject: str) -> dict[str, Any]:
+    try:
+        return repository.manifest(_tag(subject)).json
+    except BackendError as e:
+        if e.status == 404:
+            return {}
+        raise
+
+
+def _note(
+    repository: Repository, subject: str, document: Document, artifact_type: str,
+    annotations: dict[str, str],
+) -> None:  # fmt: skip
+    index = _fallback(repository, subject)
+    entries = [
+        e for e in index.get("manifests") or []
+        if isinstance(e, dict) and e.get("digest") != document.digest
+    ]  # fmt: skip
+    entries.append(
+        {**document.descriptor, "artifactType": artifact_type, "annotations": annotations}
+    )
+    body = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    repository.put_manifest(_tag(subject), Document(json.dumps(body, indent=2).encode(), OCI_INDEX))
