@@ -147,7 +147,7 @@ class _Validator:
         if entry.file_type and _TYPES.get(entry.file_type) != stat.S_IFMT(child.mode):
             self._faults.fail(
                 "dirent.file_type", _where(inode.nid, base),
-                f"directory {inode.nid}: {entry.name!r} says type {entry.file_type}, "
+                f"directory {inode.nid}: '{shown(entry.name)}' says type {entry.file_type}, "
                 f"its inode has mode {child.mode:#o}",
             )  # fmt: skip
         if not child.is_dir:

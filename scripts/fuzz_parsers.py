@@ -36,8 +36,10 @@ from nydus_fscache.errors import FscacheError
 from nydus_fscache.registry import layer, manifest
 from rafs_v6.cli import main as nydus_image
 from rafs_v6.format.toc import find_bootstrap
+from rafs_v6.reader.resolve import resolve
 from rafs_v6.validate import is_sound, validate_tree
 from rafs_v6.writer.errors import BuildError
+from rafs_v6.writer.overlay import WhiteoutSpec
 from rafs_v6.writer.sources.tar import TarSource
 
 CORPUS = Path(__file__).resolve().parents[1] / "tests" / "corpus"
@@ -66,7 +68,9 @@ def _built(*options: str) -> tuple[bytes, bytes]:
         base = Path(name)
         (base / "tree").mkdir()
         _tree(base / "tree")
-        argv = ["create", "-t", "dir-rafs", *options, "--bootstrap", str(base / "boot")]
+        argv = ["create", "-t", "dir-rafs", *options]
+        if "--blob-inline-meta" not in options:
+            argv += ["--bootstrap", str(base / "boot")]
         with contextlib.redirect_stdout(io.StringIO()):
             code = nydus_image([*argv, "--blob", str(base / "blob"), str(base / "tree")])
         if code:
@@ -95,6 +99,9 @@ def _tar(content: dict[str, bytes]) -> bytes:
 
 def _run_bootstrap(data: bytes) -> None:
     bootstrap = rafs_v6.Bootstrap.from_bytes(data)
+    for path in (b"/a/b/../c/", b"/etc/link", b"/\xff"):  # before anything is validated, too
+        with contextlib.suppress(OSError, rafs_v6.ImageError):
+            resolve(bootstrap, path)
     sound = is_sound(bootstrap)
     try:
         validate_tree(bootstrap)
@@ -104,7 +111,10 @@ def _run_bootstrap(data: bytes) -> None:
         raise
     if not sound:
         raise AssertionError("C found a fault that is none")
-    for _, inode in bootstrap.walk():
+    for path, inode in bootstrap.walk():
+        assert resolve(bootstrap, path, follow=False)[1] == inode, "found by halves"
+        with contextlib.suppress(OSError):
+            resolve(bootstrap, path)
         bootstrap.xattrs(inode)
         if inode.is_reg:
             for _chunk in bootstrap.chunks(inode):
@@ -136,7 +146,7 @@ def _run_tar(data: bytes) -> None:
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.seek(0)
-        TarSource(file).close()
+        TarSource(file, len(data), WhiteoutSpec.OCI).close()
 
 
 def _manifest_seed() -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from rafs_v6.errors import ImageError, UnsupportedImage
+from rafs_v6.errors import ImageError, UnsupportedImage, shown
 from rafs_v6.faults import STRICT, Checks
 from rafs_v6.format.erofs import (
     CHUNK_RECORD_SIZE,
@@ -286,7 +286,7 @@ def _check_slot(
     tag = _text(slot.tag, "device-slot.tag", at, f"{where}: tag", check)
     check(
         slot.tag == r.blob_id, "device-slot.tag", at,
-        f"{where}: tag {tag!r} is not the blob id {r.blob_id.rstrip(bytes(1))!r}",
+        f"{where}: tag {tag!r} is not the blob id '{shown(r.blob_id.rstrip(bytes(1)))}'",
     )  # fmt: skip
     blocks = r.uncompressed_size >> sb.blkszbits
     check(slot.blocks != 0, "device-slot.blocks", at + 64, f"{where}: 0 blocks")

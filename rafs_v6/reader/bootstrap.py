@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from rafs_v6.errors import ImageError, NotAFileError
+from rafs_v6.errors import ImageError, NotAFileError, shown
 from rafs_v6.faults import STRICT, Checks
 from rafs_v6.format.erofs import (
     CHUNK_INDEX,
@@ -171,9 +171,11 @@ class Bootstrap:
             if last:
                 name = name.split(b"\0", 1)[0]
             if not name or len(name) > EROFS_NAME_LEN or b"/" in name or b"\0" in name:
-                raise ImageError(f"{what}: {name[:40]!r} is no file name")
+                raise ImageError(f"{what}: {_quoted(name)} is not a file name")
             if name <= previous:
-                raise ImageError(f"{what}: {name!r} is out of order behind {previous!r}")
+                raise ImageError(
+                    f"{what}: {_quoted(name)} is out of order behind {_quoted(previous)}"
+                )
             previous = name
             entries.append(Dirent(name, child, file_type))
 
@@ -206,7 +208,7 @@ class Bootstrap:
                 raise ImageError(f"{what}: an entry of type {index} that does not fit")
             name = XATTR_PREFIXES[index] + bytes(area[at : at + name_len])
             if len(name) > _XATTR_NAME_MAX or b"\0" in name or name in found:
-                raise ImageError(f"{what}: {name[:60]!r} twice, or no name")
+                raise ImageError(f"{what}: {_quoted(name)} twice, or not a name")
             found[name] = bytes(area[at + name_len : at + name_len + value_len])
             at = round_up(at + name_len + value_len, 4)
         return found
@@ -325,3 +327,7 @@ class Bootstrap:
         if self.block_size > mmap.PAGESIZE:
             return f"blocks of {self.block_size} bytes are larger than a page"
         return None
+
+
+def _quoted(name: bytes) -> str:
+    return f"'{shown(name[:EROFS_NAME_LEN])}'"

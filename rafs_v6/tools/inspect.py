@@ -209,7 +209,7 @@ def _number(text: str, usage: str) -> int:
     try:
         return int(text, 0)
     except ValueError:
-        raise BadQuestion(f"{text!r} is no number: {usage}") from None
+        raise BadQuestion(f"{text!r} is not a number: {usage}") from None
 
 
 def _kind(inode: Inode) -> str:

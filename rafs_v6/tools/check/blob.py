@@ -10,7 +10,7 @@ import hashlib
 import string
 from collections.abc import Sequence
 
-from rafs_v6.errors import ImageError
+from rafs_v6.errors import ImageError, shown
 from rafs_v6.faults import Checks
 from rafs_v6.format.erofs import (
     CCT_HEADER_SIZE,
@@ -246,9 +246,8 @@ class BlobCheck:
             end = skip[1] + TAR_HEADER
         for name, at, length in headers:
             if at < 0 or at + TAR_HEADER > size:
-                self._check.fail(
-                    "blob.truncated", self._meta, f"{size} bytes, without tar header {name!r}"
-                )
+                text = f"{size} bytes, without the tar header for '{shown(name)}'"
+                self._check.fail("blob.truncated", self._meta, text)
                 return skip
             place = f"{self._meta}, byte {at:#x}"
             check_tar_header(self._read(at, TAR_HEADER), name, length, place, self._check)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from rafs_v6.errors import ImageError
+from rafs_v6.errors import ImageError, shown
 from rafs_v6.faults import Checks
 from rafs_v6.format.erofs import CCT_HEADER_SIZE, TocEntry
 from rafs_v6.format.tables import BlobInfo
@@ -24,22 +24,23 @@ _PIECE = 8 << 20
 def check_tar_header(block: bytes, name: bytes, size: int, place: str, check: Checks) -> bool:
     """One of the headers that follow the parts (format.md 2.2)."""
     if not check(
-        is_tar_header(block), "tar-header.magic", place, f"no tar header for {name!r} there"
+        is_tar_header(block), "tar-header.magic", place, f"no tar header for '{shown(name)}' there"
     ):
         return False
     total = sum(block) - sum(block[148:156]) + 8 * 0x20
     found = block[:100].split(b"\0", 1)[0]
     good = check(
         _octal(block[148:156]) == total, "tar-header.checksum", place,
-        f"the checksum of the tar header for {name!r} is wrong",
+        f"the checksum of the tar header for '{shown(name)}' is wrong",
     )  # fmt: skip
     good &= check(
-        found == name, "tar-header.name", place, f"a tar header for {found!r}, not for {name!r}"
-    )
+        found == name, "tar-header.name", place,
+        f"a tar header for '{shown(found)}', not for '{shown(name)}'",
+    )  # fmt: skip
     length = int.from_bytes(block[125:136], "big") if block[124] & 0x80 else _octal(block[124:136])
     good &= check(
         length == size, "tar-header.size", place,
-        f"the tar header for {name!r} says {length} bytes, there are {size}",
+        f"the tar header for '{shown(name)}' says {length} bytes, there are {size}",
     )  # fmt: skip
     return good
 
