@@ -126,10 +126,18 @@ int nf_core_stop(struct nf_core *c)
 	nf_requests_wake_loop(&c->requests);
 	pthread_join(c->thread, NULL);
 	c->started = false;
+	nf_waiter_flush(c->waiter);
 	nf_waiter_free(c->waiter);
-	for (i = 0; i < c->ntransports; i++)
-		if (c->transports[i])
-			c->transports[i]->watch.armed = false;
+	for (i = 0; i < c->ntransports; i++) {
+		struct nf_transport *t = c->transports[i];
+
+		if (!t)
+			continue;
+		t->watch.armed = false;
+		t->ready = false;
+		if (t->ops->rest)
+			t->ops->rest(t);
+	}
 	nf_queue_wake(&c->requests.queue);
 	return 0;
 }

@@ -6,8 +6,15 @@
  * is written: answer, clear the record, close, in this order.
  *
  * A record is taken while its event_len is not 0.
+ *
+ * Where there is a ring, the answers that the loop itself gives (to readers of what is present)
+ * go through it, those of a batch of events by one call, and the numbers are closed by the next
+ * one.  An answer and its close are never linked: the number would be free before the record is
+ * cleared, and a successor would answer whoever has it by then.
  */
 #include <fcntl.h>
+#include <liburing.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
@@ -36,10 +43,23 @@ struct range_info {
 	uint64_t count;
 };
 
+/* An answer on its way through the ring; one for each record. */
+struct ring_answer {
+	struct nf_completion on;
+	struct nf_request *request;
+	struct fanotify_response response;
+};
+
 struct fanotify {
 	struct nf_transport t;
 	uint32_t cursor;	/* where to look for free records; the loop's own */
+	struct nf_waiter *waiter;
+	struct ring_answer *answers;
+	uint32_t under_way;	/* of them; the loop's own */
 };
+
+/* Whose drain this thread is in: the ring is the loop's own. */
+static _Thread_local struct fanotify *draining;
 
 static struct fanotify_event_metadata *record(const struct nf_transport *t, uint32_t slot)
 {
@@ -52,23 +72,86 @@ static void clear(const struct nf_transport *t, uint32_t slot)
 	__atomic_store_n(&record(t, slot)->event_len, 0, __ATOMIC_RELEASE);
 }
 
+static uint32_t word_of(int err)
+{
+	return !err ? FAN_ALLOW : err == ENOSPC ? DENY_ERRNO(ENOSPC) : DENY_ERRNO(EIO);
+}
+
+/* The answer is written; *fd is what is to be closed, or -1. */
+static void settle_record(struct nf_request *r, int *fd)
+{
+	*fd = r->owns_fd ? r->fd : -1;
+	clear(r->via, r->slot);
+	nf_request_release(r);
+}
+
+/* Kernels that know no errno in an answer say EINVAL. */
+static void deny_plainly(int group, struct fanotify_response response)
+{
+	ssize_t n;
+
+	response.response = FAN_DENY;
+	n = write(group, &response, sizeof(response));
+	(void)n;
+}
+
+static void ring_answered(struct nf_completion *on, int res, uint32_t flags)
+{
+	struct ring_answer *a = (struct ring_answer *)on;
+	struct fanotify *f = (struct fanotify *)a->request->via;
+	struct io_uring_sqe *sqe;
+	int fd;
+
+	(void)flags;
+	f->under_way--;
+	/* what the ring would not do (its errors are the request's, too) is done without it; ENOENT
+	 * and what was done already do no harm */
+	if (res != sizeof(a->response) && res != -ENOENT) {
+		ssize_t n = write(atomic_load(&f->t.fd), &a->response, sizeof(a->response));
+
+		if (n < 0 && errno == EINVAL && a->response.response != FAN_ALLOW)
+			deny_plainly(atomic_load(&f->t.fd), a->response);
+	}
+	settle_record(a->request, &fd);
+	if (fd < 0)
+		return;
+	sqe = nf_waiter_sqe(f->waiter);
+	if (!sqe) {
+		close(fd);
+		return;
+	}
+	io_uring_prep_close(sqe, fd);
+	io_uring_sqe_set_data(sqe, NULL);
+}
+
+/* False: there is no ring, or no room in it. */
+static bool answer_by_ring(struct fanotify *f, struct nf_request *r, int err)
+{
+	struct io_uring_sqe *sqe = nf_waiter_sqe(f->waiter);
+	struct ring_answer *a = &f->answers[r->slot];
+
+	if (!sqe)
+		return false;
+	a->on.done = ring_answered;
+	a->request = r;
+	a->response = (struct fanotify_response){ .fd = r->fd, .response = word_of(err) };
+	io_uring_prep_write(sqe, atomic_load(&f->t.fd), &a->response, sizeof(a->response), 0);
+	io_uring_sqe_set_data(sqe, &a->on);
+	f->under_way++;
+	return true;
+}
+
 static void answer(struct nf_transport *t, struct nf_request *r, int err)
 {
-	struct fanotify_response response = { .fd = r->fd, .response = FAN_ALLOW };
-	int fd = r->owns_fd ? r->fd : -1, group = atomic_load(&t->fd);
+	struct fanotify_response response = { .fd = r->fd, .response = word_of(err) };
+	int group = atomic_load(&t->fd), fd;
 
-	if (err)
-		response.response = err == ENOSPC ? DENY_ERRNO(ENOSPC) : DENY_ERRNO(EIO);
+	if (draining == (struct fanotify *)t && answer_by_ring(draining, r, err))
+		return;
 	/* ENOENT: the reader was killed, or a predecessor answered before it died */
-	if (write(group, &response, sizeof(response)) < 0 && errno == EINVAL && err) {
-		ssize_t n;
-
-		response.response = FAN_DENY;
-		n = write(group, &response, sizeof(response));
-		(void)n;
-	}
-	clear(t, r->slot);
-	nf_request_release(r);
+	if (write(group, &response, sizeof(response)) < 0 && errno == EINVAL && err)
+		deny_plainly(group, response);
+	settle_record(r, &fd);
 	if (fd >= 0)
 		close(fd);
 }
@@ -175,39 +258,68 @@ static bool is_ours(int err)
 	return err == EBADF || err == EINVAL || err == EFAULT;
 }
 
-static enum nf_more drain(struct nf_transport *t, unsigned int budget)
+/* Events of one read; NF_MORE: there may be others, *n of which it were. */
+static enum nf_more drain_batch(struct nf_transport *t, uint32_t most, uint32_t *n)
 {
-	uint32_t n, first, i;
+	uint32_t first, room, i;
 	ssize_t got;
 
-	while (budget) {
-		first = free_run(t, budget < RUN_MAX ? budget : RUN_MAX, &n);
-		if (!n)
-			return NF_NO_SLOT;
-		got = read(atomic_load(&t->fd), record(t, first), (size_t)n * EVENT_SIZE);
-		if (got < 0 && errno == EAGAIN)
-			return NF_EMPTY;
-		if (got < 0 && is_ours(errno)) {
-			nf_queue_push(&t->core->queue,
-				      &(struct nf_event){ .type = NF_EV_BROKEN, .fd = -1,
-							  .len = (uint64_t)errno });
-			return NF_FAILED;
-		}
-		if (got < 0) {
-			/* the kernel has denied that event; others may fare better soon */
-			if (errno == EMFILE || errno == ENFILE || errno == ETXTBSY)
-				usleep(EMFILE_PAUSE_US);
-			budget--;
-			continue;
-		}
-		if (!got)
-			return NF_EMPTY;
-		n = align_records(t, first, (size_t)got, n);
-		for (i = 0; i < n; i++)
-			handle(t, first + i);
+	first = free_run(t, most, &room);
+	*n = 1;
+	if (!room)
+		return NF_NO_SLOT;
+	got = read(atomic_load(&t->fd), record(t, first), (size_t)room * EVENT_SIZE);
+	if (got < 0 && errno == EAGAIN)
+		return NF_EMPTY;
+	if (got < 0 && is_ours(errno)) {
+		nf_queue_push(&t->core->queue, &(struct nf_event){ .type = NF_EV_BROKEN, .fd = -1,
+								   .len = (uint64_t)errno });
+		return NF_FAILED;
+	}
+	if (got < 0) {
+		/* the kernel has denied that event; others may fare better soon */
+		if (errno == EMFILE || errno == ENFILE || errno == ETXTBSY)
+			usleep(EMFILE_PAUSE_US);
+		return NF_MORE;
+	}
+	if (!got)
+		return NF_EMPTY;
+	*n = align_records(t, first, (size_t)got, room);
+	for (i = 0; i < *n; i++)
+		handle(t, first + i);
+	return NF_MORE;		/* who was answered asks again before a wait would be over */
+}
+
+static enum nf_more drain(struct nf_transport *t, unsigned int budget)
+{
+	struct fanotify *f = (struct fanotify *)t;
+	enum nf_more how = NF_MORE;
+	uint32_t n;
+
+	draining = f->waiter ? f : NULL;
+	while (budget && how == NF_MORE) {
+		how = drain_batch(t, budget < RUN_MAX ? budget : RUN_MAX, &n);
+		if (f->under_way)
+			nf_waiter_wait(f->waiter, 0);
 		budget -= n < budget ? n : budget;
 	}
-	return NF_MORE;
+	draining = NULL;
+	return how;
+}
+
+static void arm(struct nf_transport *t, struct nf_waiter *w)
+{
+	((struct fanotify *)t)->waiter = nf_waiter_uses_uring(w) ? w : NULL;
+	nf_transport_arm(t, w);
+}
+
+/* An answer that the ring did not give is on record still: it is a successor's. */
+static void rest(struct nf_transport *t)
+{
+	struct fanotify *f = (struct fanotify *)t;
+
+	f->waiter = NULL;
+	f->under_way = 0;
 }
 
 int nf_fanotify_attach(struct nf_transport *t, int group)
@@ -242,7 +354,12 @@ static bool occupy_number(int number)
 
 static int occupy(struct nf_transport *t)
 {
+	struct fanotify *f = (struct fanotify *)t;
 	uint32_t slot;
+
+	f->answers = calloc(t->slots, sizeof(*f->answers));
+	if (!f->answers)
+		return -ENOMEM;
 
 	/* a page that is not in memory when the kernel copies an event there, in a process that
 	 * is being killed, is an event lost: EFAULT denies its reader */
@@ -299,6 +416,11 @@ static int settle(struct nf_transport *t, bool all_served)
 	return n;
 }
 
+static void destroy(struct nf_transport *t)
+{
+	free(((struct fanotify *)t)->answers);
+}
+
 const struct nf_transport_ops nf_fanotify = {
 	.name = "fanotify",
 	.kind = NF_AREA_FANOTIFY,
@@ -306,7 +428,9 @@ const struct nf_transport_ops nf_fanotify = {
 	.size = sizeof(struct fanotify),
 	.occupy = occupy,
 	.settle = settle,
-	.arm = nf_transport_arm,
+	.arm = arm,
 	.drain = drain,
 	.answer = answer,
+	.rest = rest,
+	.destroy = destroy,
 };

@@ -3,9 +3,11 @@
 #include <liburing.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #define ENTRIES 256u
 #define RETRY_MS 10
+#define FLUSH_TRIES 200u
 
 struct nf_waiter {
 	bool uring;
@@ -163,4 +165,19 @@ void nf_waiter_wait(struct nf_waiter *w, int timeout_ms)
 	if (rc < 0 && rc != -EINTR && rc != -ETIME)
 		poll_all(w, timeout_ms ? RETRY_MS : 0);
 	reap(w);
+}
+
+void nf_waiter_flush(struct nf_waiter *w)
+{
+	unsigned int i;
+
+	if (!w->uring)
+		return;
+	for (i = 0; i < FLUSH_TRIES; i++) {
+		nf_waiter_wait(w, 0);
+		if (!io_uring_sq_ready(&w->ring))
+			return;
+		if (i)
+			usleep(RETRY_MS * 1000);
+	}
 }

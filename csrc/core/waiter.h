@@ -45,5 +45,8 @@ struct io_uring_sqe *nf_waiter_sqe(struct nf_waiter *w);
  * next call; meanwhile the watched descriptors are polled, so nothing is lost by it.
  */
 void nf_waiter_wait(struct nf_waiter *w, int timeout_ms);
+/* Until the kernel has taken all that was handed in, and done what it can do at once; gives up
+ * when it takes nothing for two seconds. */
+void nf_waiter_flush(struct nf_waiter *w);
 
 #endif

@@ -52,6 +52,7 @@ int main(void)
 	/* and starts again */
 	CHECK(nf_core_start(r.core) == 0);
 	CHECK(nf_core_start(r.core) == -EALREADY);
+	CHECK(nf_core_stop(r.core) == 0);	/* while somebody still takes the answers */
 	atomic_store(&enough, true);
 	for (i = 0; i < 3; i++)
 		pthread_join(threads[i], NULL);
