@@ -58,6 +58,8 @@ struct fanotify {
 	uint32_t under_way;	/* of them; the loop's own */
 };
 
+/* A request's `unique`: of one that a predecessor left, is its number safe until it is answered? */
+
 /* Whose drain this thread is in: the ring is the loop's own. */
 static _Thread_local struct fanotify *draining;
 
@@ -352,6 +354,13 @@ static bool occupy_number(int number)
 	return got == number;
 }
 
+/* Python's mmap has a descriptor of the journal of its own, for as long as the core has the memory:
+ * a number that cannot come free either. */
+static bool is_memory(int number)
+{
+	return fcntl(number, F_GET_SEALS) >= 0;
+}
+
 static int occupy(struct nf_transport *t)
 {
 	struct fanotify *f = (struct fanotify *)t;
@@ -373,6 +382,7 @@ static int occupy(struct nf_transport *t)
 		r = nf_request_take(t, slot);
 		r->fd = record(t, slot)->fd;
 		r->owns_fd = occupy_number(r->fd);
+		r->unique = r->owns_fd || is_memory(r->fd);
 		atomic_store(&r->t_ns, nf_now_ns());
 	}
 	return 0;
@@ -396,7 +406,7 @@ static int settle(struct nf_transport *t, bool all_served)
 		 * new event, while the old answer is owed: the answer to the new one would then
 		 * release the old reader.  So that one is answered now.
 		 */
-		if (!r->owns_fd || !range_of(record(t, slot), &r->off, &r->len)) {
+		if (!r->unique || !range_of(record(t, slot), &r->off, &r->len)) {
 			nf_request_answer(r, EIO);
 			continue;
 		}

@@ -137,9 +137,34 @@ def test_numbers_that_are_owed_an_answer_are_given_up() -> None:
     os.close(journal)
 
 
+def test_the_number_that_the_memory_itself_has_is_safe() -> None:
+    """mmap keeps a descriptor of the journal, whose number may be owed: that reader is served."""
+    fd = os.memfd_create("journal")
+    os.ftruncate(fd, Core.journal_size(SLOTS))
+    number = os.dup(0)
+    os.close(number)  # the lowest that is free, which mmap takes
+    memory = mmap.mmap(fd, 0)
+    Core.format_journal(memory, SLOTS)
+    record(memory, 0, number, 0, 5)
+    core = Core(memory)
+    group, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pages = PageMap(8192)
+    pages.set(0, 2)
+    with group, ours:
+        core.add_object(5, 1, 1, ours.fileno(), 8192, pages.memory)
+        core.attach_fanotify(ours.fileno())
+        assert core.settle(all_served=True) == 1
+        group.settimeout(20)
+        assert struct.unpack("=iI", group.recv(8)) == (number, FAN_ALLOW)
+    os.fstat(number)
+    core.remove_object(5)
+    pages.close()
+    os.close(fd)
+
+
 def test_a_number_that_cannot_be_kept_is_answered_at_once(journal: mmap.mmap) -> None:
     """Something of this process has it, and may close it any time: that reader gets EIO now."""
-    number = os.memfd_create("in-the-way")
+    number = os.open("/dev/null", os.O_RDONLY)
     record(journal, 0, number, 0, 5)
     core = Core(journal)
     group, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
