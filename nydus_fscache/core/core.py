@@ -35,7 +35,7 @@ def _checked(result: int) -> int:
 class Core:
     """One event core.  Thread-safe."""
 
-    def __init__(self, journal: mmap.mmap, *, no_uring: bool = False) -> None:
+    def __init__(self, journal: mmap.mmap | memoryview, *, no_uring: bool = False) -> None:
         """``journal``: shared memory that ``format_journal`` has prepared."""
         self._journal = ffi.from_buffer("uint8_t[]", journal)
         flags = lib.NF_NO_URING if no_uring else 0
@@ -52,7 +52,7 @@ class Core:
         return lib.nf_journal_size(slots)
 
     @staticmethod
-    def format_journal(memory: mmap.mmap, slots: int) -> None:
+    def format_journal(memory: mmap.mmap | memoryview, slots: int) -> None:
         _checked(lib.nf_journal_format(ffi.from_buffer(memory), len(memory), slots))
 
     # -- life ----------------------------------------------------------------------------------

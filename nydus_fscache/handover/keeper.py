@@ -272,13 +272,15 @@ class Keeper:
                 self.stop_asked = True
                 if self.child:
                     self.pass_stop_on()
-            if self.link is not None and self.link.fileno() in ready and not self.receive():
-                code = self.buried()
-                if self.over(code):
-                    for name in self.kept:  # open until the end: a free lock says that it is over
-                        self.unit.remove(name)
-                    return code
-            if self.starting() and time.monotonic() - self.started > START_S:
+            if self.link is not None and self.link.fileno() in ready:
+                if not self.receive():
+                    code = self.buried()
+                    if self.over(code):
+                        for name in self.kept:  # open until the end: a free lock says: it is over
+                            self.unit.remove(name)
+                        return code
+            # only once all that it has said is read: this process may have slept itself
+            elif self.starting() and time.monotonic() - self.started > START_S:
                 say(f"service {self.child} was not ready, and made no progress, in {START_S:.0f} s")
                 os.kill(self.child, signal.SIGKILL)
             if not self.child:

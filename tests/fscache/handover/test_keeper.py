@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,27 @@ def test_a_start_may_take_long_as_long_as_it_gets_on() -> None:
     done = run(*["0.6=progress"] * 4, "0=ready", "0=bye", start_s="1.5")
     assert (done.returncode, done.stdout.count("begins")) == (0, 1), done.stderr
     assert "no progress" not in done.stderr
+
+
+def test_a_keeper_that_slept_believes_the_service_first() -> None:
+    """A machine that stood still: all that the service has said is read before it is judged."""
+    words = ["0=progress"] * 5 + ["0=ready", "5=bye"]
+    process = subprocess.Popen(
+        [
+            sys.executable, "-I", "-S", keeper.__file__,
+            sys.executable, "-c", SERVICE, *words,
+        ],
+        env={**os.environ, "NYDUS_FSCACHE_START_S": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2)
+    process.send_signal(signal.SIGCONT)
+    out, said = process.communicate(timeout=30)
+    assert (process.returncode, out.count("begins")) == (0, 0), said
+    assert "no progress" not in said
 
 
 def test_a_start_that_gets_stuck_is_ended() -> None:
