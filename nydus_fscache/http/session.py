@@ -10,6 +10,7 @@ a registry does not pay).
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import threading
@@ -31,6 +32,7 @@ from nydus_fscache.http.wire import Deadline
 if TYPE_CHECKING:
     import requests
 
+_PARALLEL = 32  # connections that are kept for each host
 _KEEP_METHOD = frozenset((307, 308))
 
 
@@ -274,6 +276,8 @@ def _make(context: ssl.SSLContext, skip_verify: bool) -> requests.Session:
     from urllib3.connection import HTTPConnection, HTTPSConnection  # noqa: PLC0415
     from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool  # noqa: PLC0415
 
+    # at DEBUG it writes whole URLs, and a query is a signature
+    logging.getLogger("urllib3").setLevel(logging.WARNING)
     if skip_verify:  # the administrator asked for it; one warning a request helps nobody
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
@@ -330,8 +334,8 @@ def _make(context: ssl.SSLContext, skip_verify: bool) -> requests.Session:
     session.trust_env = False  # neither .netrc nor REQUESTS_CA_BUNDLE
     session.verify = not skip_verify
     session.headers.clear()
-    session.mount("http://", Adapter())
-    session.mount("https://", Adapter())
+    session.mount("http://", Adapter(pool_maxsize=_PARALLEL))
+    session.mount("https://", Adapter(pool_maxsize=_PARALLEL))
     return session
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import threading
@@ -34,7 +35,11 @@ def session() -> Iterator[Session]:
     session.close()
 
 
-def test_redirects_leave_secrets_behind(tmp_path: Path, session: Session) -> None:
+def test_redirects_leave_secrets_behind(
+    tmp_path: Path, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
     def away(method: str, path: str, headers: Headers, body: bytes) -> Answer:
         if path == "/first":
             return 307, {"Location": "/second"}, b""
@@ -50,6 +55,8 @@ def test_redirects_leave_secrets_behind(tmp_path: Path, session: Session) -> Non
     assert [seen.headers.get("Authorization") for seen in server.seen] == ["Basic c2VjcmV0"] * 2
     (there,) = store.seen
     assert "Authorization" not in there.headers
+    assert "Signature" not in caplog.text
+    assert "c2VjcmV0" not in caplog.text
     assert there.headers["X-Any"] == "1"
 
 
