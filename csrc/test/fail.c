@@ -43,8 +43,10 @@ int main(void)
 	CHECK(nf_object_remove(r.core, 1) == -ENOENT);
 	CHECK(nf_fail(r.core, 1, 0, 1, EIO) == -ENOENT);
 	CHECK(nf_filled(r.core, 1, 0, 1) == -ENOENT);
-	nf_core_stats(r.core, &stats);
-	CHECK(stats.events == 5 && stats.pending == 0 && stats.oldest_ns == 0 && stats.denied == 5);
+	do	/* a record is given up behind its answer */
+		nf_core_stats(r.core, &stats);
+	while (stats.oldest_ns);
+	CHECK(stats.events == 5 && stats.pending == 0 && stats.denied == 5);
 	rig_free(&r);
 	free(pages);
 	return 0;
