@@ -18,6 +18,7 @@ ffi.set_source(
         "csrc/writer/tables.c",
         "csrc/writer/gunzip.c",
         "csrc/writer/layout.c",
+        "csrc/writer/records.c",
         "csrc/writer/render.c",
     ],
     include_dirs=INCLUDES,

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -39,6 +40,7 @@ struct job {
 	const uint8_t *in;
 	uint8_t *out;
 	uint32_t digester;
+	const char *paths;
 	const struct rafs_write_options *recipe;
 };
 
@@ -61,6 +63,73 @@ static int read_whole(int fd, uint8_t *to, size_t len, uint64_t off)
 	return 0;
 }
 
+#define HOLE_MIN (64u << 10)	/* smaller chunks are read sooner than looked at */
+
+/* The digest of zeros, which large sparse files have many of. */
+static struct {
+	pthread_mutex_t lock;
+	uint32_t digester, len, crc32c;
+	uint8_t digest[32];
+} zeros = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static int digest_zeros(const struct job *job, struct rafs_read_chunk *p, uint8_t *to)
+{
+	int error = 0;
+
+	pthread_mutex_lock(&zeros.lock);
+	if (zeros.len != p->len || zeros.digester != job->digester) {
+		memset(to, 0, p->len);
+		error = rafs_digest(job->digester, to, p->len, zeros.digest);
+		zeros.crc32c = rafs_crc32c(to, p->len);
+		zeros.len = error ? 0 : p->len;
+		zeros.digester = job->digester;
+	}
+	memcpy(p->digest, zeros.digest, sizeof(p->digest));
+	p->crc32c = zeros.crc32c;
+	pthread_mutex_unlock(&zeros.lock);
+	return error;
+}
+
+/* Is all of it a hole?  What cannot be told is read. */
+static int is_hole(int fd, const struct rafs_read_chunk *p)
+{
+	const off_t start = (off_t)p->off, end = start + p->len;
+	off_t data;
+
+	if (p->len < HOLE_MIN)
+		return 0;
+	data = lseek(fd, start, SEEK_DATA);
+	/* Behind the last data there is no more; the hole ends where the file does. */
+	if (data < 0)
+		return errno == ENXIO && lseek(fd, 0, SEEK_END) >= end;
+	return data >= end;
+}
+
+static int read_one(struct job *job, struct rafs_read_chunk *p)
+{
+	uint8_t *to = job->out + p->at;
+	int fd = p->fd, error = 0;
+
+	p->hole = 0;
+	if (fd == RAFS_FD_PATH) {
+		fd = open(job->paths + p->path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+		if (fd < 0)
+			return -errno;
+	}
+	if (fd >= 0)
+		p->hole = (uint32_t)is_hole(fd, p);
+	if (fd >= 0 && !p->hole)
+		error = read_whole(fd, to, p->len, p->off);
+	if (p->fd == RAFS_FD_PATH)
+		close(fd);
+	if (error)
+		return error;
+	if (p->hole)
+		return digest_zeros(job, p, to);
+	p->crc32c = rafs_crc32c(to, p->len);
+	return rafs_digest(job->digester, to, p->len, p->digest);
+}
+
 static void *read_worker(void *arg)
 {
 	struct job *job = arg;
@@ -68,14 +137,9 @@ static void *read_worker(void *arg)
 
 	while ((i = atomic_fetch_add(&job->next, 1)) < job->n) {
 		struct rafs_read_chunk *p = (struct rafs_read_chunk *)job->items + i;
-		uint8_t *to = job->out + p->at;
 
-		p->error = read_whole(p->fd, to, p->len, p->off);
-		if (!p->error)
-			p->error = rafs_digest(job->digester, to, p->len, p->digest);
-		if (!p->error)
-			p->crc32c = rafs_crc32c(to, p->len);
-		else
+		p->error = read_one(job, p);
+		if (p->error)
 			atomic_store(&job->error, p->error);
 	}
 	return NULL;
@@ -188,10 +252,12 @@ static int fits(uint64_t at, uint32_t len, uint32_t room, size_t arena_len)
 	return len && len <= RAFS_MAX_CHUNK_SIZE && at <= arena_len && arena_len - at >= room;
 }
 
-int rafs_build_read(struct rafs_read_chunk *chunks, uint32_t n, uint8_t *arena, size_t arena_len,
-		    uint32_t digester, uint32_t threads)
+int rafs_build_read(struct rafs_read_chunk *chunks, uint32_t n, const char *paths,
+		    uint8_t *arena, size_t arena_len, uint32_t digester, uint32_t threads)
 {
-	struct job job = { .items = chunks, .n = n, .out = arena, .digester = digester };
+	struct job job = {
+		.items = chunks, .n = n, .out = arena, .digester = digester, .paths = paths,
+	};
 
 	for (uint32_t i = 0; i < n; i++) {
 		if (!fits(chunks[i].at, chunks[i].len, 0, arena_len))

@@ -128,3 +128,16 @@ int64_t rafs_keys_number(struct rafs_keys *k, const uint8_t *digest, uint32_t si
 	}
 	return *slot - 1;
 }
+
+int rafs_keys_numbers(struct rafs_keys *keys, const struct rafs_read_chunk *chunks, uint32_t n,
+		      uint32_t *numbers)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		const int64_t number = rafs_keys_number(keys, chunks[i].digest, chunks[i].len);
+
+		if (number < 0)
+			return (int)number;
+		numbers[i] = (uint32_t)number;
+	}
+	return 0;
+}

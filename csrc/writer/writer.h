@@ -7,19 +7,29 @@
 
 /* One chunk to be.  The caller fills the first part, rafs_build_read the second. */
 struct rafs_read_chunk {
-	int32_t fd;
+	int32_t fd;		/* RAFS_FD_PATH, RAFS_FD_NONE, or a descriptor */
 	uint32_t len;		/* 1..RAFS_MAX_CHUNK_SIZE */
-	uint64_t off;		/* bytes, in fd */
+	uint64_t off;		/* bytes, in the file or descriptor */
 	uint64_t at;		/* bytes, in the arena */
+	uint64_t file_off;	/* bytes, in the file that the image will have */
+	uint32_t path;		/* of a RAFS_FD_PATH: where its path begins in paths */
+	uint32_t row;		/* the caller's */
 
-	int32_t error;		/* 0, or a negative errno; -ENODATA: fd ended too soon */
+	int32_t error;		/* 0, or a negative errno; -ENODATA: the file ended too soon */
+	uint32_t hole;		/* 1: zeros that were not read, and are not in the arena */
 	uint32_t crc32c;
 	uint8_t digest[32];
 };
 
-/* Read chunks into arena and digest them.  0, or an error of one of them. */
-int rafs_build_read(struct rafs_read_chunk *chunks, uint32_t n, uint8_t *arena, size_t arena_len,
-		    uint32_t digester, uint32_t threads);
+#define RAFS_FD_PATH -1	/* the file is opened by its path */
+#define RAFS_FD_NONE -2	/* the data are in the arena already */
+
+/*
+ * Read chunks into arena and digest them; paths has paths, each ended by a zero.
+ * Holes of files are found, not read.  0, or an error of one of the chunks.
+ */
+int rafs_build_read(struct rafs_read_chunk *chunks, uint32_t n, const char *paths,
+		    uint8_t *arena, size_t arena_len, uint32_t digester, uint32_t threads);
 
 /* What an encrypted unit takes at least: XTS has none below 16 bytes (format.md 6.1). */
 #define RAFS_BUILD_ROOM 18
@@ -30,6 +40,7 @@ struct rafs_write_unit {
 	uint32_t len;		/* 1..RAFS_MAX_CHUNK_SIZE */
 	uint32_t clen;		/* out: bytes stored */
 	uint32_t compressed;	/* out: 0 when it does not shrink and is stored raw */
+	uint32_t batched;	/* of small chunks: they have a context */
 };
 
 /* What threads compress with, kept from call to call: making it costs more than a small chunk. */
@@ -54,6 +65,23 @@ struct rafs_write_options {
  */
 int64_t rafs_build_store(struct rafs_write_unit *units, uint32_t n, const uint8_t *arena,
 			 uint8_t *out, size_t arena_len, const struct rafs_write_options *recipe);
+
+/* Of a blob: the next chunk's numbers, and how its records are written. */
+struct rafs_blob_end {
+	uint32_t index;
+	uint32_t contexts;	/* how many batches there were */
+	uint64_t flat_size, compressed_size;
+	uint32_t v2, encrypted;
+};
+
+/*
+ * The records of n new chunks: which[k] is one of chunks, and unit_of[k], ascending, the unit
+ * that it is stored in.  80 bytes each go to table, 16 or, of version 2, 24 to cct.
+ * 0, or -EFBIG: version 2 cannot say the size of one.
+ */
+int rafs_build_records(const struct rafs_read_chunk *chunks, const uint32_t *which,
+		       const uint32_t *unit_of, uint32_t n, const struct rafs_write_unit *units,
+		       struct rafs_blob_end *blob, uint8_t *table, uint8_t *cct);
 
 /* Begin to write to the disk what was written to fd since off, so that a sync finds little left. */
 void rafs_build_flush(int fd, uint64_t off);
@@ -97,6 +125,9 @@ struct rafs_keys;
 struct rafs_keys *rafs_keys_new(void);
 void rafs_keys_free(struct rafs_keys *keys);
 int64_t rafs_keys_number(struct rafs_keys *keys, const uint8_t *digest, uint32_t size);
+/* The same of many chunks, in order.  0 or -ENOMEM. */
+int rafs_keys_numbers(struct rafs_keys *keys, const struct rafs_read_chunk *chunks, uint32_t n,
+		      uint32_t *numbers);
 
 #define RAFS_TREE_NONE 0xffffffff
 /*

@@ -6,7 +6,9 @@ from array import array
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rafs_v6._writer import ffi, lib
 from rafs_v6.format.erofs import (
+    CHUNK_RECORD_SIZE,
     EROFS_BLOCK,
     MAX_CHUNKS,
     BlobFeatures,
@@ -16,12 +18,14 @@ from rafs_v6.format.erofs import (
     Compressor,
     round_up,
 )
-from rafs_v6.writer.cct import pack_v1, pack_v2
+from rafs_v6.writer.cct import pack_batch, pack_v1, pack_v2, too_large_for_v2
 from rafs_v6.writer.chunk_index import ChunkIndex
 from rafs_v6.writer.chunk_records import ChunkRecords
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.locations import ChunkLocations
 from rafs_v6.writer.tree import NONE, Tree
+
+_V2 = BlobFeatures.CHUNK_INFO_V2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ class BlobChunks:
     flat_size: int = 0
     compressed_size: int = 0
     _count: int = 0
+    _recorded_flat: int = 0  # of the chunks that have a record
+    _numbers: Any = None
     _found: array[int] = field(default_factory=lambda: array("I"))  # locations, by number in known
 
     def __post_init__(self) -> None:
@@ -70,27 +76,73 @@ class BlobChunks:
         """The location of a chunk of ``size`` uncompressed bytes; is it new, to be stored now?"""
         number = self.known.number(digest, size)
         if number == len(self._found):
-            if self._count >= MAX_CHUNKS - 1:
-                raise BuildError("a blob holds at most 2^24-1 chunks; choose a larger --chunk-size")
-            location = self.locations.add(self.blob, self._count, self.flat_size)
-            self._found.append(location)
-            self._count += 1
-            self.flat_size += round_up(size, EROFS_BLOCK)
-            return location, True
+            return self._add_location(size), True
         location = self._found[number]
-        if location == NONE:
-            known = self.known.locations
-            location = self.locations.add(*known.key(number), known.flat[number])
-            self._found[number] = location
-        return location, False
+        return (self._location_of_known(number) if location == NONE else location), False
 
-    def take(self, chunk: Any, tree: Tree, row: int) -> int | None:
-        """Append a chunk to the file in ``row``; its location if it is new."""
-        location, is_new = self.find(chunk.digest, chunk.len)
-        if tree.at[row] == NONE:
-            tree.at[row] = len(tree.refs)
-        tree.refs.append(location)
-        return location if is_new else None
+    def _add_location(self, size: int) -> int:
+        if self._count >= MAX_CHUNKS - 1:
+            raise BuildError("a blob holds at most 2^24-1 chunks; choose a larger --chunk-size")
+        location = self.locations.add(self.blob, self._count, self.flat_size)
+        self._found.append(location)
+        self._count += 1
+        self.flat_size += round_up(size, EROFS_BLOCK)
+        return location
+
+    def _location_of_known(self, number: int) -> int:
+        known = self.known.locations
+        location = self.locations.add(*known.key(number), known.flat[number])
+        self._found[number] = location
+        return location
+
+    def take_all(self, chunks: Any, count: int, tree: Tree) -> list[int]:
+        """Append ``count`` chunks (``struct rafs_read_chunk[]``) to the files in their rows.
+
+        Returns those that are new, by their numbers in ``chunks``.
+        """
+        if self._numbers is None or len(self._numbers) < count:
+            self._numbers = ffi.new("uint32_t[]", count)
+        self.known.numbers(chunks, count, self._numbers)
+        new, refs, at, found = [], tree.refs, tree.at, self._found
+        for i, number in enumerate(ffi.unpack(self._numbers, count)):
+            chunk = chunks[i]
+            if number == len(found):
+                location = self._add_location(chunk.len)
+                new.append(i)
+            else:
+                location = found[number]
+                if location == NONE:
+                    location = self._location_of_known(number)
+            if not chunk.file_off:
+                at[chunk.row] = len(refs)
+            refs.append(location)
+        return new
+
+    def add_new(
+        self, chunks: Any, which: array[int], unit_of: array[int], units: Any, count: int
+    ) -> None:
+        """The records of the chunks ``which``, that ``take_all`` called new, in ``count`` units."""
+        n = len(which)
+        table, v2 = bytearray(CHUNK_RECORD_SIZE * n), bool(self.features & _V2)
+        cct = bytearray((24 if v2 else 16) * n)
+        end = ffi.new("struct rafs_blob_end *")
+        end.index, end.contexts = len(self.records), self.context_count
+        end.flat_size, end.compressed_size = self._recorded_flat, self.compressed_size
+        end.v2, end.encrypted = v2, bool(self.features & BlobFeatures.ENCRYPTED)
+        rc = lib.rafs_build_records(
+            chunks, ffi.from_buffer("uint32_t[]", which), ffi.from_buffer("uint32_t[]", unit_of),
+            n, units, end, ffi.from_buffer("uint8_t[]", table), ffi.from_buffer("uint8_t[]", cct),
+        )  # fmt: skip
+        if rc:
+            raise too_large_for_v2()
+        self.records.packed += table
+        self.cct += cct
+        if end.contexts != self.context_count:
+            for i in range(count):
+                if units[i].batched:
+                    self.contexts += pack_batch(units[i].clen, units[i].len)
+        self.context_count, self._recorded_flat = end.contexts, end.flat_size
+        self.compressed_size = end.compressed_size
 
     def add(self, record: ChunkRecord, inside: int | None = None) -> None:
         """The next chunk's record.  ``inside``: where it is in the batch that is being filled."""

@@ -85,14 +85,20 @@ class BlobFile:
     also when the build fails.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path | IO[bytes]) -> None:
+        """``target``: a name, or a file of the caller's, which is not closed."""
+        self._file: IO[bytes]
         self._hash = hashlib.sha256()
         self._object_hash: hashlib._Hash | None = None  # another from where it differs
         self.size = 0
         self._target = target
         self._name: Path | None = None
+        self._is_ours = isinstance(target, Path)
+        if not isinstance(target, Path):
+            self._file = target
+            return
         if _is_stream(target):
-            self._file: IO[bytes] = os.fdopen(_open_stream(target), "wb")
+            self._file = os.fdopen(_open_stream(target), "wb")
             return
         if not target.parent.is_dir():
             raise BuildError(f"{target.parent} is not a directory: make it first")
@@ -140,7 +146,10 @@ class BlobFile:
         """Make it ``path``, which lies in the directory of the target."""
         if self._name is None:
             try:
-                self._file.close()
+                if self._is_ours:
+                    self._file.close()
+                else:
+                    self._file.flush()
             except BrokenPipeError as error:
                 raise self._reader_gone() from error
             return
@@ -157,8 +166,9 @@ class BlobFile:
             name, self._name = self._name, None
             name.unlink(missing_ok=True)
         # What is still buffered has no reader, or no room; that error was reported.
-        with contextlib.suppress(OSError):
-            self._file.close()
+        if self._is_ours:
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def _reader_gone(self) -> BuildError:
         return BuildError(f"{self._target}: who read from this pipe has gone away")

@@ -37,15 +37,19 @@ def pack_v2(c: ChunkRecord, flags: ChunkV2Flags, data: int) -> bytes:
     Raises ``BuildError`` for 16 MiB compressed, a size that only version 1 can say.
     """
     if c.compressed_size > _COMPRESSED_MAX_V2:
-        raise BuildError(
-            "a chunk of 16 MiB that does not shrink: the format cannot hold it in a tar that is"
-            " referred to, nor with --batch-size or --encrypt; use --chunk-size 0x800000 or less"
-        )
+        raise too_large_for_v2()
     return struct.pack(
         "<3Q",
         c.uncompressed_offset >> 12 | c.uncompressed_size - 1 << 32 | flags << 56,
         c.compressed_offset | c.compressed_size << 40,
         data,
+    )
+
+
+def too_large_for_v2() -> BuildError:
+    return BuildError(
+        "a chunk of 16 MiB that does not shrink: the format cannot hold it in a tar that is"
+        " referred to, nor with --batch-size or --encrypt; use --chunk-size 0x800000 or less"
     )
 
 

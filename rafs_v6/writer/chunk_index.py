@@ -25,6 +25,11 @@ class ChunkIndex:
             raise MemoryError("chunks by digest")
         return number
 
+    def numbers(self, chunks: Any, count: int, out: Any) -> None:
+        """The same of ``count`` chunks, a ``struct rafs_read_chunk[]``, to ``out``."""
+        if lib.rafs_keys_numbers(self._keys, chunks, count, out):
+            raise MemoryError("chunks by digest")
+
     def forget(self) -> None:
         """Nothing is looked up any more: a bootstrap needs the room."""
         ffi.release(self._keys)

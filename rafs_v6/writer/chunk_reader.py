@@ -20,21 +20,22 @@ from rafs_v6.writer.sources.source import Source
 from rafs_v6.writer.tree import Tree
 
 _ARENA = 8 << 20
-MAX_BATCH = 512  # also bounds the descriptors that are open at once
+MAX_BATCH = 512
 
 
 class ReadBatch:
-    """``chunks``: ``struct rafs_read_chunk[]``; ``users`` has (row, offset in the file) of each;
-    ``arena``: their data."""
+    """``chunks``: ``struct rafs_read_chunk[]``, ``count`` of them used; ``arena``: their data;
+    ``paths``: of those that are opened by path."""
 
     def __init__(self, arena_len: int) -> None:
         self.chunks: Any = ffi.new("struct rafs_read_chunk[]", MAX_BATCH)
-        self.users: list[tuple[int, int]] = []
         self.arena = new_arena(arena_len)
-        self.used = 0
+        self.count = self.used = 0
+        self.paths = bytearray()
 
-    def __len__(self) -> int:
-        return len(self.users)
+    def clear(self) -> None:
+        self.count = self.used = 0
+        self.paths.clear()
 
 
 def new_arena(size: int) -> Any:
@@ -43,88 +44,106 @@ def new_arena(size: int) -> Any:
 
 
 class ChunkReader:
-    """``add_all`` files; ``use`` is called for every batch, beside the reading of the next.
+    """``add_all`` files, or ``add_data`` of one; ``use`` is called for every batch, beside the
+    reading of the next.
 
     ``room``: bytes of the arena at least for each chunk.
     """
 
     def __init__(
-        self, tree: Tree, source: Source, digester: Digester, threads: int,
-        use: Callable[[ReadBatch], None], room: int = 0,
+        self, tree: Tree, digester: Digester, threads: int, use: Callable[[ReadBatch], None],
+        room: int = 0,
     ) -> None:  # fmt: skip
         self.arena_len = max(_ARENA, tree.chunk_size)
         self._batch, self._other = ReadBatch(self.arena_len), ReadBatch(self.arena_len)
-        self._tree, self._source = tree, source
-        self._digester, self._threads = digester, threads
+        self._tree, self._digester, self._threads = tree, digester, threads
         self._use, self._room = use, room
-        self._fds: list[int] = []
         self._using = Background()
 
-    def add_all(self, files: Sequence[int], progress: Progress | None = None) -> None:
-        """``files``: rows."""
+    def add_all(
+        self, source: Source, files: Sequence[int], progress: Progress | None = None
+    ) -> None:
+        """All data of ``files``, rows."""
         sizes = self._tree.size
         done, total = 0, sum(sizes[row] for row in files)
+        add = self._add_at if source.top is None else self._add_path
         for row in files:
-            self._add(row)
+            add(source, row)
             done += sizes[row]
             if progress is not None:
                 progress(done, total)
+        self.finish()
+
+    def finish(self) -> None:
+        """Use what is left, and wait until all was used."""
         self._flush()
         self._using.finish()
 
-    def _add(self, row: int) -> None:
-        size, path, extent = self._tree.size[row], self._tree.path(row), self._tree.extent[row]
-        fd = -1
-        for at in range(0, size, self._tree.chunk_size):
-            length = min(self._tree.chunk_size, size - at)
-            room = max(length, self._room)
-            if self._batch.used + room > self.arena_len or len(self._batch) == MAX_BATCH:
-                self._flush()
-                fd = -1
-            if fd < 0:
-                fd, start = self._source.open(path, extent)
-                self._fds.append(fd)
+    def add_data(self, row: int, at: int, length: int, read: Callable[[memoryview], None]) -> None:
+        """``length`` bytes at ``at`` of the file in ``row``, one chunk; ``read`` fills them in."""
+        chunk = self._next(row, at, length)
+        chunk.fd = lib.RAFS_FD_NONE
+        start = chunk.at
+        read(memoryview(ffi.buffer(self._batch.arena + start, length)))
+
+    def _add_at(self, source: Source, row: int) -> None:
+        fd, start = source.data_at(self._tree.extent[row])
+        size, step = self._tree.size[row], self._tree.chunk_size
+        for at in range(0, size, step):
+            chunk = self._next(row, at, min(step, size - at))
+            chunk.fd, chunk.off = fd, start + at
+
+    def _add_path(self, source: Source, row: int) -> None:
+        assert source.top is not None
+        size, step = self._tree.size[row], self._tree.chunk_size
+        path = None
+        for at in range(0, size, step):
+            chunk = self._next(row, at, min(step, size - at))
+            paths = self._batch.paths
+            if path is None or not paths:
+                path = len(paths)
+                paths += source.top + self._tree.path(row) + b"\0"
+            chunk.fd, chunk.off, chunk.path = lib.RAFS_FD_PATH, at, path
+
+    def _next(self, row: int, at: int, length: int) -> Any:
+        room = max(length, self._room)
+        batch = self._batch
+        if batch.used + room > self.arena_len or batch.count == MAX_BATCH:
+            self._flush()
             batch = self._batch
-            chunk = batch.chunks[len(batch)]
-            chunk.fd, chunk.len = fd, length
-            chunk.off, chunk.at = start + at, batch.used
-            batch.used += room
-            batch.users.append((row, at))
+        chunk = batch.chunks[batch.count]
+        chunk.len, chunk.at, chunk.file_off, chunk.row = length, batch.used, at, row
+        batch.used += room
+        batch.count += 1
+        return chunk
 
     def _flush(self) -> None:
         batch = self._batch
-        if not batch.users:
+        if not batch.count:
             return
         rc = lib.rafs_build_read(
-            batch.chunks, len(batch), batch.arena, self.arena_len, self._digester, self._threads
-        )
-        self._close_files()
+            batch.chunks, batch.count, ffi.from_buffer(batch.paths), batch.arena, self.arena_len,
+            self._digester, self._threads,
+        )  # fmt: skip
         if rc:
             raise self._error(batch, rc)
         self._using.start(lambda: self._use(batch))
         self._batch, self._other = self._other, batch
-        self._batch.users.clear()
-        self._batch.used = 0
+        self._batch.clear()
 
     def path_of(self, batch: ReadBatch, i: int) -> str:
-        """Of the user of chunk ``i``, for a message."""
-        return os.fsdecode(self._tree.path(batch.users[i][0]))
+        """Of the file of chunk ``i``, for a message."""
+        return os.fsdecode(self._tree.path(batch.chunks[i].row))
 
     def _error(self, batch: ReadBatch, rc: int) -> Exception:
-        for i in range(len(batch)):
+        for i in range(batch.count):
             error = -batch.chunks[i].error
             if error:
                 path = self.path_of(batch, i)
                 return BuildError(f"{path}: {os.strerror(error)} while it was read")
         return OSError(-rc, os.strerror(-rc))
 
-    def _close_files(self) -> None:
-        for fd in self._fds:
-            self._source.close_file(fd)
-        self._fds.clear()
-
     def close(self) -> None:
         """Give the arenas back; ``use`` mostly refers to us, and that cycle would keep them."""
         self._using.close()
-        self._close_files()
         del self._use, self._batch, self._other

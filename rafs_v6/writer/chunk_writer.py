@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from rafs_v6._writer import ffi, lib
-from rafs_v6.format.erofs import (
-    ChunkFlags,
-    ChunkRecord,
-)
 from rafs_v6.writer.background import Background
 from rafs_v6.writer.blob_chunks import BlobChunks
-from rafs_v6.writer.cct import pack_batch
 from rafs_v6.writer.chunk_reader import MAX_BATCH, ChunkReader, ReadBatch, new_arena
 from rafs_v6.writer.cipher import looks_padded
 from rafs_v6.writer.errors import BuildError
@@ -30,15 +25,7 @@ from rafs_v6.writer.sources.source import Source
 from rafs_v6.writer.tree import Tree
 
 
-@dataclass(frozen=True, slots=True)
-class _Members:
-    """The (chunk, location) of a unit; ``batched``: also when it is only one."""
-
-    batched: bool
-    chunks: list[tuple[int, int]]
-
-
-class _ChunkWriter:
+class ChunkWriter:
     """Chunks that were read: new ones are compressed and written, the others found again.
 
     What is compressed as one is a unit: a chunk, or a batch, which ends with
@@ -46,108 +33,91 @@ class _ChunkWriter:
     """
 
     def __init__(
-        self, tree: Tree, source: Source, options: ChunkOptions, out: BlobChunks,
-        write: Callable[[Any], None],
-    ) -> None:  # fmt: skip
+        self, tree: Tree, options: ChunkOptions, out: BlobChunks, write: Callable[[Any], None]
+    ) -> None:
         self._tree, self._out, self._batch_size = tree, out, options.batch_size
         self._options = ffi.new("struct rafs_write_options *")
         self._contexts = ffi.gc(lib.rafs_contexts_new(), lib.rafs_contexts_free)
         self._options.contexts = self._contexts
         self._options.compressor, self._options.level = options.compressor, options.level
         self._options.threads = options.threads
-        self._flags = ChunkFlags.HAS_CRC32C
         out.features |= options.features
         if options.cipher is not None:
-            self._flags |= ChunkFlags.ENCRYPTED
             self._options.encrypt = 1
             self._options.key, self._options.iv = options.cipher.key, options.cipher.iv
         self.reader = ChunkReader(
-            tree, source, options.digester, options.threads, self._process,
+            tree, options.digester, options.threads, self._process,
             room=lib.RAFS_BUILD_ROOM if options.cipher else 0,
         )  # fmt: skip
         self._units = ffi.new("struct rafs_write_unit[]", MAX_BATCH)
         self._write, self._writing = write, Background()
         self._compressed, self._written = (new_arena(self.reader.arena_len) for _ in range(2))
 
+    def finish(self) -> None:
+        """Wait until all chunks were written."""
+        self.reader.finish()
+        self._writing.finish()
+
+    def close(self) -> None:
+        self.reader.close()
+        self._writing.close()
+
     def _process(self, batch: ReadBatch) -> None:
-        packed = self._pack(batch)
+        which, unit_of, count = self._pack(batch)
         compressed = self._compressed
         size = lib.rafs_build_store(
-            self._units, len(packed), batch.arena, compressed, self.reader.arena_len, self._options
+            self._units, count, batch.arena, compressed, self.reader.arena_len, self._options
         )
         if size == -errno.EILSEQ:
-            raise self._looks_padded(batch, packed)
+            raise self._looks_padded(batch, which, unit_of)
         if size < 0:
             raise OSError(-size, os.strerror(-size))
-        for i, members in enumerate(packed):
-            self._record(batch, self._units[i], members)
+        self._out.add_new(batch.chunks, which, unit_of, self._units, count)
         self._writing.start(lambda: self._write(ffi.buffer(compressed, size)))
         self._compressed, self._written = self._written, compressed
 
-    def run(self, files: Sequence[int], progress: Progress | None) -> None:
-        try:
-            self.reader.add_all(files, progress)
-            self._writing.finish()
-        finally:
-            self.reader.close()
-            self._writing.close()
-
-    def _looks_padded(self, batch: ReadBatch, packed: list[_Members]) -> BuildError:
+    def _looks_padded(
+        self, batch: ReadBatch, which: Sequence[int], unit_of: Sequence[int]
+    ) -> BuildError:
         path = "a file"
-        for i, members in enumerate(packed):
-            unit = self._units[i]
+        for i, number in zip(which, unit_of, strict=True):
+            unit = self._units[number]
             if unit.len == lib.RAFS_BUILD_ROOM:
                 data = bytes(ffi.buffer(batch.arena + unit.at, unit.len))
                 if looks_padded(data):
-                    path = self.reader.path_of(batch, members.chunks[0][0])
+                    path = self.reader.path_of(batch, i)
                     break
         return BuildError(
             f"{path}: 18 bytes that end as if encryption had padded them, and would be read back"
             " cut: the format cannot hold them encrypted; build without --encrypt"
         )
 
-    def _pack(self, batch: ReadBatch) -> list[_Members]:
-        """Fill ``_units`` with the chunks that are new."""
-        packed: list[_Members] = []
-        arena, limit = batch.arena, self._batch_size
-        for i, (row, _) in enumerate(batch.users):
-            chunk = batch.chunks[i]
-            location = self._out.take(chunk, self._tree, row)
-            if location is None:
-                continue
-            small = chunk.len == self._tree.size[row] and 2 * chunk.len < limit
-            if small and packed and packed[-1].batched:
-                unit = self._units[len(packed) - 1]
+    def _pack(self, batch: ReadBatch) -> tuple[array[int], array[int], int]:
+        """Fill ``_units`` with the chunks that are new: which they are, the unit of each, and how
+        many units there are."""
+        which, unit_of = array("I"), array("I")
+        arena, limit, units, chunks = batch.arena, self._batch_size, self._units, batch.chunks
+        sizes, count = self._tree.size, 0
+        for i in self._out.take_all(batch.chunks, batch.count, self._tree):
+            chunk = chunks[i]
+            if chunk.hole:
+                ffi.memmove(arena + chunk.at, bytes(chunk.len), chunk.len)
+            small = limit and chunk.len == sizes[chunk.row] and 2 * chunk.len < limit
+            if small and count and units[count - 1].batched:
+                unit = units[count - 1]
                 if unit.len + chunk.len < limit:
                     # Copies, which are not stored, and room may lie between the two.
                     ffi.memmove(arena + (unit.at + unit.len), arena + chunk.at, chunk.len)
                     unit.len += chunk.len
-                    packed[-1].chunks.append((i, location))
+                    which.append(i)
+                    unit_of.append(count - 1)
                     continue
-            unit = self._units[len(packed)]
-            unit.at, unit.len = chunk.at, chunk.len
-            packed.append(_Members(small, [(i, location)]))
-        return packed
-
-    def _record(self, batch: ReadBatch, unit: Any, members: _Members) -> None:
-        out, locations, inside = self._out, self._out.locations, 0
-        flags, clen, coff = self._flags, unit.clen, out.compressed_size
-        if members.batched:
-            clen = 0
-        elif unit.compressed:
-            flags |= ChunkFlags.COMPRESSED
-        for i, location in members.chunks:
-            chunk = batch.chunks[i]
-            record = ChunkRecord(
-                bytes(chunk.digest), 0, flags, clen, chunk.len, coff, locations.flat[location],
-                batch.users[i][1], locations.index[location], chunk.crc32c,
-            )  # fmt: skip
-            out.add(record, inside if members.batched else None)
-            inside += chunk.len
-        if members.batched:
-            out.contexts += pack_batch(unit.clen, unit.len)
-            out.context_count += 1
-        out.compressed_size += unit.clen
+            unit = units[count]
+            unit.at, unit.len, unit.batched = chunk.at, chunk.len, bool(small)
+            which.append(i)
+            unit_of.append(count)
+            count += 1
+        return which, unit_of, count
 
 
 def write_chunks(
@@ -163,4 +133,9 @@ def write_chunks(
     """
     early = chain.from_iterable(tree.below(row) for row in first)
     files = tree.unread(chain(early, range(len(tree))))
-    _ChunkWriter(tree, source, options, out, write).run(files, progress)
+    writer = ChunkWriter(tree, options, out, write)
+    try:
+        writer.reader.add_all(source, files, progress)
+        writer.finish()
+    finally:
+        writer.close()

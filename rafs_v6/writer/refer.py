@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rafs_v6.format.erofs import (
+    EROFS_BLOCK,
     MAX_CHUNK_SIZE,
     MAX_CHUNKS,
     TARFS_BLOCK,
@@ -20,6 +21,7 @@ from rafs_v6.format.erofs import (
     ChunkRecord,
     ChunkV2Flags,
     Compressor,
+    round_up,
 )
 from rafs_v6.writer.blob_chunks import BlobChunks, Original
 from rafs_v6.writer.cct import pack_v2
@@ -88,22 +90,21 @@ class _Contexts:
 
 class _Refer:
     def __init__(
-        self, tree: Tree, source: Source, options: ChunkOptions, out: BlobChunks,
-        index: GzipIndex | None,
+        self, tree: Tree, options: ChunkOptions, out: BlobChunks, index: GzipIndex | None,
     ) -> None:  # fmt: skip
         self._tree, self._out = tree, out
         self.contexts = _Contexts(index) if index is not None else None
         self.reader = ChunkReader(
-            tree, source, options.digester, options.threads, self._process
+            tree, options.digester, options.threads, self._process
         )  # fmt: skip
 
     def _process(self, batch: ReadBatch) -> None:
-        for i, (row, at) in enumerate(batch.users):
-            location = self._out.take(batch.chunks[i], self._tree, row)
-            if location is not None:
-                self._record(batch.chunks[i], at, location)
+        flat = self._out.flat_size
+        for i in self._out.take_all(batch.chunks, batch.count, self._tree):
+            self._record(batch.chunks[i], flat)
+            flat += round_up(batch.chunks[i].len, EROFS_BLOCK)
 
-    def _record(self, chunk: Any, at: int, location: int) -> None:
+    def _record(self, chunk: Any, flat: int) -> None:
         out = self._out
         if self.contexts is not None:
             word, off, size = self.contexts.locate(chunk.off, chunk.len)
@@ -114,8 +115,7 @@ class _Refer:
         record = ChunkRecord(
             bytes(chunk.digest), 0,
             ChunkFlags.HAS_CRC32C | (ChunkFlags.COMPRESSED if self.contexts is not None else 0),
-            size, chunk.len, off, out.locations.flat[location], at,
-            out.locations.index[location], chunk.crc32c,
+            size, chunk.len, off, flat, chunk.file_off, len(out.records), chunk.crc32c,
         )  # fmt: skip
         out.records.append(record)
         out.cct += pack_v2(record, flags, word)
@@ -126,9 +126,9 @@ def refer_chunks(
     progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """The chunks of all files of ``tree`` that are not stored yet; their data lie in ``tar``."""
-    refer = _Refer(tree, source, options, out, tar.index)
+    refer = _Refer(tree, options, out, tar.index)
     try:
-        refer.reader.add_all(in_tar_order(tree), progress)
+        refer.reader.add_all(source, in_tar_order(tree), progress)
     finally:
         refer.reader.close()
     out.features = BlobFeatures.CHUNK_INFO_V2 | BlobFeatures.SEPARATE

@@ -97,6 +97,13 @@ class Tree:
         self.flags[row] = flags
         return row
 
+    def add_file(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, mtime_ns: int, size: int
+    ) -> None:
+        """The same for a regular file without xattrs, which most rows are."""
+        seconds, nsec = divmod(mtime_ns, 10**9)
+        self._append(parent, name, mode, uid, gid, seconds, nsec, size, NONE)
+
     def add_link(self, parent: int, name: bytes, first: int) -> int:
         """Another name of the file in row ``first``."""
         row = self.copy(self, first, parent, name)

@@ -12,8 +12,9 @@ class Source(Protocol):
 
     tree: Tree
 
-    def open(self, path: bytes, extent: int) -> tuple[int, int]:
-        """(descriptor, offset) of the data of the file ``path``, in whose row ``extent`` is."""
+    @property
+    def top(self) -> bytes | None:
+        """The directory that the tree's paths are below, or None: ``data_at`` has the data."""
 
-    def close_file(self, fd: int) -> None:
-        """The descriptor is not used any more."""
+    def data_at(self, extent: int) -> tuple[int, int]:
+        """(descriptor, offset) of the data of a file in whose row ``extent`` is."""

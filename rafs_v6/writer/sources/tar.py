@@ -55,6 +55,11 @@ class TarTree:
         self._below: dict[int, dict[bytes, int]] = {self._root: {}}
         self._parents: dict[bytes, int] = {}  # directories that were looked up
 
+    @property
+    def tree(self) -> Tree:
+        """Where ``add`` puts rows."""
+        return self._heap
+
     def add(self, member: Member, extent: int) -> int:
         """The row of ``member``, whose data are at ``extent``, in a tree of the order they come."""
         name = member.name
@@ -99,7 +104,8 @@ class TarTree:
         heap, below = self._heap, self._below
         del self._heap, self._below
         return ordered(
-            self._root, lambda row: (heap, row), lambda row: list(below.pop(row).items()), 0
+            self._root, lambda row: (heap, row), lambda row: list(below.pop(row).items()),
+            heap.chunk_size,
         )  # fmt: skip
 
     def _new(self, node: Node, flags: int = 0) -> int:
@@ -201,13 +207,12 @@ class TarSource:
             raise
         self.tree = found.made(warn, estargz=estargz)
 
-    def open(self, path: bytes, extent: int) -> tuple[int, int]:
+    top: bytes | None = None
+
+    def data_at(self, extent: int) -> tuple[int, int]:
         file = self._sparse if extent & _SPARSE else self._tar
         assert file is not None
         return file.fileno(), extent & ~_SPARSE
-
-    def close_file(self, fd: int) -> None:
-        pass
 
     def close(self) -> None:
         if self._sparse is not None:

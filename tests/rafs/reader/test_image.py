@@ -250,9 +250,7 @@ def test_blob_ranges_are_what_reading_asks_for(built: Path) -> None:
     image.read("/usr/lib/os-release")
     assert {r.blob_id for r in ranges} == {blob.name}
     assert min(a for a, _ in asked) == ranges[0].offset
-    assert all(
-        any(r.offset <= a and b <= r.offset + r.size for r in ranges) for a, b in asked
-    )
+    assert all(any(r.offset <= a and b <= r.offset + r.size for r in ranges) for a, b in asked)
     assert image.blob_ranges("/empty") == []
 
 
