@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from enum import StrEnum
 
+from rafs_v6.writer.follow import follow_links
 from rafs_v6.writer.tree import IMPLIED, ROOT, Tree, ordered
 
 OCI_PREFIX = b".wh."
@@ -23,6 +24,8 @@ def apply_layer(lower: Tree, upper: Tree, spec: WhiteoutSpec) -> Tree:
 
     Whiteouts only touch what was there before, and vanish, also where nothing was.
     """
+    if spec is not WhiteoutSpec.OVERLAYFS:
+        upper = follow_links(lower, upper)
     return _Overlay(lower, upper, spec).made()
 
 

@@ -205,12 +205,17 @@ class Tree:
         row = ROOT
         for part in path.split(b"/"):
             if part:
-                below = self.children(row)
-                at = bisect_left(below, part, key=self.name)
-                if at == len(below) or self.name(below[at]) != part:
+                child = self.child(row, part)
+                if child is None:
                     return None
-                row = below[at]
+                row = child
         return row
+
+    def child(self, row: int, name: bytes) -> int | None:
+        """The entry ``name`` of the directory in ``row``."""
+        below = self.children(row)
+        at = bisect_left(below, name, key=self.name)
+        return below[at] if at < len(below) and self.name(below[at]) == name else None
 
     def below(self, row: int) -> Iterator[int]:
         """``row`` and all that is below it, in order."""

@@ -171,6 +171,54 @@ def test_an_implied_directory_is_as_the_lower_one(layers: Layers, kind: str) -> 
     assert _entry(again, "/") == (0o751, 9, MTIME, {})
 
 
+@pytest.mark.parametrize("kind", ["tar-rafs", "targz-ref"])
+@pytest.mark.parametrize("to", ["usr/lib", "/usr/lib", "l2", "../usr/./lib"])
+def test_names_below_links_of_a_lower_layer_lie_where_they_lead(
+    layers: Layers, kind: str, to: str
+) -> None:
+    low = tar(
+        member("usr/lib", DIR, mode=0o711), member("usr/lib/old"), member("usr/lib/kept"),
+        member("lib", LINK, link=to), member("l2", LINK, link="/usr/lib"),
+    )  # fmt: skip
+    up = tar(member("lib/x.so", data=b"x"), member("lib/.wh.old"), member("lib/d/e/f"))
+    boots = [layers.create(data, kind=kind) for data in (low, up)]
+    over = layers.create(up, "--parent-bootstrap", str(boots[0]), kind=kind)
+    want = ["l2", "lib", "usr", "usr/lib", "usr/lib/d", "usr/lib/d/e", "usr/lib/d/e/f"]
+    want += ["usr/lib/kept", "usr/lib/x.so"]
+    for boot in (layers.merge(*boots), over):
+        assert sorted(_names(boot)) == want
+        assert rafs_v6.open(boot).lookup("/lib").is_symlink
+        assert _entry(boot, "/usr/lib") == (0o711, 0, MTIME, {})
+
+
+def test_a_link_that_is_replaced_or_hidden_is_not_followed(layers: Layers) -> None:
+    low = layers.create(tar(member("usr/lib/a"), member("lib", LINK, link="usr/lib")))
+    for up in (
+        tar(member("lib", DIR), member("lib/b")), tar(member(".wh.lib"), member("lib/b")),
+        tar(member(".wh..wh..opq"), member("lib/b")),
+    ):  # fmt: skip
+        names = _names(layers.merge(low, layers.create(up)))
+        assert "lib/b" in names
+        assert "usr/lib/b" not in names
+
+
+def test_links_of_a_lower_layer_that_lead_nowhere(
+    layers: Layers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    up = layers.create(tar(member("l/x")))
+    made = layers.merge(layers.create(tar(member("l", LINK, link="new/dir"))), up)
+    assert sorted(_names(made)) == ["l", "new", "new/dir", "new/dir/x"]
+    for low in (
+        tar(member("l", LINK, link="m"), member("m", LINK, link="l")),
+        tar(member("l", LINK, link="f"), member("f")),
+    ):
+        boot = layers.path()
+        assert main(["merge", "-B", str(boot), str(layers.create(low)), str(up)]) == 1
+        assert not boot.exists()
+        err = capsys.readouterr().err
+        assert "too many symbolic links" in err or "f is not a directory" in err
+
+
 def test_what_linux_has_no_xattr_for_is_left_out_and_named(
     layers: Layers, capsys: pytest.CaptureFixture[str]
 ) -> None:
