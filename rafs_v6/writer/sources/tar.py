@@ -64,7 +64,7 @@ class TarTree:
         """The row of ``member``, whose data are at ``extent``, in a tree of the order they come."""
         name = member.name
         parts = _parts(name)
-        if member.type == tar_members.HARD_LINK and self._is_whiteout(parts):
+        if member.type == tar_members.HARD_LINK and self._is_whiteout(parts, member.link):
             # Only its name counts; it may link to a whiteout that is in no layer.
             member.type = tar_members.REGULAR
         if member.type == tar_members.HARD_LINK:
@@ -91,9 +91,14 @@ class TarTree:
         self._place(name, parts, row)
         return row
 
-    def _is_whiteout(self, parts: list[bytes]) -> bool:
-        oci = self._whiteouts is WhiteoutSpec.OCI
-        return oci and bool(parts) and parts[-1].startswith(OCI_PREFIX)
+    def _is_whiteout(self, parts: list[bytes], link: bytes) -> bool:
+        """Also when the layer is built without rules, and ``merge`` will apply them."""
+        if self._whiteouts is WhiteoutSpec.OVERLAYFS or not parts:
+            return False
+        name = link.rsplit(b"/", 1)[-1]
+        return parts[-1].startswith(OCI_PREFIX) and (
+            self._whiteouts is WhiteoutSpec.OCI or name.startswith(OCI_PREFIX)
+        )
 
     def made(self, warn: Warn | None, *, estargz: bool) -> Tree:
         """The tree, in order; nothing can be added then."""
