@@ -181,9 +181,9 @@ def claim_root(root: Path) -> None:
     Raises ``CacheDirError`` for a directory of others, which stays as it is.
     """
     try:
-        if not root.exists():
-            root.mkdir(mode=0o700, parents=True)
-            return
+        root.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # maybe made by another in this moment
+            root.mkdir(mode=0o700)
         status = root.lstat()
         if not stat.S_ISDIR(status.st_mode):
             raise CacheDirError(f"{root} is not a directory", hint="choose another --root")

@@ -159,8 +159,8 @@ class Client:
         """What a daemon that crashed left mounted, even though nothing is to be done besides."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, FscacheError):
             state = json.loads((self.root / "state.json").read_bytes())
-            if state["bindings"] and not self.runs():
-                self.start_daemon()
+            if state["bindings"]:  # an answer: the socket of one that dies takes connections too
+                self.call_first("GET", "/v1/status", None)
 
     def _start(self, deadline: float) -> bool:
         """False when another was quicker."""
@@ -232,6 +232,8 @@ class Client:
                 f"no space left on the disk of {self.root}",
                 hint="free some space, or choose another --root",
             )
+        if code == CacheDirError.exit_code:  # the reason was taken by another who starts one
+            return RootInUse(f"a daemon cannot use {self.root}", hint="see its log, daemon.log")
         return DaemonError("the daemon did not start", hint=f"see {self.root / 'daemon.log'}")
 
     def wait_for_end(self) -> None:

@@ -51,6 +51,7 @@ class MountTable:
         self._claims: set[tuple[str, tuple[int, int]]] = set()  # path; device and inode below
         self._working = 0
         self._ending = False
+        self._stopping = False  # and what is under way is in vain
 
     # -- who may begin, and the end ----------------------------------------------------------
 
@@ -68,19 +69,15 @@ class MountTable:
                 self._working -= 1
                 self._idle.notify_all()
 
-    @property
-    def ending(self) -> bool:
-        return self._ending
-
-    def refuse_work(self) -> None:
-        """From now on; what is under way goes on."""
+    def refuse_work(self, *, stopping: bool) -> None:
+        """From now on.  ``stopping``: what is under way is to end too, else it goes on."""
         with self.lock:
-            self._ending = True
+            self._ending, self._stopping = True, stopping
 
     def allow_work(self) -> None:
         """The daemon does not end after all."""
         with self.lock:
-            self._ending = False
+            self._ending = self._stopping = False
 
     def end_if_idle(self) -> bool:
         """``refuse_work`` unless something is under way, mounted or bound."""
@@ -98,7 +95,7 @@ class MountTable:
     def check_going_on(self) -> None:
         """For work under way that is about to do more; raises ``DaemonError``: who had it begun
         before the end was asked for is told that it was in vain."""
-        if self._ending:
+        if self._stopping:
             raise DaemonError("the daemon was stopped meanwhile", hint="mount it again")
 
     # -- what there is -----------------------------------------------------------------------

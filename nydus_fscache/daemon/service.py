@@ -88,7 +88,7 @@ class Service(Calls):
             if self._end_asked.is_set():
                 return {"stopped": True}
             if not request.get("if_idle"):
-                self._mounts.refuse_work()
+                self._mounts.refuse_work(stopping=True)
             elif self._waiting.all() or not self._mounts.end_if_idle():
                 return {"stopped": False}
             try:
@@ -178,7 +178,7 @@ class Service(Calls):
             with self._ending:
                 if self._end_asked.is_set():
                     raise DaemonError("the service is ending", hint="see nydus-fscache status")
-                self._mounts.refuse_work()  # the successor does what comes from now on
+                self._mounts.refuse_work(stopping=False)  # it is the successor's
                 try:  # before the answer: the caller may believe it, whatever we die of
                     self._handover.upgrade(successor.keeper, successor.service)
                 except BaseException:

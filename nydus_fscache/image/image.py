@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,16 +117,20 @@ def load_image(
         return _load_blob(info, bootstrap, MetaReader(backend, meta_dir, may_ask=may_ask))
 
     pool = ThreadPoolExecutor(_PARALLEL_LOADS)
+    loads: list[Future[ImageBlob]] = []
     try:  # the backend is far: what is asked of it is under way while the bootstrap is validated
-        loads = [pool.submit(load, info) for info in bootstrap.blobs]
+        loads += [pool.submit(load, info) for info in bootstrap.blobs]
         _validate(bootstrap)
         refusal = bootstrap.kernel_refusal(transport)
         if refusal:
             raise KernelRefused(f"the kernel cannot mount this image: {refusal}", hint="convert it")
-        blobs = tuple(load.result() for load in loads)
+        blobs: tuple[ImageBlob, ...] = ()
+        while loads:  # no name for one of them: its error would lead back to it, and the mapped
+            blobs += (loads.pop(0).result(),)  # bootstrap would stay open, "in use"
         _check_sizes(blobs)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        loads.clear()
     return Image(
         key=image_key(digest, backend_config),
         digest=digest,
