@@ -79,6 +79,7 @@ def _run(root: Path) -> int:
     ).start()
     socket_was_kept = "api" in handover.inherited
     service = Service(root, handover)
+    _stop_on_signals(service)  # before anybody can know that it runs
     calls: socket.socket = api.listen(root / "api.sock", handover)
     end_calls = api.serve(native.routes(service), calls)
     handover.ready()
@@ -86,7 +87,6 @@ def _run(root: Path) -> int:
     logging.getLogger("daemon").info(
         "%s in %s, pid %d", "successor" if socket_was_kept else "started", root, os.getpid()
     )
-    _stop_on_signals(service)
     service.wait_until_stopped()
     end_calls()
     if service.successor is not None:

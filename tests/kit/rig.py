@@ -50,6 +50,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         self.root = self.base / "root"
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def run(self, *args: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         words = [str(a) for a in args]
@@ -68,12 +69,14 @@ class Rig:
     def start(self, *args: str | Path) -> subprocess.Popen[bytes]:
         """The same, without waiting for its end."""
         words = [str(a) for a in args]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*self.prefix, *CLI, words[0], "--root", str(self.root), *words[1:]],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, **self.environment},
         )
+        self._started.append(process)
+        return process
 
     def wait_until_ready(self) -> None:
         """After ``start("serve")``."""
@@ -136,6 +139,9 @@ class Rig:
     def clean(self) -> None:
         """For the end of a test that may have failed."""
         self.kill()
+        for process in self._started:
+            process.kill()
+            process.wait()
         shutil.rmtree(self.base, ignore_errors=True)
 
     def kill(self) -> None:
