@@ -101,14 +101,24 @@ def _run(root: Path) -> int:
 
 
 def _stop_on_signals(service: Service) -> None:
-    def stop() -> None:
-        try:
-            service.stop({})
-        except FscacheError as e:
-            logging.getLogger("daemon").error("asked to stop, but: %s (%s)", e, e.hint)
-
+    """By a pipe that the interpreter writes to from whichever thread got the signal: the main
+    thread looks for signals between two steps only, and could be about to wait for ever."""
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(theirs, False)
+    signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: threading.Thread(target=stop, daemon=True).start())
+        signal.signal(number, lambda *_: None)
+
+    def obey() -> None:
+        while os.read(ours, 1):
+            logger.info("asked to stop by a signal")
+            try:
+                service.stop({})
+            except FscacheError as e:
+                logger.error("asked to stop, but: %s (%s)", e, e.hint)
+
+    logger = logging.getLogger("daemon")
+    threading.Thread(target=obey, name="signals", daemon=True).start()
 
 
 if __name__ == "__main__":
