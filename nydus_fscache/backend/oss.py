@@ -54,22 +54,30 @@ class Oss(HttpBackend):
             base = parse_url(f"{http.scheme}://{self._bucket}.{endpoint}", "oss.bucket_name")
         self._base = base
 
+    def put_request(self, blob_id: str) -> tuple[Url, dict[str, str]]:
+        """URL and headers of a PUT of the blob."""
+        kind = {"Content-Type": "application/octet-stream"}
+        return self._url(blob_id), {**kind, **self._authorised("PUT", blob_id, kind)}
+
     def fetch(self, blob_id: str, template: RequestTemplate) -> PooledResponse:
-        base = self._base
-        name = self._prefix + blob_id
-        target = self._folder + quote(name, safe="/-_.~")
-        url = Url(base.scheme, base.host, base.port, target)
-
         def authorise() -> dict[str, str]:
-            headers = self.own_headers
-            if not self._key_id:
-                return headers
-            date = formatdate(usegmt=True)
-            resource = f"/{self._bucket}/{name}"
-            signature = oss_signature(self._secret, template.method, headers, date, resource)
-            return {**headers, "Date": date, "Authorization": f"OSS {self._key_id}:{signature}"}
+            return self._authorised(template.method, blob_id, {})
 
-        return self.routes.send(url, template, authorise=authorise, blob_id=blob_id)
+        return self.routes.send(self._url(blob_id), template, authorise=authorise, blob_id=blob_id)
+
+    def _url(self, blob_id: str) -> Url:
+        target = self._folder + quote(self._prefix + blob_id, safe="/-_.~")
+        return self._base.with_target(target)
+
+    def _authorised(self, method: str, blob_id: str, more: Mapping[str, str]) -> dict[str, str]:
+        headers = self.own_headers
+        if not self._key_id:
+            return headers
+        date = formatdate(usegmt=True)
+        resource = f"/{self._bucket}/{self._prefix}{blob_id}"
+        signed = {**headers, **more}
+        signature = oss_signature(self._secret, method, signed, date, resource)
+        return {**headers, "Date": date, "Authorization": f"OSS {self._key_id}:{signature}"}
 
 
 def _is_address(host: str) -> bool:

@@ -38,21 +38,23 @@ class Keys:
 
 
 def sign_v4(
-    method: str, url: Url, headers: Mapping[str, str], keys: Keys, now: datetime
-) -> dict[str, str]:
-    """The headers that authorise a request without body and query.
+    method: str, url: Url, headers: Mapping[str, str], keys: Keys, now: datetime,
+    payload_sha256: str = _EMPTY_SHA256,
+) -> dict[str, str]:  # fmt: skip
+    """The headers that authorise a request without query.
 
     ``headers``: more headers to sign.  The path must be percent-encoded already.
+    ``payload_sha256``: of the body, as hex.
     """
     stamp = now.strftime("%Y%m%dT%H%M%SZ")
-    added = {"x-amz-content-sha256": _EMPTY_SHA256, "x-amz-date": stamp}
+    added = {"x-amz-content-sha256": payload_sha256, "x-amz-date": stamp}
     if keys.session_token:
         added["x-amz-security-token"] = keys.session_token
     signed = {name.lower(): value.strip() for name, value in headers.items()}
     signed |= {"host": url.authority, **added}
     names = ";".join(sorted(signed))
     lines = [f"{name}:{signed[name]}\n" for name in sorted(signed)]
-    canonical = "\n".join([method, url.target, "", "".join(lines), names, _EMPTY_SHA256])
+    canonical = "\n".join([method, url.target, "", "".join(lines), names, payload_sha256])
     scope = f"{stamp[:8]}/{keys.region}/s3/aws4_request"
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}"
@@ -92,6 +94,14 @@ class S3(HttpBackend):
         if self._base.target != "/":
             raise UsageError(f"s3.endpoint is {endpoint!r}", hint="a host, or host:port")
         self._folder = "/" if virtual else f"/{quote(bucket, safe='')}/"
+
+    def put_request(self, blob_id: str) -> tuple[Url, dict[str, str]]:
+        """URL and headers of a PUT of the blob, whose id is the sha256 of its bytes."""
+        url = self._base.with_target(self._folder + quote(self._prefix + blob_id, safe="/-_.~"))
+        headers = dict(self.own_headers)
+        if self._keys.key_id:
+            headers |= sign_v4("PUT", url, {}, self._keys, datetime.now(UTC), blob_id)
+        return url, headers
 
     def fetch(self, blob_id: str, template: RequestTemplate) -> PooledResponse:
         """A new bucket answers 307 until its name is known: the request is signed anew."""

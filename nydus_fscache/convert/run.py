@@ -112,7 +112,7 @@ class Conversion:
             source = self._source(work.path)
             stack.callback(source.close)
             images, publish = self._target(work.path)
-            self._convert(source, images, publish, work.path, journal)
+            self._convert(source, images, publish, work.path, journal, stack)
         return self._report
 
     def _source(self, work: Path) -> ImageStore:
@@ -145,7 +145,7 @@ class Conversion:
 
     def _convert(
         self, source: ImageStore, images: ImageStore, publish: Callable[[Document], None],
-        work: Path, journal: Journal,
+        work: Path, journal: Journal, closing: ExitStack,
     ) -> None:  # fmt: skip
         request, report = self._request, self._report
         cached = self._import_cache(images)
@@ -162,6 +162,8 @@ class Conversion:
         log.info("converting image %s", request.source.name)
         started = time.monotonic_ns()
         converter = self._converter(source, images, work, journal, cached, document)
+        if converter.packer.target is not images:
+            closing.callback(converter.packer.target.close)
         pairs = []
         for entry, one in chosen:
             if len(chosen) > 1:

@@ -427,6 +427,55 @@ def test_blobs_in_a_directory(
     )  # fmt: skip
 
 
+def test_blobs_in_a_bucket(
+    registry: str, repo: str, push: Pusher, nydusify: Nydusify, tmp_path: Path
+) -> None:
+    import sys
+
+    from servers import free_port, wait_for_port
+
+    port = free_port()
+    log = tmp_path / "moto.log"
+    code = "from moto.server import main; main()"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-c", code, "-H", "127.0.0.1", "-p", str(port)], stdout=out, stderr=out
+        )
+    try:
+        wait_for_port(port, server, log)
+        import boto3
+
+        host = f"127.0.0.1:{port}"
+        keys = {"aws_access_key_id": "id", "aws_secret_access_key": "secret"}
+        client = boto3.client("s3", endpoint_url=f"http://{host}", region_name="us-east-1", **keys)
+        client.create_bucket(Bucket="blobs")
+        config = json.dumps(
+            {
+                "scheme": "http", "endpoint": host, "region": "us-east-1", "bucket_name": "blobs",
+                "object_prefix": "a/", "access_key_id": "id", "access_key_secret": "secret",
+            }
+        )  # fmt: skip
+        push_image(push, "v1", two_layers())
+        source, target = f"{registry}/{repo}:v1", f"{registry}/{repo}-b:n"
+        nydusify.run(
+            "convert", "--source", source, "--target", target,
+            "--backend-type", "s3", "--backend-config", config,
+        )  # fmt: skip
+        found = client.list_objects_v2(Bucket="blobs")["Contents"]
+        assert len(found) == 2
+        for entry in found:
+            data = client.get_object(Bucket="blobs", Key=entry["Key"])["Body"].read()
+            assert entry["Key"] == f"a/{hashlib.sha256(data).hexdigest()}"
+        nydusify.run(
+            "check", "--source", source, "--target", target,
+            "--target-backend-type", "s3", "--target-backend-config", config,
+        )  # fmt: skip
+        client.close()
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
 def test_prefetched_files_come_first(
     registry: str, repo: str, push: Pusher, nydusify: Nydusify, tmp_path: Path
 ) -> None:
