@@ -14,19 +14,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from nydus_fscache.cache.presence import ChunkMapFile, PageMap
 from nydus_fscache.cache.reuse import Copies
 from nydus_fscache.core.core import Core
 from nydus_fscache.core.units import unit_columns
-from nydus_fscache.fetch.extents import UnitTable, Window
+from nydus_fscache.fetch.extents import UnitTable
 from nydus_fscache.fetch.failures import SLOW_S, Failures
-from nydus_fscache.fetch.job import KIB, Counters, Extent, Filled, Job, Priority, Source
+from nydus_fscache.fetch.job import Counters, Extent, Filled, Job, Priority, Source
+from nydus_fscache.fetch.loader import Loader
 from nydus_fscache.fetch.local import LocalUnits
-from nydus_fscache.fetch.neighbours import LEAST, Neighbours
-from nydus_fscache.fetch.pace import FIRST_WINDOW
-from nydus_fscache.fetch.plan import Planner
 from nydus_fscache.fetch.programs import Programs
 from nydus_fscache.fetch.queue import Fetcher
 from nydus_fscache.fetch.record import LostWritesError, Record
@@ -35,9 +32,6 @@ from nydus_fscache.files import OpenFile
 from nydus_fscache.image.elf import Needs
 
 log = logging.getLogger("cache")
-
-MARKS = 4  # read-ahead marks in the first half of a window
-LEAST_AMPLIFIED = 128 * KIB
 
 
 class CacheObject:
@@ -76,15 +70,15 @@ class CacheObject:
         self.fill_fd = fill_fd
         self._file = OpenFile(fill_fd)
         self._local = LocalUnits(oid, self, chunks, core, self._file, self._clen, self.counters)
-        self._neighbours = Neighbours(self._table, self._may_read_ahead)
         # by image: takes what a program needs that has come here
         self.on_program: dict[str, Callable[[Needs], None]] = {}
         self._programs = Programs(
             self._table, chunks, self._file, self.has, lambda off: core.mark(oid, off)
         )
-        self._planner = Planner(
-            self._table, is_here=lambda unit: self._states[unit] != State.MISSING
-        )
+        self._loader = Loader(
+            self, chunks, self._table, self._states, self._failures, self._programs, fetcher,
+            self._changed, lambda off: core.mark(oid, off),
+        )  # fmt: skip
         self._asked: PageMap | None = None
         self._closing = False
 
@@ -97,7 +91,7 @@ class CacheObject:
         not tell what it reads of what is there."""
         self._asked = asked = PageMap(self.chunks.flat_size)
         self.core.watch(self.oid, asked.memory)
-        self._planner.learn_from(lambda unit: asked.any_set(*self._states.pages(unit)))
+        self._loader.learn_from(asked)
         self._programs.found = self._follow_program
 
     # -- what is there ---------------------------------------------------------------------
@@ -178,7 +172,6 @@ class CacheObject:
 
     def demand(self, off: int, length: int) -> None:
         """A reader waits for flat bytes [off, off + length): fetch what nobody fetches yet."""
-        aggressive = self._fetcher.loads_everything(self.source.backend)
         with self._changed:
             missing = [u for u in self.chunks.units_of(off, length) if self._must_ask(u)]
             now = time.monotonic()
@@ -187,109 +180,7 @@ class CacheObject:
         for unit, error in refused.items():
             self._refuse([unit], error)
         if wanted:
-            self._fetch(off, wanted, aggressive)
-
-    def _fetch(self, off: int, wanted: list[int], aggressive: bool) -> None:
-        """A reader waits for the units ``wanted``, of a request at ``off``."""
-        spare = self._fetcher.spare(self.source.backend)
-        with self._changed:
-            wanted = [u for u in wanted if self._states[u] == State.MISSING]
-            if not wanted:
-                return
-            pace = self._fetcher.pace(self.source.backend)
-            extents = self._table.merge(wanted)
-            asked = extents[-1].end
-            window = self._planner.window(wanted[0], wanted[-1] + 1, pace, aggressive=aggressive)
-            room = 0
-            if pace.tuning.amplify is not None:
-                along = self._amplified(off, pace.tuning.amplify, extents[-1])
-                if along > window.behind:
-                    window = Window(0, along, self.chunks.nunits, sequential=window.sequential)
-            elif not window.sequential:
-                room = self._room_for_guesses(spare, aggressive)
-                if room:
-                    window = Window(0, 0, asked)
-            if len(extents) > 1:  # what lies before the last may be another's
-                window = replace(window, before=0)
-            extents[-1] = self._table.extend(extents[-1], window, self._may_read_ahead)
-            end = extents[-1].end
-            self._states.take(extents, State.DEMANDED)
-            self._neighbours.demanded(wanted)
-            self._planner.readahead.follow(wanted[0], end)
-        self._submit_demand(extents)
-        self._programs.expect(wanted[0])
-        self._load_neighbours(wanted, end, room)
-        if window.sequential and window.behind >= FIRST_WINDOW // 2 and end > asked:
-            # a reader that goes on: one window more is under way while it reads this one
-            self._load_ahead(wanted[0], end, window)
-
-    def _room_for_guesses(self, spare: int, aggressive: bool) -> int:
-        """Stored bytes; 0: the link is too near, or the guesses before were not good."""
-        if self._asked is not None:
-            with memoryview(self._asked.memory) as asked:
-                self._neighbours.learn(asked, self._was_asked)
-        if not aggressive:  # all of it comes in any case
-            spare = min(spare, self._neighbours.allowance())
-        return spare if spare >= LEAST else 0
-
-    def _load_neighbours(self, wanted: list[int], end: int, room: int) -> None:
-        """While a reader waits for ``wanted``, which with their request end before unit ``end``."""
-        with self._changed:
-            extents = self._rest_of_file(wanted[0])
-            ahead = end
-            if room:
-                is_program = self._programs.is_program(wanted[0])
-                units = self._neighbours.choose(wanted[0], end, room, is_program=is_program)
-                behind = self._table.merge([u for u in units if u >= end])
-                before = self._table.merge([u for u in reversed(units) if u < end])
-                extents += behind + before
-                while any(e.unit <= ahead < e.end for e in behind):
-                    ahead += 1
-                self._planner.readahead.follow(wanted[0], ahead)
-        self._submit_ahead(extents)
-        if ahead > end:
-            self._mark(end, ahead)
-
-    def _was_asked(self, unit: int) -> bool:
-        return self._asked is not None and self._asked.any_set(*self._states.pages(unit))
-
-    def _submit_ahead(self, extents: Sequence[Extent]) -> None:
-        with self._changed:
-            for extent in extents:
-                units = [u for u in range(extent.unit, extent.end) if not self.is_present(u)]
-                self._neighbours.guessed(units, self._states.pages)
-        for extent in extents:
-            self._fetcher.submit(Job(self, extent, Priority.AHEAD))
-
-    def _follow_program(self, needs: Needs) -> None:
-        for follow in tuple(self.on_program.values()):
-            follow(needs)
-
-    def load_program(self, units: Sequence[int]) -> None:
-        """A program is about to need these units of one file."""
-        self._programs.expect(units[0])
-        with self._changed:
-            if self._closing:
-                return
-            wanted = [u for u in units if self._may_read_ahead(u)]
-            extents = self._table.merge(wanted[:1]) + self._table.merge(wanted[1:])
-        self._submit_ahead(extents)
-        self._programs.arrived(units[0], units[0] + 1)  # it may be here already
-
-    def _rest_of_file(self, unit: int) -> list[Extent]:
-        """Requests for the file that ``unit`` is of, when it is to come whole.  Its end first: the
-        loader of programs and libraries looks there next."""
-        whole = self._planner.file(unit)
-        if whole is None:
-            return []
-        left = [u for u in range(*whole) if self._may_read_ahead(u)]
-        return self._table.merge(left[-1:]) + self._table.merge(left[:-1])
-
-    def _amplified(self, off: int, size: int, extent: Extent) -> int:
-        """Stored bytes behind ``extent`` that a request for ``size`` flat bytes would hold."""
-        size = min(max(size, LEAST_AMPLIFIED), self.chunks.flat_size - off)
-        units = self.chunks.units_of(off, size)
-        return self.stored(units.stop - 1)[1] - extent.end_off if units else 0
+            self._loader.demand(off, wanted)
 
     def _submit_demand(self, extents: list[Extent]) -> None:
         for extent in extents:
@@ -306,30 +197,15 @@ class CacheObject:
 
     def read_ahead(self, off: int) -> None:
         """A reader crossed the mark at ``off``: load what follows, behind all demand."""
-        with self._changed:
-            unit = self.chunks.units_of(off, 1).start
-            pace = self._fetcher.pace(self.source.backend)
-            following = self._planner.readahead.passed(unit, pace)
-        self._programs.touched(unit)
-        if following is not None:
-            self._load_ahead(unit, *following)
+        self._loader.passed(self.chunks.units_of(off, 1).start)
 
-    def _load_ahead(self, reader: int, first: int, window: Window) -> None:
-        """Load from unit ``first`` on, for the reader that is at ``reader``."""
-        with self._changed:
-            if first >= min(self.chunks.nunits, window.end) or not self._may_read_ahead(first):
-                return
-            extent = self._table.merge([first])[0]
-            extent = self._table.extend(extent, window, self._may_read_ahead)
-            self._planner.readahead.follow(reader, extent.end)
-        self._fetcher.submit(Job(self, extent, Priority.AHEAD))
-        self._mark(first, extent.end)
+    def load_program(self, units: Sequence[int]) -> None:
+        """A program is about to need these units of one file."""
+        self._loader.load_program(units)
 
-    def _mark(self, first: int, end: int) -> None:
-        """When the reader comes there, the next window is due; it may skip some files."""
-        for part in range(MARKS):
-            unit = first + (end - first) * part // (2 * MARKS)
-            self.core.mark(self.oid, self.chunks.unit_range(unit)[0])
+    def _follow_program(self, needs: Needs) -> None:
+        for follow in tuple(self.on_program.values()):
+            follow(needs)
 
     def prefetch_extents(self, units: Sequence[int], limit: int) -> list[Extent]:
         """Requests of up to ``limit`` bytes for ascending units that nobody fetches yet.
@@ -341,17 +217,6 @@ class CacheObject:
                 return []
             wanted = [u for u in units if self._states[u] == State.MISSING]
             return self._table.coalesce(wanted, limit)
-
-    def _may_read_ahead(self, unit: int) -> bool:
-        """Neighbours that nobody asked for are taken only where they can be verified."""
-        if self._states[unit] != State.MISSING:
-            return False
-        if self._failures.is_doubtful(unit, time.monotonic()):
-            return False
-        if self.chunks.digest_source == "none":
-            return True
-        blob = self.chunks.blob
-        return bool(blob.chunks[blob.units[unit].first].flags)
 
     # -- the target of fetch jobs (job.Target) -----------------------------------------------
 
@@ -493,10 +358,9 @@ class CacheObject:
         self._file.close()  # before the descriptor's number can become another file's
         self.core.remove_object(self.oid)
         with self._changed:
-            asked, self._asked = self._asked, None
-            if asked is not None:
-                self._planner.learn_from(None)
-                asked.close()
+            self._loader.learn_from(None)
+            if self._asked is not None:
+                self._asked.close()
         try:
             self.persist()
         except OSError as e:  # a full disk: these units are fetched again the next time

@@ -40,6 +40,8 @@ class Neighbours:
     def guessed(self, units: Iterable[int], pages_of: Callable[[int], tuple[int, int]]) -> None:
         """They are on their way, and nobody has asked for them."""
         for unit in units:
+            if unit in self._unread:
+                continue
             first, end = pages_of(unit)
             self._unread[unit] = first if end - first <= PAGES_EACH else -1
             self._unread_bytes += self._units.clen[unit]

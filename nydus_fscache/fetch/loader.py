@@ -1,0 +1,198 @@
+"""What comes besides the units that a reader waits for: neighbours, the rest of its file, the
+window of a reader that goes forward, the files of a program.
+
+Nothing of it holds up a demand read: demand is queued first, and overtakes it.  Decisions are
+made under the lock of the cache object; requests are queued outside of it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from nydus_fscache.cache.presence import PageMap
+from nydus_fscache.fetch.extents import UnitTable, Window
+from nydus_fscache.fetch.failures import Failures
+from nydus_fscache.fetch.job import KIB, Extent, Job, Priority, Target
+from nydus_fscache.fetch.neighbours import LEAST, Neighbours
+from nydus_fscache.fetch.pace import FIRST_WINDOW
+from nydus_fscache.fetch.plan import Planner
+from nydus_fscache.fetch.programs import Programs
+from nydus_fscache.fetch.queue import Fetcher
+from nydus_fscache.fetch.units import Chunks, State, UnitStates
+
+MARKS = 4  # read-ahead marks in the first half of a window
+LEAST_AMPLIFIED = 128 * KIB
+
+
+class Loader:
+    """Of the blob of ``target``.  ``changed``: the lock of ``states``.  ``tell_when_touched``:
+    call ``passed`` when a reader first touches this flat offset."""
+
+    def __init__(
+        self,
+        target: Target,
+        chunks: Chunks,
+        table: UnitTable,
+        states: UnitStates,
+        failures: Failures,
+        programs: Programs,
+        fetcher: Fetcher,
+        changed: threading.Condition,
+        tell_when_touched: Callable[[int], None],
+    ) -> None:
+        self._target = target
+        self._chunks = chunks
+        self._table = table
+        self._states = states
+        self._failures = failures
+        self._programs = programs
+        self._fetcher = fetcher
+        self._changed = changed
+        self._tell_when_touched = tell_when_touched
+        self._asked: PageMap | None = None
+        self._neighbours = Neighbours(table, self._may_read_ahead)
+        self._planner = Planner(table, is_here=lambda unit: states[unit] != State.MISSING)
+
+    def learn_from(self, asked: PageMap | None) -> None:
+        """The map of the pages that readers ask for; None: from now on there is none."""
+        self._asked = asked
+        self._planner.learn_from(self._was_asked if asked is not None else None)
+
+    def demand(self, off: int, wanted: list[int]) -> None:
+        """A reader waits for the units ``wanted``, of a request at ``off``."""
+        backend = self._target.source.backend
+        aggressive = self._fetcher.loads_everything(backend)
+        spare, pace = self._fetcher.spare(backend), self._fetcher.pace(backend)
+        with self._changed:
+            wanted = [u for u in wanted if self._states[u] == State.MISSING]
+            if not wanted:
+                return
+            extents = self._table.merge(wanted)
+            asked = extents[-1].end
+            window = self._planner.window(wanted[0], wanted[-1] + 1, pace, aggressive=aggressive)
+            room = 0
+            if pace.tuning.amplify is not None:
+                along = self._amplified(off, pace.tuning.amplify, extents[-1])
+                if along > window.behind:
+                    window = Window(0, along, self._chunks.nunits, sequential=window.sequential)
+            elif not window.sequential:
+                room = self._room_for_guesses(spare, aggressive)
+                if room:
+                    window = Window(0, 0, asked)
+            if len(extents) > 1:  # what lies before the last may be another's
+                window = replace(window, before=0)
+            extents[-1] = self._table.extend(extents[-1], window, self._may_read_ahead)
+            end = extents[-1].end
+            self._states.take(extents, State.DEMANDED)
+            self._neighbours.demanded(wanted)
+            self._planner.readahead.follow(wanted[0], end)
+        for extent in extents:
+            self._fetcher.submit(Job(self._target, extent, Priority.DEMAND))
+        self._programs.expect(wanted[0])
+        self._load_neighbours(wanted, end, room)
+        if window.sequential and window.behind >= FIRST_WINDOW // 2 and end > asked:
+            # a reader that goes on: one window more is under way while it reads this one
+            self._load_ahead(wanted[0], end, window)
+
+    def _room_for_guesses(self, spare: int, aggressive: bool) -> int:
+        """Stored bytes; 0: the link is too near, or the guesses before were not good."""
+        if self._asked is not None:
+            with memoryview(self._asked.memory) as asked:
+                self._neighbours.learn(asked, self._was_asked)
+        if not aggressive:  # all of it comes in any case
+            spare = min(spare, self._neighbours.allowance())
+        return spare if spare >= LEAST else 0
+
+    def _load_neighbours(self, wanted: list[int], end: int, room: int) -> None:
+        """While a reader waits for ``wanted``, which with their request end before unit ``end``."""
+        with self._changed:
+            extents = self._rest_of_file(wanted[0])
+            ahead = end
+            if room:
+                is_program = self._programs.is_program(wanted[0])
+                units = self._neighbours.choose(wanted[0], end, room, is_program=is_program)
+                behind = self._table.merge([u for u in units if u >= end])
+                before = self._table.merge([u for u in reversed(units) if u < end])
+                extents += behind + before
+                while any(e.unit <= ahead < e.end for e in behind):
+                    ahead += 1
+                self._planner.readahead.follow(wanted[0], ahead)
+        self._submit_ahead(extents)
+        if ahead > end:
+            self._mark(end, ahead)
+
+    def _was_asked(self, unit: int) -> bool:
+        return self._asked is not None and self._asked.any_set(*self._states.pages(unit))
+
+    def _submit_ahead(self, extents: Sequence[Extent]) -> None:
+        with self._changed:
+            for extent in extents:
+                units = range(extent.unit, extent.end)
+                missing = [u for u in units if self._states[u] != State.PRESENT]
+                self._neighbours.guessed(missing, self._states.pages)
+        for extent in extents:
+            self._fetcher.submit(Job(self._target, extent, Priority.AHEAD))
+
+    def load_program(self, units: Sequence[int]) -> None:
+        """A program is about to need these units of one file."""
+        self._programs.expect(units[0])
+        with self._changed:
+            wanted = [u for u in units if self._may_read_ahead(u)]
+            extents = self._table.merge(wanted[:1]) + self._table.merge(wanted[1:])
+        self._submit_ahead(extents)
+        self._programs.arrived(units[0], units[0] + 1)  # it may be here already
+
+    def _rest_of_file(self, unit: int) -> list[Extent]:
+        """Requests for the file that ``unit`` is of, when it is to come whole.  Its end first: the
+        loader of programs and libraries looks there next."""
+        whole = self._planner.file(unit)
+        if whole is None:
+            return []
+        left = [u for u in range(*whole) if self._may_read_ahead(u)]
+        return self._table.merge(left[-1:]) + self._table.merge(left[:-1])
+
+    def _amplified(self, off: int, size: int, extent: Extent) -> int:
+        """Stored bytes behind ``extent`` that a request for ``size`` flat bytes would hold."""
+        size = min(max(size, LEAST_AMPLIFIED), self._chunks.flat_size - off)
+        units = self._chunks.units_of(off, size)
+        return self._table.stored(units.stop - 1)[1] - extent.end_off if units else 0
+
+    def passed(self, unit: int) -> None:
+        """A reader crossed a mark at the unit: load what follows, behind all demand."""
+        with self._changed:
+            pace = self._fetcher.pace(self._target.source.backend)
+            following = self._planner.readahead.passed(unit, pace)
+        self._programs.touched(unit)
+        if following is not None:
+            self._load_ahead(unit, *following)
+
+    def _load_ahead(self, reader: int, first: int, window: Window) -> None:
+        """Load from unit ``first`` on, for the reader that is at ``reader``."""
+        with self._changed:
+            if first >= min(self._chunks.nunits, window.end) or not self._may_read_ahead(first):
+                return
+            extent = self._table.merge([first])[0]
+            extent = self._table.extend(extent, window, self._may_read_ahead)
+            self._planner.readahead.follow(reader, extent.end)
+        self._fetcher.submit(Job(self._target, extent, Priority.AHEAD))
+        self._mark(first, extent.end)
+
+    def _mark(self, first: int, end: int) -> None:
+        """When the reader comes there, the next window is due; it may skip some files."""
+        for part in range(MARKS):
+            unit = first + (end - first) * part // (2 * MARKS)
+            self._tell_when_touched(self._chunks.unit_range(unit)[0])
+
+    def _may_read_ahead(self, unit: int) -> bool:
+        """Neighbours that nobody asked for are taken only where they can be verified."""
+        if self._states[unit] != State.MISSING:
+            return False
+        if self._failures.is_doubtful(unit, time.monotonic()):
+            return False
+        if self._chunks.digest_source == "none":
+            return True
+        blob = self._chunks.blob
+        return bool(blob.chunks[blob.units[unit].first].flags)
