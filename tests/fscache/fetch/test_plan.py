@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nydus_fscache.fetch.extents import GAP, UnitTable, Window
@@ -29,6 +29,7 @@ def _ask(
     return window, table.extend(table.merge([unit])[0], window, lambda unit: True)
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 3 * MIB), min_size=1, max_size=60),
     gap=st.integers(0, 2 * GAP),
@@ -160,6 +161,7 @@ def test_random_reader_of_small_chunks_gets_one() -> None:
     assert sum(planner.window(u, u + 1, Pace()).behind > 0 for u in units) <= 2
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, MIB), min_size=1, max_size=60),
     gap=st.integers(0, 2 * GAP),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nydus_fscache.image import elf
@@ -40,6 +40,7 @@ def test_what_is_not_here_yet_is_said() -> None:
         elf.needs(lambda off, length: data[off : off + length] if off < 4096 else None)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400), st.integers(0, 1 << 64), st.integers(0, 65535))
 def test_hostile_files_need_nothing_or_names(tail: bytes, table: int, count: int) -> None:
     head = bytearray(elf.MAGIC.ljust(64, b"\0"))
