@@ -27,7 +27,7 @@ from rafs_v6.errors import RafsError
 from rafs_v6.format.toc import TAR_HEADER, find_bootstrap, parse_toc, read_part, read_toc
 
 _BLOCK = 4096
-_TAIL = 4 << 20  # of a blob, kept in memory: its bootstrap is in there, nearly always
+_TAIL = 1 << 20  # of a blob, kept in memory: its bootstrap is in there, nearly always
 
 
 @dataclass(frozen=True, slots=True)

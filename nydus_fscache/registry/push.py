@@ -23,7 +23,7 @@ from nydus_fscache.http.session import SessionAnswer
 from nydus_fscache.http.session import Upload as Body
 from nydus_fscache.registry.client import PUSH, RegistryClient, next_place, refusal
 
-PART = 8 << 20  # at least 5 MiB, which some registries ask of every part but the last
+PART = 5 << 20  # at least 5 MiB, which some registries ask of every part but the last
 LONGEST_S = 24 * 3600.0  # of one blob: silence ends a transfer, not its length
 _CANCEL_S = 10.0
 _RANGE = re.compile(r"(?:bytes=)?0-(\d{1,19})")
