@@ -8,17 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
-import shutil
 import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from nydus_fscache.errors import CacheDirError
-
-log = logging.getLogger("files")
 
 # what a root has in it: see cache/store.py
 _ROOT_NAMES = {
@@ -70,6 +66,8 @@ def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except IsADirectoryError:
+        import shutil  # noqa: PLC0415 - start-up time of commands
+
         shutil.rmtree(path)
 
 
@@ -88,7 +86,9 @@ def status_of_ours(path: Path) -> os.stat_result | None:
         what = f"a file with {status.st_nlink} names"
     else:
         return status
-    log.warning("%s is %s: removed", path, what)
+    import logging  # noqa: PLC0415 - start-up time of commands
+
+    logging.getLogger("files").warning("%s is %s: removed", path, what)
     try:
         remove(path)
     except OSError as e:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
-import threading
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -168,7 +166,10 @@ def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]
         raise UsageError(
             f"no file {args.image}", hint="name a bootstrap, or an image as HOST/REPO:TAG"
         )
-    from nydus_fscache.registry.pull import pull_bootstrap  # noqa: PLC0415 - only for registries
+    import tempfile  # noqa: PLC0415 - only for registries
+    import threading  # noqa: PLC0415
+
+    from nydus_fscache.registry.pull import pull_bootstrap  # noqa: PLC0415
 
     of_registry = config is None or config.backend.get("type") == "registry"
     options = config.backend.get("registry") if config and of_registry else None

@@ -26,13 +26,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     from nydus_fscache.api.client import Client  # noqa: PLC0415 - start-up time of other commands
-    from nydus_fscache.cli.fscache.busy import explained  # noqa: PLC0415
 
     require_root("stop")
     client = Client(args.root)
     try:
         answer = client.call("POST", "/v1/stop")
     except MountpointError as e:
+        from nydus_fscache.cli.fscache.busy import explained  # noqa: PLC0415 - only then
+
         raise explained(e, client) from e
     client.wait_for_end()
     if args.json:

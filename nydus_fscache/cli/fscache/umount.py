@@ -27,13 +27,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     from nydus_fscache.api.client import Client  # noqa: PLC0415 - start-up time of other commands
-    from nydus_fscache.cli.fscache.busy import explained  # noqa: PLC0415
 
     require_root("umount")
     client = Client(args.root)
     try:
         answer = client.call("DELETE", "/v1/mounts", mountpoint=str(args.mountpoint))
     except MountpointError as e:
+        from nydus_fscache.cli.fscache.busy import explained  # noqa: PLC0415 - only then
+
         raise explained(e, client, str(args.mountpoint)) from e
     if args.json:
         print(json.dumps(answer))

@@ -126,3 +126,37 @@ def test_names_of_an_image_cannot_steer_the_terminal() -> None:
 def test_sizes_and_tables() -> None:
     assert [size(0), size(1536), size(3 << 40)] == ["0 B", "1.5 KiB", "3.0 TiB"]
     assert table(["A", "B"], [["long", "x"]]) == "A     B\nlong  x"
+
+
+# what a command may import before it has its answer: modules of ours, and in all
+MODULES = {"status": (13, 45), "umount": (12, 45), "stop": (12, 45), "mount": (24, 90)}
+COUNT = """
+import sys
+before = set(sys.modules)
+from nydus_fscache.api.client import Client
+from nydus_fscache.cli.fscache.main import main
+Client.call_first = lambda *words: {"mountpoint": "", "transport": ""}  # no daemon is started
+try:
+    main(sys.argv[1:])
+finally:
+    new = set(sys.modules) - before
+    print(len([m for m in new if m.startswith("nydus_fscache")]), len(new), *sorted(new))
+"""
+
+
+@root_only
+@pytest.mark.parametrize("name", list(MODULES))
+def test_a_command_imports_little(name: str, tmp_path: Path) -> None:
+    """Most of the time of a short command is imports."""
+    boot = tmp_path / "image.boot"
+    boot.write_bytes(bytes(1024) + b"\xe2\xe1\xf5\xe0" + bytes(7164))
+    words = {
+        "umount": [tmp_path],
+        "mount": [boot, tmp_path, "--blob-dir", tmp_path],
+    }.get(name, [])
+    argv = [sys.executable, "-c", COUNT, name, *words, "--root", tmp_path / "root"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    ours, everything, *names = done.stdout.splitlines()[-1].split()
+    assert int(ours) <= MODULES[name][0], names
+    assert int(everything) <= MODULES[name][1], names
+    assert not {"rafs_v6", "requests", "http.client", "ssl", "urllib.request"} & set(names)
