@@ -229,7 +229,7 @@ static int fill_unit(struct stage *s, const struct rafs_blob *blob, uint32_t uni
 	const struct rafs_chunk *k = &blob->chunks[u->first];
 	uint8_t *where, *plain;
 	uint32_t i;
-	int rc;
+	int rc, bad = 0;
 
 	*bad_chunk = u->first;
 	if (u->count == 1 && k->unit_off == 0 && k->usize == u->ulen) {
@@ -250,19 +250,25 @@ static int fill_unit(struct stage *s, const struct rafs_blob *blob, uint32_t uni
 	rc = rafs_unit_decode(s->f->decoder, blob, unit, stored, u->clen, plain, u->ulen);
 	if (rc < 0)
 		return rc;
+	/* A bad chunk is its own readers' error: the others of a batch are right, and are written. */
 	for (i = 0; i < u->count; i++, k++) {
-		*bad_chunk = u->first + i;
 		if (k->unit_off > u->ulen || k->usize > u->ulen - k->unit_off)
-			return -EBADMSG;
-		rc = rafs_chunk_verify(blob, u->first + i, plain + k->unit_off);
-		if (!rc)
-			rc = place(s, k->uoff, k->usize, &where);
+			rc = -EBADMSG;
+		else
+			rc = rafs_chunk_verify(blob, u->first + i, plain + k->unit_off);
+		if (rc) {
+			if (!bad)
+				*bad_chunk = u->first + i;
+			bad = bad ? bad : rc;
+			continue;
+		}
+		rc = place(s, k->uoff, k->usize, &where);
 		if (rc)
 			return rc;
 		memcpy(where, plain + k->unit_off, k->usize);
 		placed(s, k->usize);
 	}
-	return 0;
+	return bad;
 }
 
 /* Units [unit, unit + n) into an object that is there; see nf_fill. */
