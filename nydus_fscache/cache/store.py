@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 from nydus_fscache.cache.blob_files import BlobFiles
@@ -67,6 +68,7 @@ class Store:
         self.lock = _locked(root) if lock is None else lock
         self.blobs = BlobFiles(_private_dir(root / "cache"))
         self.images = _private_dir(root / "images")
+        self._keeping = threading.Lock()
         if cachefiles is not None and not cachefiles.is_dir():
             raise CacheDirError(f"{cachefiles} is not a directory", hint=f"mkdir {cachefiles}")
         self.cachefiles = cachefiles or _private_dir(root / "cachefiles")
@@ -79,9 +81,10 @@ class Store:
         digest = hashlib.sha256(data).hexdigest()
         path = self.images / f"{digest}.boot"
         try:
-            if status_of_ours(path) is None or path.read_bytes() != data:
-                replace_file(path, data)
-            os.utime(path)  # used now
+            with self._keeping:  # two mounts at once may be of one image
+                if status_of_ours(path) is None or path.read_bytes() != data:
+                    replace_file(path, data)
+                os.utime(path)  # used now
         except OSError as e:
             raise CacheDirError(
                 f"cannot keep the bootstrap in {self.images}: {e.strerror}",

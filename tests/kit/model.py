@@ -83,7 +83,7 @@ def make_images(base: Path) -> list[ImageFiles]:
     cut = base / "cut.boot"
     cut.write_bytes(made[0].boot.read_bytes()[:6000])
     (base / "nothing").mkdir()
-    lost = base / "lost.boot"  # of its own bytes, so that no metadata are cached for it
+    lost = base / "lost.boot"  # metadata are cached by image and backend
     shutil.copy(made[1].boot, lost)
     made.append(ImageFiles("cut", cut, made[0].blobs, {}, BAD_IMAGE))
     made.append(ImageFiles("lost", lost, base / "nothing", {}, BACKEND))
