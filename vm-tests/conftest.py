@@ -39,7 +39,8 @@ def consoles(
 ) -> Iterator[dict[str, Future[str]]]:
     """By script, what a machine of its own printed.  All that are wanted run side by side."""
     items = request.session.items
-    scripts = {i.module.SCRIPT for i in items if hasattr(getattr(i, "module", None), "SCRIPT")}
+    ours = [i.module for i in items if i.path.is_relative_to(HERE)]
+    scripts = {module.SCRIPT for module in ours if hasattr(module, "SCRIPT")}
     seen = [HERE.parent, GOLDEN, Path(sys.prefix), Path(sys.base_prefix)]
     with ThreadPoolExecutor(max(1, len(scripts))) as pool:
         yield {

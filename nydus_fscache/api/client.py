@@ -28,7 +28,7 @@ from nydus_fscache.files import claim_root, short_path
 from nydus_fscache.handover.commands import daemon_argv
 
 CACHEFILES = "NYDUS_FSCACHE_CACHEFILES"  # environment of a daemon: the directory of cachefiles
-START_PATIENCE_S = 20.0
+START_PATIENCE_S = 60.0  # as the keeper gives a service; an emulated machine needs half of it
 CALL_PATIENCE_S = 120.0
 _POLL_S = 0.005
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")

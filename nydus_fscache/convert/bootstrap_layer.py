@@ -1,4 +1,4 @@
-"""The last layer of a Nydus image: a tar.gz of the bootstrap and the blobs' metadata (sheet 3.5).
+"""The last layer of a Nydus image: a tar.gz of the bootstrap and the blobs' metadata.
 
 Every byte of the tar is the same for the same content; nothing is held in memory twice.
 """

@@ -1,4 +1,4 @@
-"""The build cache: which layer became which blob, in a manifest of its own (sheet 2.11).
+"""The build cache: which layer became which blob, in a manifest of its own.
 
 The key is the layer and all that shapes the blob: blobs made with other options
 are not taken.  A cache that cannot be read or written never fails a conversion.

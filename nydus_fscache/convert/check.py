@@ -1,4 +1,4 @@
-"""Is an image right?  Its manifest, its bootstrap, and its files against the source's (sheet 4).
+"""Is an image right?  Its manifest, its bootstrap, and its files against the source's.
 
 Reads registries only: no mount, no root, no unpacked tree.
 """

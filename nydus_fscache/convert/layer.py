@@ -45,7 +45,7 @@ class PackOptions:
     prefetch: bytes = b"/"
 
     def words(self) -> list[str]:
-        """Of ``nydus-image create`` (sheet 2.4)."""
+        """Of ``nydus-image create``."""
         if self.oci_ref:
             return ["--type", "targz-ref", "--blob-inline-meta", "--features", "blob-toc"]
         words = [

@@ -38,7 +38,7 @@ class Platform:
         return cls(words[0].lower(), arch, "" if (arch, variant) == ("arm64", "v8") else variant)
 
     def fits(self, entry: Mapping[str, Any]) -> bool:
-        """An entry that names no platform fits all (sheet 2.3)."""
+        """An entry that names no platform fits all."""
         found = entry.get("platform")
         if not isinstance(found, dict) or not found:
             return True

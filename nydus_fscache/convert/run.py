@@ -74,7 +74,7 @@ class Request:
 
 @dataclass(slots=True)
 class Report:
-    """Sizes in bytes, times in nanoseconds: the members of --output-json (sheet 2.7)."""
+    """Sizes in bytes, times in nanoseconds: the members of --output-json."""
 
     source_size: int = 0
     target_size: int = 0

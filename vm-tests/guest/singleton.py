@@ -20,7 +20,7 @@ from trees import assert_tree
 BASE = DISK / "singleton"
 CACHE, ROOT, SOCKET = BASE / "fs", BASE / "root", BASE / "api.sock"
 SUPERVISOR = BASE / "supervisor.sock"
-START_S = 60.0
+START_S = 180.0
 NYDUSD = [sys.executable, "-m", "nydus_fscache.cli.nydusd"]
 
 

@@ -26,6 +26,8 @@ log = logging.getLogger("nydusd")
 
 MAX_BODY = 51200
 MAX_CONNECTIONS = 256
+_DIGITS = 9
+_DRAINED = 1 << 20  # bytes of a body that is too large
 _SOCKET_MODE = 0o600
 _BACKLOG = 128
 
@@ -71,6 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(400, "BadRequest")
         if len(text) > len(str(MAX_BODY)) + 1 or int(text) > MAX_BODY:
             self.close_connection = True
+            self.rfile.read(min(int(text[:_DIGITS]), _DRAINED))  # else the sender sees no answer
             raise Refused(413, "BadRequest")
         data = self.rfile.read(int(text))
         if len(data) < int(text):

@@ -47,7 +47,7 @@ def insecure(side: str) -> Option:
 
 
 def backend(prefix: str = "", default: str = "") -> tuple[Option, ...]:
-    """All of them share the environment's names (sheet 1.3)."""
+    """All of them share the environment's names."""
     lead = f"{prefix}-" if prefix else ""
     return (
         Option(f"{lead}backend-type", f"where blobs are: {', '.join(BACKENDS)}", default,

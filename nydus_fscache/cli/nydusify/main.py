@@ -1,4 +1,4 @@
-"""``nydusify``: finds the command, prints errors, sets the exit code (sheet 1.1, 1.2).
+"""``nydusify``: finds the command, prints errors, sets the exit code.
 
 Exit codes: 0 done, 1 any error, 3 no such command, 130 and 143 interrupted.
 """

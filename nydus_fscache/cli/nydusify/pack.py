@@ -1,4 +1,4 @@
-"""``nydusify build`` (``pack``): a directory becomes a bootstrap and a blob (sheet 5.3)."""
+"""``nydusify build`` (``pack``): a directory becomes a bootstrap and a blob."""
 
 from __future__ import annotations
 
