@@ -116,7 +116,10 @@ class Calls:
         except BaseException:
             self._binder.leave(active)
             raise
-        self._record.save_soon()  # its name; until then it is found by its place
+        if is_open:
+            self._record.save_soon()  # its name; until then it is found by its place
+        else:
+            self._record.save()  # a successor must know that there is something to load
         log.info("mounted %s at %s over %s", active.name, binding.mountpoint, binding.transport)
 
     def umount(self, mountpoint: str) -> Document:
