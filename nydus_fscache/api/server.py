@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import socket
 import socketserver
 import sys
@@ -39,6 +40,7 @@ _BACKLOG = 1024  # who comes when it is full gets an error at once
 _SOCKET_MODE = 0o600
 _NEVER = float("inf")
 _BUSY_PAUSE_S = 0.1
+_FINISH_POLL_S = 0.005
 
 Query = dict[str, str]
 Body = dict[str, Any]
@@ -153,9 +155,20 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self._open: dict[socket.socket, float] = {}  # when its request has to be here
 
     def finish(self) -> None:
-        """Return when no call is being answered, or after ``CALL_TIMEOUT_S``."""
+        """Return when no call is being answered, nor one is here that nobody has read yet; or
+        after ``CALL_TIMEOUT_S``."""
+        deadline = time.monotonic() + CALL_TIMEOUT_S
+        while self._is_busy() and time.monotonic() < deadline:
+            time.sleep(_FINISH_POLL_S)
+
+    def _is_busy(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: _NEVER not in self._open.values(), CALL_TIMEOUT_S)
+            if _NEVER in self._open.values():
+                return True
+            waiting = select.poll()
+            for connection in self._open:
+                waiting.register(connection, select.POLLIN)
+            return bool(waiting.poll(0))
 
     def fileno(self) -> int:
         return self.socket.fileno()

@@ -158,7 +158,8 @@ class MountTable:
         """In the phase ``MOUNTING``; returns when it is ready to read."""
         binding = active.binding
         point = binding.mountpoint
-        before = {m.id for m in mountinfo.mounts()}
+        # of this place alone: the number of a mount that goes elsewhere may be given to this one
+        before = {m.id for m in _at(point)}
         self._transports.get(binding.transport).mount(active.bound, Path(point))
         with self.lock:
             active.mount = _name_of([m for m in _at(point) if m.id not in before], point)
@@ -322,10 +323,10 @@ def _is_any(mount: mountinfo.Mount, names: set[MountId | None]) -> bool:
 
 
 def _name_of(found: list[mountinfo.Mount], point: str) -> MountId | None:
-    """Of the lowest of these mounts at a place: ours is there before others mount on top."""
+    """Of the lowest EROFS of these mounts at a place: ours is there before others mount on top."""
     if not found:
         return None
-    ours = found[0]
+    ours = next((m for m in found if m.fstype == "erofs"), found[0])
     with contextlib.suppress(OSError):
         top = mountinfo.mount_id_at(Path(point))
         if top.id == ours.id:

@@ -257,10 +257,6 @@ def test_stops_at_once_are_one(rig: Rig, image: Path) -> None:
     assert rig.leftovers() == []
 
 
-@pytest.mark.xfail(
-    reason="KNOWN FAULT: a mount in the moment of an upgrade can be unknown to the next service",
-    strict=False,
-)
 def test_calls_during_an_upgrade_are_answered_by_the_next_service(rig: Rig, image: Path) -> None:
     client = start_daemon(rig, image)
     errors: list[FscacheError] = []
