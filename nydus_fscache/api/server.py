@@ -41,6 +41,7 @@ _SOCKET_MODE = 0o600
 _NEVER = float("inf")
 _BUSY_PAUSE_S = 0.1
 _FINISH_POLL_S = 0.005
+_SENDING_S = 0.2  # a client that has connected sends its request within this time
 
 Query = dict[str, str]
 Body = dict[str, Any]
@@ -163,7 +164,9 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def _is_busy(self) -> bool:
         with self._changed:
-            if _NEVER in self._open.values():
+            # a call is being answered, or its connection is so new that it comes in this moment
+            newest = max(self._open.values(), default=0.0)
+            if newest > time.monotonic() + CALL_TIMEOUT_S - _SENDING_S:
                 return True
             waiting = select.poll()
             for connection in self._open:
