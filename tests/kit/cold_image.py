@@ -18,7 +18,7 @@ BUSYBOX = Path("/bin/busybox")
 READ = (
     "n=0; for f in /data/*; do s=$(sha256sum < $f) || echo error $f; "
     'case "$s" in ${f##*/}*) n=$((n+1));; *) echo wrong $f;; esac; '
-    "usleep 45000; done; echo read $n"
+    "usleep 70000; done; echo read $n"
 )
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -249,9 +250,13 @@ disabled_plugins = {json.dumps(disabled)}
                 env={**os.environ, **self.environment},
             )  # fmt: skip
 
-    def _wait_for(self, socket: Path, name: str) -> None:
+    def _wait_for(self, path: Path, name: str) -> None:
+        """Until somebody listens: a process that was killed leaves its socket's file."""
         end = time.monotonic() + PATIENCE_S
-        while not socket.exists():
+        while True:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(path))
+                return
             if self.processes[name].poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"{name} did not start\n{self.logs()}")
             time.sleep(0.05)
