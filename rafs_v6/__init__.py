@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from rafs_v6.errors import BlobsError, ImageError, NotAFileError, RafsError, UnsupportedImage
 
 if TYPE_CHECKING:
+    from rafs_v6.format.blob_table import BlobInfo
     from rafs_v6.format.erofs import BlobFeatures, Compressor, Digester
-    from rafs_v6.format.tables import BlobInfo
     from rafs_v6.format.toc import ReadAt
     from rafs_v6.reader.blobs import Blobs, BlobsGiven
     from rafs_v6.reader.bootstrap import Bootstrap
@@ -61,7 +61,7 @@ __all__ = [
 # Names that are imported when they are first used: a program that builds an image needs no reader.
 _LATE = {
     "BlobFeatures": "rafs_v6.format.erofs",
-    "BlobInfo": "rafs_v6.format.tables",
+    "BlobInfo": "rafs_v6.format.blob_table",
     "BlobRange": "rafs_v6.reader.image",
     "Blobs": "rafs_v6.reader.blobs",
     "Bootstrap": "rafs_v6.reader.bootstrap",

@@ -7,6 +7,9 @@
  *
  * A record is taken while its len is not 0: an OPEN until copen, a READ until READ_COMPLETE,
  * a CLOSE until the object is forgotten; that of an object until it is closed.
+ *
+ * Longer than other files, because one order of writes to the record holds for messages, objects
+ * and the take-over that reads it.
  */
 #include "cachefiles.h"
 

@@ -244,18 +244,24 @@ def _version_2(fields: Fields) -> Config:
     )
 
 
-def _rafs(fields: Fields, ignored: list[str]) -> Rafs:
-    table = fields.table("prefetch")
-    rafs = Rafs(
+def _rafs_of(fields: Fields, batch: str, validate: str, prefetch: Prefetch) -> Rafs:
+    """``batch``, ``validate``: the names that a version has for these."""
+    return Rafs(
         mode=fields.choice("mode", "direct", "direct", "cached"),
-        batch_size=_size(fields, "batch_size"),
-        validate=fields.flag("validate"),
+        batch_size=_size(fields, batch),
+        validate=fields.flag(validate),
         enable_xattr=fields.flag("enable_xattr"),
         iostats_files=fields.flag("iostats_files"),
         access_pattern=fields.flag("access_pattern"),
         latest_read_files=fields.flag("latest_read_files"),
-        prefetch=Prefetch() if table is None else _prefetch(table, ignored),
+        prefetch=prefetch,
     )
+
+
+def _rafs(fields: Fields, ignored: list[str]) -> Rafs:
+    table = fields.table("prefetch")
+    prefetch = Prefetch() if table is None else _prefetch(table, ignored)
+    rafs = _rafs_of(fields, "batch_size", "validate", prefetch)
     ignored += fields.rest()
     return rafs
 
@@ -358,16 +364,7 @@ def _version_1(fields: Fields) -> Config:
         own = cache_table.table("config")
         cache = _cache_of(kind, cache_table, own, prefetch)
         ignored += [*(own.rest() if own else ()), *cache_table.rest()]
-    rafs = Rafs(
-        mode=fields.choice("mode", "direct", "direct", "cached"),
-        batch_size=_size(fields, "amplify_io"),
-        validate=fields.flag("digest_validate"),
-        enable_xattr=fields.flag("enable_xattr"),
-        iostats_files=fields.flag("iostats_files"),
-        access_pattern=fields.flag("access_pattern"),
-        latest_read_files=fields.flag("latest_read_files"),
-        prefetch=prefetch,
-    )
+    rafs = _rafs_of(fields, "amplify_io", "digest_validate", prefetch)
     return Config(
         backend=backend,
         tuning=_tuning(rafs.batch_size, prefetch),

@@ -7,25 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 from nydus_fscache.cache.presence import PAGE
+from nydus_fscache.cache.reuse import ChunkMap
 from nydus_fscache.fetch.job import Extent
 
 
-class Chunks(Protocol):
-    """What fetching needs of ``rafs_v6.ChunkMap``."""
+class Chunks(ChunkMap, Protocol):
+    """What fetching needs of ``rafs_v6.ChunkMap``: as reuse, and what lies where."""
 
     @property
-    def blob(self) -> Any: ...
-    @property
-    def nchunks(self) -> int: ...
-    @property
-    def nunits(self) -> int: ...
-    @property
     def flat_size(self) -> int: ...
-    @property
-    def digest_source(self) -> str: ...
     def units_of(self, off: int, length: int) -> range: ...
     def unit_range(self, unit: int) -> tuple[int, int]: ...
 

@@ -286,7 +286,7 @@ def _make(context: ssl.SSLContext, skip_verify: bool) -> requests.Session:
         if guard is not None:
             guard.hold(connection)
 
-    class Plain(HTTPConnection):
+    class Guarded(HTTPConnection):
         def connect(self) -> None:
             shown(self)
             super().connect()
@@ -295,17 +295,11 @@ def _make(context: ssl.SSLContext, skip_verify: bool) -> requests.Session:
             shown(self)
             super().putrequest(*args, **kwargs)
 
-    class Encrypted(HTTPSConnection):
-        def connect(self) -> None:
-            shown(self)
-            super().connect()
-
-        def putrequest(self, *args: Any, **kwargs: Any) -> None:
-            shown(self)
-            super().putrequest(*args, **kwargs)
+    class Encrypted(Guarded, HTTPSConnection):
+        """Python looks in Guarded first, then in HTTPSConnection, then in HTTPConnection."""
 
     class PlainPool(HTTPConnectionPool):
-        ConnectionCls = Plain
+        ConnectionCls = Guarded
 
     class EncryptedPool(HTTPSConnectionPool):
         ConnectionCls = Encrypted

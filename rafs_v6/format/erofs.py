@@ -13,6 +13,7 @@ from enum import IntEnum, IntFlag
 from typing import ClassVar, Self
 
 EROFS_SUPER_OFFSET = 1024
+RAFS_EXT_SUPER_OFFSET = 1152  # behind EROFS's own superblock
 EROFS_SUPER_MAGIC_V1 = 0xE0F5E1E2
 RAFS_V5_MAGIC = 0x52414653
 

@@ -18,6 +18,7 @@ from typing import Self
 
 from rafs_v6.errors import ImageError, NotAFileError, shown
 from rafs_v6.faults import STRICT, Checks
+from rafs_v6.format.blob_table import BlobInfo
 from rafs_v6.format.erofs import (
     CHUNK_INDEX,
     CHUNK_INDEX_SIZE,
@@ -34,7 +35,7 @@ from rafs_v6.format.erofs import (
     ChunkRecord,
     round_up,
 )
-from rafs_v6.format.tables import BlobInfo, Tables, read_tables
+from rafs_v6.format.tables import Tables, read_tables
 from rafs_v6.reader.inode import ChunkRef, Dirent, Inode, read_inode
 
 _XATTR_NAME_MAX = 255

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from rafs_v6._codec import ffi, lib
 from rafs_v6.errors import ImageError
+from rafs_v6.format.blob_table import BlobInfo
 from rafs_v6.format.erofs import (
     CCT_HEADER_SIZE,
     CCT_MAGIC,
@@ -24,7 +25,6 @@ from rafs_v6.format.erofs import (
     Compressor,
     round_up,
 )
-from rafs_v6.format.tables import BlobInfo
 from rafs_v6.format.toc import (
     DIGEST_NAME,
     MAX_UNCOMPRESSED,

@@ -19,7 +19,7 @@ from typing import Any, AnyStr, Self
 
 from rafs_v6._codec import ffi, lib
 from rafs_v6.errors import ImageError, NotAFileError
-from rafs_v6.format.tables import BlobInfo
+from rafs_v6.format.blob_table import BlobInfo
 from rafs_v6.reader.blobs import Blobs, BlobsGiven, blobs_of
 from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.reader.chunkmap import ChunkMap

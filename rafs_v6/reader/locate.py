@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from rafs_v6.errors import ImageError
 from rafs_v6.faults import STRICT, Checks
+from rafs_v6.format.blob_table import is_inlined_id
 from rafs_v6.format.erofs import (
     DEVICE_SLOTS_OFFSET,
     EROFS_SUPER_MAGIC_V1,
@@ -28,7 +29,6 @@ from rafs_v6.format.erofs import (
     BlobRecord,
     DeviceSlot,
 )
-from rafs_v6.format.tables import is_inlined_id
 from rafs_v6.format.toc import (
     BOOT_NAME,
     TAR_HEADER,

@@ -16,6 +16,7 @@ from rafs_v6.format.erofs import (
     EROFS_SUPER_OFFSET,
     MAX_BLOBS,
     RAFS_DEVT_SLOTOFF,
+    RAFS_EXT_SUPER_OFFSET,
     RAFS_V6_COMPAT,
     RAFS_V6_INCOMPAT,
     TARFS_BLOCK,
@@ -98,15 +99,15 @@ def write_bootstrap(
     size = round_up(chunk_table_off + len(chunk_table), EROFS_BLOCK)
     # Without blobs, the head lies in the empty block that the region begins with.
     out = bytearray(meta_addr or EROFS_BLOCK)
-    out[EROFS_SUPER_OFFSET : EROFS_SUPER_OFFSET + SuperBlock.SIZE] = SuperBlock(
+    out[EROFS_SUPER_OFFSET:RAFS_EXT_SUPER_OFFSET] = SuperBlock(
         EROFS_SUPER_MAGIC_V1, 0, RAFS_V6_COMPAT, block.bit_length() - 1, 0, layout.nid(ROOT),
         layout.inos, 0, 0,
         sum(b.record.uncompressed_size // block for b in blobs) & 0xFFFFFFFF,
         meta_addr // block, 0, bytes(16), bytes(16), RAFS_V6_INCOMPAT, 0, len(blobs),
         RAFS_DEVT_SLOTOFF, bytes(38),
     ).pack()  # fmt: skip
-    ext_off = EROFS_SUPER_OFFSET + SuperBlock.SIZE
-    out[ext_off : ext_off + ExtSuperBlock.SIZE] = ExtSuperBlock(
+    ext_end = RAFS_EXT_SUPER_OFFSET + ExtSuperBlock.SIZE
+    out[RAFS_EXT_SUPER_OFFSET:ext_end] = ExtSuperBlock(
         _flags(blobs, defaults, layout.has_xattr), table_off, BlobRecord.SIZE * len(blobs),
         defaults.chunk_size, chunk_table_off, len(chunk_table),
         prefetch_off if prefetch_table else 0, len(prefetch_table), 0, bytes(200),

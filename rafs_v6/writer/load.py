@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rafs_v6.errors import ImageError
+from rafs_v6.format.blob_table import is_inlined_id
 from rafs_v6.format.erofs import (
     EROFS_BLOCK,
     EROFS_SLOTSIZE,
@@ -18,7 +19,6 @@ from rafs_v6.format.erofs import (
     BlobRecord,
     SuperFlags,
 )
-from rafs_v6.format.tables import is_inlined_id
 from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.reader.inode import Inode
 from rafs_v6.reader.locate import locate_bootstrap

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nydus_fscache.errors import CacheDirError, DaemonError
-from nydus_fscache.handover import supervisor
+from nydus_fscache.handover import supervisor, transfer
 from nydus_fscache.handover.state import State
 from nydus_fscache.image.binding import Binding
 
@@ -130,7 +130,7 @@ def test_bad_transfers_leave_nothing_open(tmp_path: Path, what: str) -> None:
 def test_a_supervisor_that_is_silent_or_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(transfer, "PATIENCE_S", 0.2)
     path = tmp_path / "s.sock"
     with pytest.raises(DaemonError, match="No such file"):
         supervisor.receive(path)

@@ -206,7 +206,15 @@ def super_block(path: Path) -> Document:
     }
 
 
-def unopened_blob(blob_id: str) -> Document:
+def blobs_of(status: Document, mounts: Iterable[Document]) -> list[Document]:
+    """Of each blob of these mounts of ``status``, its element of ``blobs``; zeros for one that
+    was not opened yet."""
+    known = {blob["id"]: blob for blob in status["blobs"]}
+    wanted = sorted({blob for mount in mounts for blob in mount["blobs"]})
+    return [known.get(blob) or _unopened_blob(blob) for blob in wanted]
+
+
+def _unopened_blob(blob_id: str) -> Document:
     """As an element of ``status``'s ``blobs``."""
     counters = dict.fromkeys(("size", "present", "fetched", "requests", "errors"), 0)
     return {"id": blob_id, "complete": False, **counters}

@@ -182,14 +182,9 @@ class BoundImages:
         return self._engine.status(), entries
 
     def _blobs(self, status: Document, entries: list[Entry]) -> list[Document]:
-        """Of each blob of these images what ``status`` says, zeros for those not opened yet."""
         names = {(e.fsid, e.domain) for e in entries}
-        wanted = {
-            blob for m in status["mounts"] if (m["fsid"], m["domain"]) in names
-            for blob in m["blobs"]
-        }  # fmt: skip
-        open_ones = {blob["id"]: blob for blob in status["blobs"]}
-        return [open_ones.get(blob) or documents.unopened_blob(blob) for blob in sorted(wanted)]
+        ours = [m for m in status["mounts"] if (m["fsid"], m["domain"]) in names]
+        return documents.blobs_of(status, ours)
 
     def _backend_metrics(self, query: Query, _: Any) -> Document:
         status, entries = self._found(query)

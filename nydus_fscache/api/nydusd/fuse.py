@@ -248,12 +248,8 @@ class FuseMounts:
     def _blobs(self, instance: Instance) -> tuple[Document, list[Document]]:
         status = self._engine.status()
         point = str(self._point(instance.name))
-        wanted = {
-            blob for mount in status["mounts"] if mount["mountpoint"] == point
-            for blob in mount["blobs"]
-        }  # fmt: skip
-        open_ones = {blob["id"]: blob for blob in status["blobs"]}
-        return status, [open_ones.get(blob) or documents.unopened_blob(blob) for blob in wanted]
+        ours = [mount for mount in status["mounts"] if mount["mountpoint"] == point]
+        return status, documents.blobs_of(status, ours)
 
     def _fs_metrics(self, query: Query, _: Any) -> Document:
         return documents.fs_metrics(self._known(query).name)

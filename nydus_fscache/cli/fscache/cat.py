@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     import rafs_v6  # noqa: PLC0415 - quick --help
     from nydus_fscache.backend.make import make_backend  # noqa: PLC0415
     from nydus_fscache.cli.fscache.image_files import open_bootstrap, resolve  # noqa: PLC0415
-    from rafs_v6.format.tables import is_inlined_id  # noqa: PLC0415
+    from rafs_v6.format.blob_table import is_inlined_id  # noqa: PLC0415
 
     bootstrap, inside = open_bootstrap(args.bootstrap)
     given = fetch_config(args)

@@ -215,7 +215,7 @@ def _own_blob(file: Path) -> Config | None:
         return None
     from nydus_fscache.cli.fscache.image_files import open_bootstrap  # noqa: PLC0415
     from nydus_fscache.config import nydusd as config  # noqa: PLC0415
-    from rafs_v6.format.tables import is_inlined_id  # noqa: PLC0415
+    from rafs_v6.format.blob_table import is_inlined_id  # noqa: PLC0415
 
     bootstrap, inside = open_bootstrap(file)
     if not inside or not any(is_inlined_id(info.blob_id) for info in bootstrap.blobs):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from rafs_v6.errors import ImageError, shown
 from rafs_v6.faults import Checks
+from rafs_v6.format.blob_table import BlobInfo
 from rafs_v6.format.erofs import (
     CCT_HEADER_SIZE,
     CCT_MAGIC,
@@ -19,7 +20,6 @@ from rafs_v6.format.erofs import (
     CctHeader,
     ChunkRecord,
 )
-from rafs_v6.format.tables import BlobInfo
 from rafs_v6.format.toc import TAR_HEADER
 from rafs_v6.reader.blobs import Blobs
 from rafs_v6.reader.bootstrap import Bootstrap

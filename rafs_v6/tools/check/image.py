@@ -15,9 +15,9 @@ from rafs_v6.format.erofs import (
     CHUNK_RECORD_SIZE,
     DEVICE_SLOTS_OFFSET,
     EROFS_SUPER_OFFSET,
+    RAFS_EXT_SUPER_OFFSET,
     DeviceSlot,
     ExtSuperBlock,
-    SuperBlock,
 )
 from rafs_v6.reader.blobs import Blobs
 from rafs_v6.reader.bootstrap import Bootstrap
@@ -148,7 +148,7 @@ def _check_counts(bootstrap: Bootstrap, nids: set[int], check: Checks) -> None:
 
 
 def _check_tables(bootstrap: Bootstrap, check: Checks) -> None:
-    at = EROFS_SUPER_OFFSET + SuperBlock.SIZE
+    at = RAFS_EXT_SUPER_OFFSET
     ext = bootstrap.tables.ext
     check(
         not ext.padding and not any(ext.reserved), "ext-superblock.reserved", at + 52,

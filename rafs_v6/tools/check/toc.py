@@ -6,8 +6,8 @@ import hashlib
 
 from rafs_v6.errors import ImageError, shown
 from rafs_v6.faults import Checks
+from rafs_v6.format.blob_table import BlobInfo
 from rafs_v6.format.erofs import CCT_HEADER_SIZE, TocEntry
-from rafs_v6.format.tables import BlobInfo
 from rafs_v6.format.toc import (
     TAR_HEADER,
     TOC_NAME,

@@ -95,7 +95,9 @@ def test_blobcache_metrics() -> None:
     assert found["prefetch_data_amount"] == 5000
     assert (found["prefetch_begin_time_secs"], found["prefetch_begin_time_millis"]) == (1000, 250)
     assert (found["prefetch_end_time_secs"], found["prefetch_end_time_millis"]) == (1001, 500)
-    closed = documents.blobcache_metrics("/cache", [documents.unopened_blob("c" * 64)])
+    closed = documents.blobcache_metrics(
+        "/cache", documents.blobs_of({"blobs": []}, [{"blobs": ["c" * 64]}])
+    )
     assert closed["prefetch_end_time_secs"] == closed["total"] == 0
     counters = [v for k, v in found.items() if k not in ("underlying_files", "store_path")]
     assert all(isinstance(value, int) for value in counters)
