@@ -26,8 +26,8 @@ ORDER = {
         "_writer", "_codec",
     ),
     "nydus_fscache": (
-        "__main__", "cli", "convert", "daemon", "api", "handover", "transport", "fetch", "cache",
-        "image", "backend", "registry", "http", "core", "config", "kernel", "files", "log",
+        "__main__", "cli", "convert", "runtimes", "daemon", "api", "handover", "transport", "fetch",
+        "cache", "image", "backend", "registry", "http", "core", "config", "kernel", "files", "log",
         "errors", "_core", "__init__",
     ),
 }  # fmt: skip

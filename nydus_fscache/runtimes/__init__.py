@@ -1,0 +1,1 @@
+"""Ways in for container engines that do not start ``nydusd``: one folder an engine's protocol."""
