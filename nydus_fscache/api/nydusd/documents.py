@@ -37,6 +37,7 @@ VERSION_TEXT = (
 
 _BUCKETS, _OPERATIONS = 8, 15
 _SUPER_OFFSET = 1024
+_SECOND = 1_000_000_000  # nanoseconds
 MAX_ERRORS, MAX_ERRORS_SIZE = 500, 51200
 
 
@@ -59,11 +60,12 @@ def daemon_info(
 
 def backend_entry(mountpoint: str, mounted_at: float, config: Document | None) -> Document:
     """An element of ``backend_collection``.  ``config``: as ``config.version_2`` shows it."""
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S +00:00", time.gmtime(mounted_at))
+    seconds, rest = divmod(int(mounted_at * _SECOND), _SECOND)
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
     return {
         "backend_type": "Rafs",
         "mountpoint": mountpoint,
-        "mounted_time": stamp,
+        "mounted_time": f"{stamp}.{rest:09} +00:00:00",
         "config": config,
     }
 
@@ -176,16 +178,16 @@ def super_block(path: Path) -> Document:
         file.seek(_SUPER_OFFSET)
         found = SuperBlock.unpack(file.read(SuperBlock.SIZE))
         ext = ExtSuperBlock.unpack(file.read(ExtSuperBlock.SIZE))
-    timeout = {"secs": 0, "nanos": 0}
+    timeout = {"secs": 1 << 32, "nanos": 0}  # for ever
     return {
         "magic": found.magic,
         "version": 0x600,
-        "sb_size": SuperBlock.SIZE + ExtSuperBlock.SIZE,
-        "root_inode": found.root_nid,
+        "sb_size": 0,
+        "root_inode": 0,
         "chunk_size": ext.chunk_size,
         "batch_size": 0,
         "inodes_count": found.inos,
-        "flags": ext.flags,
+        "flags": {"bits": ext.flags},
         "inode_table_entries": 0,
         "inode_table_offset": 0,
         "blob_table_size": ext.blob_table_size,
@@ -210,7 +212,7 @@ def blobs_of(status: Document, mounts: Iterable[Document]) -> list[Document]:
     """Of each blob of these mounts of ``status``, its element of ``blobs``; zeros for one that
     was not opened yet."""
     known = {blob["id"]: blob for blob in status["blobs"]}
-    wanted = sorted({blob for mount in mounts for blob in mount["blobs"]})
+    wanted = dict.fromkeys(blob for mount in mounts for blob in mount["blobs"])
     return [known.get(blob) or _unopened_blob(blob) for blob in wanted]
 
 

@@ -36,6 +36,7 @@ class NodeDaemon:
         return self._document("POST", "/v1/mounts", request)
 
     def umount(self, mountpoint: str) -> Document:
+        self.start()
         found = self._client.call("DELETE", "/v1/mounts", mountpoint=mountpoint)
         return dict(found)
 

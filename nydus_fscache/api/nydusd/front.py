@@ -16,13 +16,18 @@ from typing import Any
 from nydus_fscache.api.nydusd import documents
 from nydus_fscache.api.nydusd.documents import Document, ErrorRing
 from nydus_fscache.api.nydusd.server import Query, Refused
-from nydus_fscache.api.nydusd.service import Call, Engine, Service, Supervisor, object_of
+from nydus_fscache.api.nydusd.service import (
+    Call,
+    Engine,
+    Service,
+    Supervisor,
+    object_of,
+    text_of,
+)
 from nydus_fscache.errors import FscacheError
 
 LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 HOT_KEYS = ("registry_auth", "proxy_url", "dragonfly_scheduler_endpoint")
-# nydusd knows these in all its modes; an instance answers 501 to those of another one
-_OTHERS = ("/api/v1/mount", "/api/v1/daemon/backend", "/api/v1/metrics/inflight", "/api/v2/blobs")
 
 
 class State(Enum):
@@ -87,8 +92,6 @@ class Front:
         if call is None:
             if path in self._paths:
                 raise Refused(400, "BadRequest")
-            if path in _OTHERS:
-                raise Refused(501, "Unsupported")
             raise Refused(404, "NoRoute")
         takes_body = method in ("PUT", "POST") and path.endswith(
             ("/daemon", "/mount", "/config", "/blobs")
@@ -103,7 +106,7 @@ class Front:
         return documents.daemon_info(identity.instance, supervisor, self._state.value, backends)
 
     def _configure(self, _: Query, body: bytes | None) -> None:
-        level = str(object_of(body).get("log_level", "")).lower()
+        level = text_of(object_of(body), "log_level", body).lower()
         if level not in LEVELS:
             raise Refused(500, f'Configure(InvalidArguments("log level {level}"))')
         names = {"off": logging.CRITICAL + 1, "trace": logging.DEBUG, "warn": logging.WARNING}
@@ -112,7 +115,7 @@ class Front:
     def _start(self, *_: Any) -> None:
         with self._lock:
             if self._state is not State.READY:
-                raise _unexpected("Start")
+                raise _unexpected("Configure", "Start")
             self._state = State.RUNNING
 
     def _exit(self, *_: Any) -> None:
@@ -134,11 +137,11 @@ class Front:
 
     def _take_over(self, *_: Any) -> None:
         path = self._identity.supervisor
-        if path is None:
-            raise Refused(500, 'Upgrade(DaemonAbnormal(Other("no supervisor")))')
         with self._lock:
             if self._state is not State.INIT:
-                raise _unexpected("Takeover")
+                raise _unexpected("Upgrade", "Takeover")
+        if path is None:
+            raise Refused(500, 'Upgrade(DaemonAbnormal(Other("no supervisor")))')
         try:
             self._service.restore(self._supervisor.receive(path)["entries"])
         except (FscacheError, TypeError, KeyError) as e:
@@ -178,5 +181,5 @@ class Front:
                 raise Refused(500, f'Configure(InvalidArguments("{e}"))') from e
 
 
-def _unexpected(event: str) -> Refused:
-    return Refused(400, f'Configure(DaemonAbnormal(UnexpectedEvent("{event}")))')
+def _unexpected(call: str, event: str) -> Refused:
+    return Refused(400, f'{call}(DaemonAbnormal(UnexpectedEvent("{event}")))')

@@ -14,7 +14,16 @@ from typing import Any
 from nydus_fscache.api.nydusd import documents
 from nydus_fscache.api.nydusd.documents import Document, ErrorRing
 from nydus_fscache.api.nydusd.server import Query, Refused
-from nydus_fscache.api.nydusd.service import Engine, Routes, object_of, told
+from nydus_fscache.api.nydusd.service import (
+    Call,
+    Engine,
+    Routes,
+    named,
+    no_counter,
+    object_of,
+    told,
+    unsupported,
+)
 from nydus_fscache.config import nydusd as configuration
 from nydus_fscache.config.nydusd import Config
 from nydus_fscache.errors import FscacheError, UsageError
@@ -22,6 +31,7 @@ from nydus_fscache.errors import FscacheError, UsageError
 # The snapshotter tolerates a failed unbind whose message has these words, and no other.
 NOT_FOUND = "blob_cache: cache entry not found"
 Key = tuple[str, str]
+_MOUNT_METHODS = ("POST", "PUT", "DELETE")
 
 
 @dataclass(slots=True)
@@ -49,7 +59,12 @@ class BoundImages:
             ("PUT", "/api/v2/blobs"): self._bind_call,
             ("DELETE", "/api/v2/blobs"): self._delete_call,
             ("GET", "/api/v2/blobs"): self._list_call,
-            ("GET", "/api/v1/metrics"): self._no_counter,
+            ("GET", "/api/v1/metrics"): _no_counter("GlobalMetrics"),
+            ("GET", "/api/v1/metrics/files"): _no_counter("FsFilesMetrics"),
+            ("GET", "/api/v1/metrics/pattern"): _no_counter("Pattern"),
+            ("GET", "/api/v1/metrics/inflight"): _not_here("InflightMetrics"),
+            ("GET", "/api/v1/daemon/backend"): _not_here("FsBackendInfo"),
+            **{(method, "/api/v1/mount"): _not_here("Mount") for method in _MOUNT_METHODS},
             ("GET", "/api/v1/metrics/backend"): self._backend_metrics,
             ("GET", "/api/v1/metrics/blobcache"): self._blobcache_metrics,
         }
@@ -138,7 +153,7 @@ class BoundImages:
             except FscacheError as e:
                 raise _refused("DeleteBlobFile", told(e)) from e
         else:
-            raise Refused(400, "QueryString(\"'domain_id' or 'blob_id' should be specified\")")
+            raise Refused(400, "BadRequest")
 
     def _unbind(self, domain: str, fsid: str | None) -> None:
         with self._lock:
@@ -159,9 +174,7 @@ class BoundImages:
                 del self._entries[key]
 
     def _list_call(self, query: Query, _: bytes | None) -> list[Document]:
-        domain, fsid = query.get("domain_id"), query.get("blob_id")
-        if domain is None:
-            raise Refused(400, "QueryString(\"'domain_id' should be specified in query string\")")
+        domain, fsid = named(query, "domain_id"), query.get("blob_id")
         return [
             {"type": "bootstrap", "id": e.fsid, "domain_id": e.domain} for e in self._all()
             if e.domain == domain and fsid in (None, e.fsid)
@@ -169,16 +182,13 @@ class BoundImages:
 
     # -- what is known of images -------------------------------------------------------------
 
-    def _no_counter(self, *_: Any) -> None:
-        raise Refused(404, "GlobalMetrics(Metrics(Stats(NoCounter)))")
-
-    def _found(self, query: Query) -> tuple[Document, list[Entry]]:
+    def _found(self, query: Query, call: str) -> tuple[Document, list[Entry]]:
         wanted = query.get("id")
         entries = self._all()
         if wanted is not None and wanted != "/":
             entries = [e for e in entries if _is_named(e, wanted)]
         if not entries or (wanted is None and len(entries) > 1):
-            raise Refused(404, "BlobcacheMetrics(Metrics(Stats(NoCounter)))")
+            raise no_counter(call)
         return self._engine.status(), entries
 
     def _blobs(self, status: Document, entries: list[Entry]) -> list[Document]:
@@ -187,12 +197,12 @@ class BoundImages:
         return documents.blobs_of(status, ours)
 
     def _backend_metrics(self, query: Query, _: Any) -> Document:
-        status, entries = self._found(query)
+        status, entries = self._found(query, "BackendMetrics")
         kind = str(_config_of(entries[0].document).backend.get("type"))
         return documents.backend_metrics(kind, self._blobs(status, entries))
 
     def _blobcache_metrics(self, query: Query, _: Any) -> Document:
-        status, entries = self._found(query)
+        status, entries = self._found(query, "BlobcacheMetrics")
         store = f"{status['root']}/cachefiles"
         return documents.blobcache_metrics(store, self._blobs(status, entries))
 
@@ -204,6 +214,22 @@ class BoundImages:
 def _config_of(document: Document) -> Config:
     """From ``config_v2``, or the older ``config``.  Raises ``FscacheError``."""
     return configuration.blob_entry(document, "the request").config
+
+
+def _no_counter(call: str) -> Call:
+    def answer(*_: Any) -> None:
+        raise no_counter(call)
+
+    return answer
+
+
+def _not_here(call: str) -> Call:
+    """A call of the other modes."""
+
+    def answer(*_: Any) -> None:
+        raise unsupported(call)
+
+    return answer
 
 
 def _is_named(entry: Entry, wanted: str) -> bool:

@@ -30,8 +30,9 @@ from nydus_fscache.api.nydusd.documents import ErrorRing
 from nydus_fscache.api.nydusd.engine import NodeDaemon
 from nydus_fscache.api.nydusd.front import Front, Identity, State
 from nydus_fscache.api.nydusd.fscache import BoundImages
-from nydus_fscache.api.nydusd.fuse import FuseMounts, Instance
+from nydus_fscache.api.nydusd.fuse import FuseMounts
 from nydus_fscache.api.nydusd.host_link import SOCKET
+from nydus_fscache.api.nydusd.mount_points import Instance
 from nydus_fscache.api.nydusd.server import Listener, Refused
 from nydus_fscache.errors import FscacheError
 from nydus_fscache.files import claim_root, short_path

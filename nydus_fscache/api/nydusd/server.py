@@ -26,8 +26,10 @@ log = logging.getLogger("nydusd")
 
 MAX_BODY = 51200
 MAX_CONNECTIONS = 256
-_DIGITS = 9
+TOO_LARGE = 413
 _DRAINED = 1 << 20  # bytes of a body that is too large
+_DRAIN_S = 1.0
+_REQUEST_WORDS = 3
 _SOCKET_MODE = 0o600
 _BACKLOG = 128
 
@@ -49,19 +51,45 @@ Answer = Callable[[str, str, Query, bytes | None], Any]
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
+    raw_requestline: bytes
 
     def _answer(self) -> None:
-        url = urlsplit(self.path)
-        query = {name: values[0] for name, values in parse_qs(url.query).items()}
         try:
             body = self._body()
-            document = self.server.answer(self.command, url.path, query, body)
+            path, query = self._target()
+            document = self.server.answer(self.command, path, query, body)
             self._send(204 if document is None else 200, document)
         except Refused as e:
             self._send(e.status, error(str(e)))
+            if e.status == TOO_LARGE:
+                self._drain()
         except Exception as e:  # a fault of ours is an answer too, or the client waits for ever
             log.exception("%s %s", self.command, self.path)
             self._send(500, error(f"internal error: {e!r}"))
+
+    def parse_request(self) -> bool:
+        if self.raw_requestline.strip():
+            return super().parse_request()
+        self.command = self.requestline = ""
+        self.send_error(400)
+        return False
+
+    def _target(self) -> tuple[str, Query]:
+        """As it was sent: ``self.path`` has lost a doubled slash."""
+        words = self.requestline.split()
+        if len(words) != _REQUEST_WORDS:  # HTTP/0.9, which has no head that an answer could follow
+            self.close_connection = True
+            raise Refused(400, "BadRequest")
+        try:
+            url = urlsplit(words[1])
+            query = parse_qs(url.query, keep_blank_values=True)
+        except ValueError as e:
+            raise Refused(400, "BadRequest") from e
+        if words[1].startswith("//"):
+            raise Refused(404, "NoRoute")
+        if not url.path.startswith("/"):
+            raise Refused(400, "BadRequest")
+        return url.path, {name: values[0] for name, values in query.items()}
 
     def _body(self) -> bytes | None:
         if "Transfer-Encoding" in self.headers:
@@ -73,13 +101,22 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(400, "BadRequest")
         if len(text) > len(str(MAX_BODY)) + 1 or int(text) > MAX_BODY:
             self.close_connection = True
-            self.rfile.read(min(int(text[:_DIGITS]), _DRAINED))  # else the sender sees no answer
-            raise Refused(413, "BadRequest")
+            raise Refused(TOO_LARGE, "BadRequest")
         data = self.rfile.read(int(text))
         if len(data) < int(text):
             self.close_connection = True
             raise Refused(400, "BadRequest")
         return data or None
+
+    def _drain(self) -> None:
+        """Of a body that was refused: a sender that finds the connection closed in the middle of
+        it sees no answer."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(_DRAIN_S)
+            left = _DRAINED
+            while left > 0 and (part := self.connection.recv(1 << 16)):
+                left -= len(part)
 
     def _send(self, status: int, document: Any) -> None:
         head = [f"HTTP/1.1 {status} ", "Server: Nydus API"]
@@ -91,9 +128,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write("\r\n".join([*head, "", ""]).encode() + data)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What http.server itself refuses: too long, too many headers, not HTTP."""
+        """What http.server itself refuses: too long, too many headers, not HTTP, other methods.
+        Its codes for these are 400 to nydusd's callers."""
         self.close_connection = True
-        self._send(code, error(message or "BadRequest"))
+        self._send(400, error(message or "BadRequest"))
 
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = _answer  # noqa: N815
 

@@ -65,11 +65,50 @@ class Service(Protocol):
 def object_of(body: bytes | None) -> Document:
     try:
         document = json.loads(body or b"")
+    except json.JSONDecodeError as e:
+        raise _unparsed(e.msg, e.lineno, e.colno) from e
     except (ValueError, RecursionError) as e:
-        raise Refused(400, f'ParseBody(Error("{e}"))') from e
+        raise _unparsed(str(e), 1, 1) from e
     if not isinstance(document, dict):
-        raise Refused(400, 'ParseBody(Error("not an object"))')
+        raise _unparsed("not an object", *_end_of(body))
     return document
+
+
+def text_of(document: Document, name: str, body: bytes | None) -> str:
+    """A member that must be there and be text; ``body`` is where it was read from."""
+    value = document.get(name)
+    if name not in document:
+        raise _unparsed(f"missing field `{name}`", *_end_of(body))
+    if not isinstance(value, str):
+        raise _unparsed(f"invalid type of `{name}`, expected a string", *_end_of(body))
+    return value
+
+
+def _end_of(body: bytes | None) -> tuple[int, int]:
+    """Line and column of the last byte of a document."""
+    lines = (body or b"").rstrip().split(b"\n")
+    return len(lines), len(lines[-1])
+
+
+def _unparsed(why: str, line: int, column: int) -> Refused:
+    return Refused(400, f'ParseBody(Error("{why}", line: {line}, column: {column}))')
+
+
+def named(query: Query, name: str) -> str:
+    """A parameter that must be there."""
+    if name not in query:
+        raise Refused(400, f"QueryString(\"'{name}' should be specified in query string\")")
+    return query[name]
+
+
+def no_counter(call: str) -> Refused:
+    """``call``: the name that nydusd's errors of the call begin with."""
+    return Refused(404, f"{call}(Metrics(Stats(NoCounter)))")
+
+
+def unsupported(call: str) -> Refused:
+    """nydusd knows all calls in all its modes, and answers so to those of another one."""
+    return Refused(501, f"{call}(DaemonAbnormal(Unsupported))")
 
 
 def backend_of(config: str) -> Document:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from nydus_fscache.api.nydusd import documents, fuse
+from nydus_fscache.api.nydusd import documents, mount_points
 from nydus_fscache.api.nydusd.documents import ErrorRing
 from nydus_fscache.api.nydusd.front import Front, Identity, State
 from nydus_fscache.api.nydusd.fscache import NOT_FOUND, BoundImages
@@ -207,7 +207,7 @@ def test_a_mount_that_is_there_is_adopted(rig: Rig) -> None:
 
 
 def test_a_failed_mount_is_tried_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(mount_points, "_PAUSE_S", 0.01)
     rig.engine.failures = [BackendError("away"), BackendError("still away")]
     assert rig.mount("/3") == (204, None)
 
@@ -302,7 +302,13 @@ def test_hot_credentials_reach_the_registry_of_the_image(rig: Rig) -> None:
         ("PUT", "/api/v1/daemon/start", b"{}", 400),
         ("PUT", "/api/v1/daemon", {"log_level": "loud"}, 500),
         ("PUT", "/api/v1/daemon", {"log_level": "DEBUG"}, 204),
-        ("PUT", "/api/v2/blobs", {}, 501),
+        ("PUT", "/api/v2/blobs", {}, 400),
+        ("PUT", "/api/v2/blobs", {"type": "bootstrap"}, 501),
+        ("GET", "/api/v1/metrics/files", None, 404),
+        ("GET", "/api/v1/daemon/backend", None, 400),
+        ("GET", "//api/v1/daemon", None, 404),
+        ("PUT", "/api/v1/daemon", {}, 400),
+        ("OPTIONS", "/api/v1/daemon", None, 400),
         ("PUT", "/api/v1/config?id=x", b" " * 60000, 413),
     ],
 )
@@ -426,3 +432,12 @@ def test_a_front_costs_no_interpreter(tmp_path: Path) -> None:
 def _pss_kib(pid: int) -> int:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def test_a_remount_that_fails_leaves_the_old_mount(rig: Rig) -> None:
+    assert rig.mount("/3") == (204, None)
+    rig.engine.failures = [BadImage("wrong magic")]
+    body = {"fs_type": "rafs", "source": "/new.boot", "config": CONFIG}
+    assert rig.call("PUT", "/api/v1/mount?mountpoint=/3", body)[0] == 500
+    assert [m["image"] for m in rig.engine.mounts] == ["/image.boot"]
+    assert (rig.mountpoint / "3").is_dir()

@@ -1,0 +1,169 @@
+"""Mounts of the kernel's EROFS below the mountpoint of a ``nydusd fuse``.
+
+Guarantees: M/<id> appears only as a mount, and does not exist when the mount failed; a mount that
+is there already is adopted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from nydus_fscache.api.nydusd.documents import Document, ErrorRing
+from nydus_fscache.api.nydusd.server import Refused
+from nydus_fscache.api.nydusd.service import Engine, told
+from nydus_fscache.config import nydusd as configuration
+from nydus_fscache.errors import BackendError, DaemonError, FscacheError, MountpointError
+
+# The snapshotter forgets that a mount failed, and waits 30 s for the answer: better try again here.
+MOUNT_PATIENCE_S = 20.0
+_PAUSE_S = 0.5
+EXISTS = "object or filesystem already exists"
+MISSING = "object or filesystem doesn't exist"
+
+
+@dataclass(slots=True)
+class Instance:
+    """A mount of a front.  ``name``: its path below M, as callers say it (``/`` is M itself)."""
+
+    name: str
+    source: str
+    config: str
+    prefetch_files: list[str] = field(default_factory=list)
+    mounted_at: float = field(default_factory=time.time)
+
+
+class MountPoints:
+    """Thread-safe.  ``mountpoint``: M, resolved."""
+
+    def __init__(
+        self, mountpoint: Path, engine: Engine, errors: ErrorRing, log: logging.Logger
+    ) -> None:
+        self._log = log
+        self._mountpoint = mountpoint
+        self._engine = engine
+        self._errors = errors
+        self._lock = threading.RLock()
+        self._mounting: dict[str, threading.Lock] = {}
+        self._mounts: dict[str, Instance] = {}
+
+    def all(self) -> list[Instance]:
+        with self._lock:
+            return list(self._mounts.values())
+
+    def get(self, name: str) -> Instance | None:
+        with self._lock:
+            return self._mounts.get(name)
+
+    def adopt(self, instances: list[Instance]) -> None:
+        """Those of an earlier front."""
+        with self._lock:
+            self._mounts = {m.name: m for m in instances}
+
+    def mount(self, instance: Instance) -> None:
+        """Returns when it can be read.  Raises ``Refused``, with nothing left behind."""
+        point = self.point(instance.name)
+        with self._one_at_a_time(instance.name):
+            request = self._request(instance, point)
+            made = not point.exists()
+            try:
+                point.mkdir(parents=True, exist_ok=True)
+                self._mount_with_patience(request)
+            except (FscacheError, OSError) as e:
+                if made:
+                    with contextlib.suppress(OSError):
+                        point.rmdir()
+                self._errors.add(f"mount {instance.name}: {e}")
+                self._log.error("mount %s of %s: %s", instance.name, instance.source, told(e))
+                raise mount_error(told(e)) from e
+            with self._lock:
+                self._mounts[instance.name] = instance
+
+    def _mount_with_patience(self, request: Document) -> None:
+        deadline = time.monotonic() + MOUNT_PATIENCE_S
+        while True:
+            try:
+                self._engine.mount(request)
+                return
+            except MountpointError as e:
+                if self._is_ours(request):
+                    self._log.info("%s is mounted already: adopted", request["mountpoint"])
+                    return
+                raise MountpointError(f"{EXISTS}: {e}", hint=e.hint) from e
+            except (BackendError, DaemonError) as e:
+                if time.monotonic() > deadline:
+                    raise
+                self._log.warning("%s: %s; trying again", request["mountpoint"], e)
+                time.sleep(_PAUSE_S)
+
+    def _is_ours(self, request: Document) -> bool:
+        """Is this image mounted there by our engine?"""
+        return any(
+            m["mountpoint"] == request["mountpoint"] and m["image"] == request["source"]
+            and m["mounted"] for m in self._engine.status()["mounts"]
+        )  # fmt: skip
+
+    def _request(self, instance: Instance, point: Path) -> Document:
+        try:
+            parsed = configuration.parse(instance.config, f"the configuration of {instance.name}")
+        except FscacheError as e:
+            raise mount_error(told(e)) from e
+        return {
+            "bootstrap": instance.source,
+            "backend": parsed.backend,
+            "tuning": asdict(parsed.tuning),
+            "mountpoint": str(point),
+            "source": instance.source,
+            "prefetch": "auto",
+        }
+
+    def umount(self, name: str) -> None:
+        """Raises ``Refused`` when there is no such mount, or it is in use."""
+        with self._one_at_a_time(name):
+            with self._lock:
+                known = self._mounts.get(name)
+            point = self.point(name)
+            try:
+                self._engine.umount(str(point))
+            except MountpointError as e:
+                if self._is_mounted(point):
+                    raise mount_error(told(e)) from e
+                if known is None:
+                    raise mount_error(MISSING) from e
+            except FscacheError as e:
+                raise mount_error(told(e)) from e
+            if name != "/":
+                with contextlib.suppress(OSError):
+                    point.rmdir()
+            with self._lock:
+                self._mounts.pop(name, None)
+
+    def _is_mounted(self, point: Path) -> bool:
+        return any(m["mountpoint"] == str(point) for m in self._engine.status()["mounts"])
+
+    def point(self, name: str) -> Path:
+        mountpoint = self._mountpoint
+        if name == "/":
+            return mountpoint
+        if not name.startswith("/"):
+            raise mount_error(f"{name!r} does not begin with a slash")
+        parts = name.strip("/").split("/")
+        if not all(parts) or any(part in (".", "..") for part in parts):
+            raise Refused(400, f"QueryString(\"'mountpoint' {name!r} is not a path\")")
+        return mountpoint.joinpath(*parts)
+
+    @contextlib.contextmanager
+    def _one_at_a_time(self, name: str) -> Iterator[None]:
+        with self._lock:
+            lock = self._mounting.setdefault(name, threading.Lock())
+        with lock:
+            yield
+
+
+def mount_error(text: str) -> Refused:
+    return Refused(500, f'Mount(MountFilesystem(Other("{text}")))')
