@@ -352,7 +352,8 @@ def _error(url: Url, error: BaseException) -> BackendError:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return BackendError(
                 f"{url.base}: certificate refused: {cause.verify_message}",
-                hint="name its authority in ca_cert_files (or, unsafe, set skip_verify)",
+                hint="its authority belongs in ca_cert_files, or, of a registry, in"
+                " /etc/docker/certs.d/HOST/ca.crt (unsafe: skip_verify, --…-insecure)",
             )
     for cause in causes:
         if isinstance(cause, ssl.SSLError):

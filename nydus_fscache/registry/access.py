@@ -13,9 +13,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from nydus_fscache.config.http_options import HttpOptions, Tls
+from nydus_fscache.config.http_options import HttpOptions
 from nydus_fscache.errors import BackendError
 from nydus_fscache.http.wire import Deadline
+from nydus_fscache.registry.certificates import find_tls
 from nydus_fscache.registry.client import RegistryClient
 from nydus_fscache.registry.credentials import find_auth
 from nydus_fscache.registry.image_name import ImageName
@@ -42,7 +43,9 @@ class Registries:
     """Owns the clients.  Thread-safe; a context manager."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ, retries: int = 5) -> None:
-        self._environ, self._retries = environ, retries
+        # That variable names no host, and a run may ask several: see ``Trust.auth``.
+        self._environ = {k: v for k, v in environ.items() if k != "IMAGE_PULL_AUTH"}
+        self._retries = retries
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, Trust], RegistryClient] = {}
 
@@ -67,7 +70,7 @@ class Registries:
     def _client(self, host: str, name: ImageName, trust: Trust) -> RegistryClient:
         http = HttpOptions(
             stall_s=_STALL_S, connect_s=_CONNECT_S, retries=self._retries,
-            tls=Tls(skip_verify=trust.insecure),
+            tls=find_tls(host, self._environ, skip_verify=trust.insecure),
         )  # fmt: skip
         http = replace(http, scheme=_scheme(host, name, http, trust))
         auth = trust.auth or find_auth(host, self._environ)

@@ -301,12 +301,18 @@ class RegistryClient:
         return self._authorised(call, repo, PUSH, deadline, _ANSWER_S)
 
     def backend_options(self) -> dict[str, object]:
-        """Host, scheme and trust of this client, as the ``registry`` backend takes them."""
-        return {
+        """This client's ways and secrets, as the ``registry`` backend takes them."""
+        tls = self._http.tls
+        options: dict[str, object] = {
             "scheme": self.base.scheme,
             "host": self.base.authority,
-            "skip_verify": self._http.tls.skip_verify,
+            "skip_verify": tls.skip_verify,
+            "ca_cert_files": list(tls.ca_cert_files),
+            "client_cert_file": tls.client_cert_file,
+            "client_key_file": tls.client_key_file,
+            "auth": self._auth,
         }
+        return {name: value for name, value in options.items() if value}
 
     def policy(self, deadline: float) -> RetryPolicy:
         """For one request of the caller's own: its attempts, and the waits between them."""

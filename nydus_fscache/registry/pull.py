@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nydus_fscache.errors import UsageError
+from nydus_fscache.registry.certificates import find_tls
 from nydus_fscache.registry.client import RegistryClient
 from nydus_fscache.registry.credentials import find_auth
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
@@ -69,6 +70,7 @@ def pull_bootstrap(
     table: dict[str, Any] = {**given, "host": ref.host, "repo": ref.repo}
     if plain_http:
         table["scheme"] = "http"
+    _add_certificates(table, ref.host, environ)
     if not table.get("scheme"):
         http = take_registry_options({**table, "scheme": "https"}).http
         table["scheme"] = find_scheme(ref.host, http, deadline=deadline)
@@ -91,6 +93,16 @@ def pull_bootstrap(
         references=image.references,
         backend={"type": "registry", "registry": table},
     )
+
+
+def _add_certificates(table: dict[str, Any], host: str, environ: Mapping[str, str]) -> None:
+    """Those of this host that lie on the machine, unless the options name some."""
+    found = find_tls(host, environ)
+    if found.ca_cert_files and not table.get("ca_cert_files"):
+        table["ca_cert_files"] = list(found.ca_cert_files)
+    if found.client_cert_file and not table.get("client_cert_file"):
+        table["client_cert_file"] = found.client_cert_file
+        table["client_key_file"] = found.client_key_file
 
 
 def _image(client: RegistryClient, ref: Reference, deadline: float) -> tuple[NydusImage, str]:

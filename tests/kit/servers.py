@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import tarfile
 import time
@@ -46,8 +47,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def docker_registry(directory: Path, auth: Mapping[str, Any] | None = None) -> Iterator[str]:
-    """Debian's registry; yields host:port.  ``auth``: that section of its configuration."""
+def docker_registry(
+    directory: Path, auth: Mapping[str, Any] | None = None, tls: tuple[Path, Path] | None = None
+) -> Iterator[str]:
+    """Debian's registry; yields host:port.  ``auth``: that section of its configuration;
+    ``tls``: certificate and key."""
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("docker-registry is not installed: apt-get install docker-registry")
@@ -56,7 +60,10 @@ def docker_registry(directory: Path, auth: Mapping[str, Any] | None = None) -> I
         "version": 0.1,
         "log": {"level": "error", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}},
-        "http": {"addr": f"127.0.0.1:{port}"},
+        "http": {
+            "addr": f"127.0.0.1:{port}",
+            **({"tls": {"certificate": str(tls[0]), "key": str(tls[1])}} if tls else {}),
+        },
         **({"auth": auth} if auth else {}),
     }
     file = directory / f"registry-{port}.yml"
@@ -102,11 +109,16 @@ def htpasswd_auth(directory: Path) -> dict[str, Any]:
 class Pusher:
     """Uploads to a registry with ``requests``, so that nothing of ours checks itself."""
 
-    def __init__(self, host: str, repo: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, host: str, repo: str, headers: Mapping[str, str] | None = None, *,
+        ca: Path | None = None,
+    ) -> None:  # fmt: skip
+        """``ca``: of a registry that speaks TLS."""
         self._session = requests.Session()
         self._session.trust_env = False
+        self._session.verify = str(ca) if ca else True
         self._session.headers.update(headers or {})
-        self._base = f"http://{host}/v2/{repo}"
+        self._base = f"{'https' if ca else 'http'}://{host}/v2/{repo}"
 
     def __enter__(self) -> Pusher:
         return self
@@ -286,9 +298,9 @@ class TokenServer:
         return 200, {"Content-Type": "application/json"}, answer
 
     @contextmanager
-    def run(self) -> Iterator[str]:
+    def run(self, tls: ssl.SSLContext | None = None) -> Iterator[str]:
         """Yields its URL."""
-        with RangeServer(self.directory, route=self.route) as server:
+        with RangeServer(self.directory, route=self.route, tls=tls) as server:
             yield server.url
 
 

@@ -35,12 +35,13 @@ OPTIONS = (
 def run(args: Arguments, stop: threading.Event) -> None:
     platform = platform_for(args.text("platform"))
     target = ImageName.parse(args.text("target"))
+    source = ImageName.parse(args.text("source")) if args.text("source") else None
     builder = Builder(args.text("nydus-image"), b"", stop)
     with ExitStack() as stack:
         registries = stack.enter_context(Registries())
 
         def side(label: str, name: ImageName) -> Side:
-            store = registries.open(name, common.trust_of(args, label, name, target))
+            store = registries.open(name, common.trust_of(args, label, name, target, source))
             blobs: BlobStore = store
             backend = common.backend_of(args, label)
             if backend is not None:
@@ -50,7 +51,6 @@ def run(args: Arguments, stop: threading.Event) -> None:
             return parse(found, name.reference.manifest, platform)
 
         after = side("target", target)
-        source = args.text("source")
-        before = side("source", ImageName.parse(source)) if source else None
+        before = side("source", source) if source else None
         directory = Path(args.text("work-dir"))
         Checker(before, after, directory, stop.is_set, builder.run).run()

@@ -52,7 +52,7 @@ def run(args: Arguments, stop: threading.Event) -> None:
         board = stack.enter_context(Board())
         related = []
         for name in sources:
-            store = registries.open(name, common.trust_of(args, "source", name, target))
+            store = registries.open(name, common.trust_of(args, "source", name, target, sources[0]))
             document = image_of(store, name.reference.manifest, host().architecture)
             layer = nydus_image(document.json, str(name)).bootstrap
             directory = work / re.sub(r"[/:]", ":", str(name))
@@ -72,7 +72,9 @@ def run(args: Arguments, stop: threading.Event) -> None:
         if target is None:
             log.info("no --target: the dictionary was made, and is gone")
             return
-        images = registries.open(target, common.trust_of(args, "target", target, target))
+        images = registries.open(
+            target, common.trust_of(args, "target", target, target, sources[0])
+        )
         blobs = output_blobs(output)
         final = dictionary_image(
             related, images, made, blobs,

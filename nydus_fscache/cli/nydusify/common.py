@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nydus_fscache.convert.platforms import Platform, parse_all
 from nydus_fscache.convert.run import Place
 from nydus_fscache.errors import UsageError
 from nydus_fscache.registry.access import Trust
-from nydus_fscache.registry.auth import basic
+from nydus_fscache.registry.auth import basic, check_auth
 from nydus_fscache.registry.image_name import ImageName
 
 BACKENDS = ("oss", "s3", "localfs")
@@ -33,7 +34,7 @@ PLATFORMS = (
 PLAIN_HTTP = Option("plain-http", "ask all registries over http", False)
 LOGIN = Option(
     "username", "USER or USER:PASSWORD for the target's registry; else docker's config.json",
-    env=("NYDUSIFY_USERNAME",), value="USER",
+    env=("NYDUSIFY_USERNAME",), value="USER", secret=True,
 )  # fmt: skip
 NYDUS_IMAGE = Option("nydus-image", "another nydus-image than our own", value="PROGRAM")
 
@@ -53,7 +54,7 @@ def backend(prefix: str = "", default: str = "") -> tuple[Option, ...]:
         Option(f"{lead}backend-type", f"where blobs are: {', '.join(BACKENDS)}", default,
                env=("BACKEND_TYPE",), value="TYPE"),
         Option(f"{lead}backend-config", "its options, as JSON", env=("BACKEND_CONFIG",),
-               value="JSON"),
+               value="JSON", secret=True),
         Option(f"{lead}backend-config-file", "a file of that JSON", env=("BACKEND_CONFIG_FILE",),
                value="FILE"),
     )  # fmt: skip
@@ -100,11 +101,23 @@ def read_small(path: Path) -> str:
     return data.decode("utf-8", "replace")
 
 
-def trust_of(args: Arguments, side: str, name: ImageName, target: ImageName | None) -> Trust:
-    """``side``: source or target.  ``--username`` counts for the target's registry only."""
-    plain = args.flag("plain-http")
-    same = target is not None and name.reference.host == target.reference.host
-    return Trust(args.flag(f"{side}-insecure"), plain, login(args) if same else "")
+def trust_of(
+    args: Arguments, side: str, name: ImageName, target: ImageName | None,
+    source: ImageName | None = None,
+) -> Trust:  # fmt: skip
+    """``side``: of the option ``--SIDE-insecure``.  ``name``: any image of this run.
+
+    ``--username`` counts for the target's registry, ``IMAGE_PULL_AUTH`` for the source's
+    (without a source, the target's): a secret goes to the one host that it is for.
+    """
+    host = name.reference.host
+    pulled = source or (name if side == "source" else target)
+    auth = ""
+    if target is not None and host == target.reference.host:
+        auth = login(args)
+    if not auth and pulled is not None and host == pulled.reference.host:
+        auth = check_auth(os.environ.get("IMAGE_PULL_AUTH", ""))
+    return Trust(args.flag(f"{side}-insecure"), args.flag("plain-http"), auth)
 
 
 def login(args: Arguments) -> str:
@@ -112,20 +125,26 @@ def login(args: Arguments) -> str:
     if not text:
         return ""
     user, colon, password = text.partition(":")
-    if not colon:
-        password = os.environ.get("NYDUSIFY_PASSWORD", "")
-        if not password:
-            if not sys.stdin.isatty():
-                raise UsageError("--username without a password", hint="set $NYDUSIFY_PASSWORD")
-            password = getpass.getpass(f"Password of {user}: ")
-    return basic(user, password)
+    return basic(user, password if colon else _password(user))
+
+
+@cache
+def _password(user: str) -> str:
+    """Asked for once."""
+    password = os.environ.get("NYDUSIFY_PASSWORD", "")
+    if password:
+        return password
+    if not sys.stdin.isatty():
+        raise UsageError("--username without a password", hint="set $NYDUSIFY_PASSWORD")
+    return getpass.getpass(f"Password of {user}: ")
 
 
 def place_of(
-    args: Arguments, side: str, text: str, target: ImageName | None = None, *, archive: str = ""
-) -> Place:
+    args: Arguments, side: str, text: str, target: ImageName | None = None, *,
+    source: ImageName | None = None, archive: str = "",
+) -> Place:  # fmt: skip
     name = ImageName.parse(text)
-    trust = trust_of(args, side, name, target)
+    trust = trust_of(args, side, name, target, source)
     return Place(name, trust, Path(archive) if archive else None)
 
 

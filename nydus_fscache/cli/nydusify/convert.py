@@ -12,9 +12,10 @@ from pathlib import Path
 from nydus_fscache.cli.nydusify import common
 from nydus_fscache.cli.nydusify.options import NO_ENV, Arguments, Option
 from nydus_fscache.cli.nydusify.progress import Board
+from nydus_fscache.convert.chunk_dict import parse as parse_dictionary
 from nydus_fscache.convert.layer import PackOptions
 from nydus_fscache.convert.move import Attempts
-from nydus_fscache.convert.run import Conversion, Request
+from nydus_fscache.convert.run import Conversion, Place, Request
 from nydus_fscache.convert.workdir import writable
 from nydus_fscache.errors import UsageError
 from nydus_fscache.files import replace_file
@@ -117,10 +118,13 @@ def request_of(args: Arguments) -> Request:
         raise UsageError(
             "model artifacts are not supported", hint="convert an image of a container"
         )
-    plain = args.flag("plain-http")
+
+    def trust(side: str, name: ImageName) -> Trust:
+        return common.trust_of(args, side, name, target, source)
+
     return Request(
-        source=common.place_of(args, "source", str(source), target, archive=archive),
-        target=common.place_of(args, "target", str(target), target, archive=exported),
+        source=Place(source, trust("source", source), Path(archive) if archive else None),
+        target=Place(target, trust("target", target), Path(exported) if exported else None),
         work_dir=Path(args.text("work-dir")),
         pack=pack,
         platforms=common.platforms_of(args),
@@ -130,14 +134,24 @@ def request_of(args: Arguments) -> Request:
         referrer=args.flag("with-referrer"),
         nydus_image=args.text("nydus-image"),
         chunk_dict=args.text("chunk-dict"),
-        chunk_dict_trust=Trust(args.flag("chunk-dict-insecure"), plain),
+        chunk_dict_trust=_dictionary_trust(args, target, source),
         cache=cache,
-        cache_trust=Trust(args.flag("build-cache-insecure"), plain),
+        cache_trust=trust("build-cache", cache) if cache is not None else Trust(),
         cache_records=records,
         backend=common.backend_of(args),
         backend_force=args.flag("backend-force-push"),
         attempts=Attempts(count if count > 0 else 3, delay_s if delay_s > 0 else 5.0),
     )
+
+
+def _dictionary_trust(args: Arguments, target: ImageName, source: ImageName) -> Trust:
+    expression = args.text("chunk-dict")
+    if not expression:
+        return Trust()
+    place, where = parse_dictionary(expression)
+    if place == "local":
+        return Trust()
+    return common.trust_of(args, "chunk-dict", ImageName.parse(where), target, source)
 
 
 def _target(args: Arguments, source: ImageName) -> ImageName:

@@ -59,6 +59,8 @@ def _place(args: Arguments, side: str) -> Place:
         # An archive has no name of its own: the other side's, where that is one.
         name = "image" if other.startswith(_FILE) else other
         return Place(ImageName.parse(name), path=Path(text.removeprefix(_FILE) or "."))
-    target = args.text("target")
-    host = None if target.startswith(_FILE) else ImageName.parse(target)
-    return common.place_of(args, side, text, host)
+    source, target = (
+        None if args.text(one).startswith(_FILE) else ImageName.parse(args.text(one))
+        for one in ("source", "target")
+    )
+    return common.place_of(args, side, text, target, source=source)

@@ -18,6 +18,7 @@ from typing import Any
 
 import nydus_fscache
 from nydus_fscache.cli.nydusify import logs
+from nydus_fscache.cli.nydusify.interrupted import Interrupted
 from nydus_fscache.cli.nydusify.options import (
     NO_ENV,
     Arguments,
@@ -51,14 +52,6 @@ _GLOBAL = (
     Option("help", "show help", False, ("h",), (NO_ENV,)),
 )
 _HELP = Option("help", "show help", False, ("h",), (NO_ENV,))
-
-
-class Interrupted(BaseException):
-    """A signal that ends the run: told to the main thread only."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,7 +115,7 @@ def _guarded(module: Any, args: Arguments) -> int:
     try:
         module.run(args, stop)
     except Interrupted as e:
-        log.error("Received Signal: %s", signal.Signals(e.number).name)
+        log.error("Received Signal: %s", e.word)
         return 128 + e.number
     except FscacheError as e:
         message = f"{e}; {e.hint}" if e.hint else str(e)

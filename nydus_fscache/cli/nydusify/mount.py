@@ -6,6 +6,8 @@ machine is not touched.  At the end the mount, the daemon and its data are gone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import subprocess
@@ -14,14 +16,19 @@ import threading
 from pathlib import Path
 
 from nydus_fscache.cli.nydusify import common
+from nydus_fscache.cli.nydusify.interrupted import Interrupted
 from nydus_fscache.cli.nydusify.options import NO_ENV, Arguments, Option
 from nydus_fscache.convert import trace
+from nydus_fscache.convert.check import platform_for
 from nydus_fscache.convert.errors import ConvertError
-from nydus_fscache.convert.platforms import host
 from nydus_fscache.convert.workdir import WorkDir
-from nydus_fscache.errors import NotPrivileged, UsageError
+from nydus_fscache.errors import NotPrivileged
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.image_name import ImageName
+from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
+from nydus_fscache.registry.manifest import nydus_image
+from nydus_fscache.registry.repository import Repository
+from nydus_fscache.registry.store import read_blob
 
 log = logging.getLogger("nydusify")
 
@@ -39,36 +46,63 @@ OPTIONS = (
     Option("nydusd", "accepted: our own daemon serves", "nydusd", value="PROGRAM"),
 )  # fmt: skip
 _OWN = (sys.executable, "-m", "nydus_fscache")
+_TRACE_WAIT_S = 2.0
 
 
 def run(args: Arguments, stop: threading.Event) -> None:
     if os.geteuid() != 0:
         raise NotPrivileged("mounting needs root", hint="nydusify check compares without it")
-    if common.backend_of(args) is not None:
-        raise UsageError(
-            "--backend-type is not supported here", hint="nydus-fscache mount --backend FILE"
-        )
+    architecture = platform_for(args.text("platform")).architecture
     name = ImageName.parse(args.text("target"))
-    point = Path(args.text("mount-path")).absolute()
     with WorkDir(Path(args.text("work-dir"))) as work, Registries() as registries:
         repository = registries.open(name, common.trust_of(args, "target", name, name))
-        document = trace.image_of(repository, name.reference.manifest, host().architecture)
-        made = not point.exists()
-        point.mkdir(parents=True, exist_ok=True)
-        root = str((work.path / "daemon").absolute())
-        words = ["--prefetch", "all"] if args.flag("prefetch") else []
-        if repository.client.base.scheme == "http":
-            words.append("--plain-http")
-        exact = f"{repository.host}/{repository.repo}@{document.digest}"
+        document = trace.image_of(repository, name.reference.manifest, architecture)
+        layer = nydus_image(document.json, str(name)).bootstrap
+        data = extract_bootstrap(read_blob(repository, layer, LAYER_LIMIT))
+        boot, root = work.path / "image.boot", (work.path / "daemon").absolute()
+        boot.write_bytes(data)
+        words = [str(boot), "--backend", str(_write_backend(args, repository, work.path))]
+        if args.flag("prefetch"):
+            words += ["--prefetch", "all"]
+        else:
+            kept = root / "images" / f"{hashlib.sha256(data).hexdigest()}.trace"
+            _bring_trace(repository, document.digest, kept)
+        _serve(Path(args.text("mount-path")).absolute(), words, root, stop)
+
+
+def _write_backend(args: Arguments, repository: Repository, work: Path) -> Path:
+    """For the daemon; a file, as other users see the words of a process."""
+    options = {**repository.client.backend_options(), "repo": repository.repo}
+    kind, config = common.backend_of(args) or ("registry", options)
+    file = work / "backend.json"
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        json.dump({"type": kind, kind: config}, out)
+    return file
+
+
+def _bring_trace(repository: Repository, digest: str, target: Path) -> None:
+    """A slow registry does not hold the mount up."""
+    looking = threading.Thread(target=trace.bring, args=(repository, digest, target), daemon=True)
+    looking.start()
+    looking.join(_TRACE_WAIT_S)
+
+
+def _serve(point: Path, words: list[str], root: Path, stop: threading.Event) -> None:
+    made = not point.exists()
+    point.mkdir(parents=True, exist_ok=True)
+    image, *more = words
+    try:
+        _call("mount", image, str(point), "--root", str(root), *more)
+        log.info("Please send signal SIGINT/SIGTERM to umount the file system")
         try:
-            _call("mount", exact, str(point), "--root", root, *words)
-            log.info("Please send signal SIGINT/SIGTERM to umount the file system")
             stop.wait()
-        finally:
-            _call("umount", str(point), "--root", root, quiet=True)
-            _call("stop", "--root", root, quiet=True)
-            if made:
-                point.rmdir()
+        except Interrupted as e:
+            log.info("Received Signal: %s", e.word)
+    finally:
+        _call("umount", str(point), "--root", str(root), quiet=True)
+        _call("stop", "--root", str(root), quiet=True)
+        if made:
+            point.rmdir()
 
 
 def _call(*words: str, quiet: bool = False) -> None:

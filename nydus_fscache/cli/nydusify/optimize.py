@@ -20,7 +20,6 @@ from nydus_fscache.convert.platforms import host
 from nydus_fscache.convert.workdir import WorkDir
 from nydus_fscache.errors import UsageError
 from nydus_fscache.registry.access import Registries
-from nydus_fscache.registry.credentials import find_auth
 from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.repository import Repository
 
@@ -54,7 +53,7 @@ def run(args: Arguments, stop: threading.Event) -> None:
         registries = stack.enter_context(Registries())
         board = stack.enter_context(Board())
         store = registries.open(source, common.trust_of(args, "source", source, target))
-        images = registries.open(target, common.trust_of(args, "target", target, target))
+        images = registries.open(target, common.trust_of(args, "target", target, target, source))
         document = trace.image_of(store, source.reference.manifest, host().architecture)
         file = args.text("prefetch-files")
         if file:
@@ -84,6 +83,4 @@ def run(args: Arguments, stop: threading.Event) -> None:
 
 def registry_backend(store: Repository) -> tuple[str, dict[str, Any]]:
     """How the builder reads the blobs."""
-    options = store.client.backend_options()
-    auth = find_auth(store.host)
-    return "registry", {**options, "repo": store.repo, **({"auth": auth} if auth else {})}
+    return "registry", {**store.client.backend_options(), "repo": store.repo}

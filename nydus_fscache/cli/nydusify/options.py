@@ -33,6 +33,7 @@ class Option:
     many: bool = False
     hidden: bool = False
     value: str = ""  # what it is called in the help
+    secret: bool = False  # its value may have a password in it
 
     @property
     def is_flag(self) -> bool:
@@ -137,7 +138,8 @@ def _from_environment(option: Option, found: Arguments, environ: Mapping[str, st
         value = environ.get(variable, "")
         if value:
             # The names are common words: a value that comes so should not be a riddle.
-            log.info("--%s is %r by the environment: $%s", option.name, value, variable)
+            shown = "set" if option.secret else repr(value)
+            log.info("--%s is %s by the environment: $%s", option.name, shown, variable)
             found.add(option, _boolean(value, option.name) if option.is_flag else value)
             return
 
