@@ -17,6 +17,7 @@ ffi.set_source(
         "csrc/core/binding.c",
         "csrc/core/core.c",
         "csrc/core/cachefiles.c",
+        "csrc/core/fuse.c",
         "csrc/core/fanotify.c",
         "csrc/core/fill.c",
         "csrc/core/request.c",

@@ -2,12 +2,14 @@
 #include "cachefiles.h"
 #include "core_internal.h"
 #include "fanotify.h"
+#include "fuse.h"
 
-enum { NF_FANOTIFY, NF_CACHEFILES, NF_KINDS };
+enum { NF_FANOTIFY, NF_CACHEFILES, NF_FUSE, NF_KINDS };
 
 static const struct nf_transport_ops *const KINDS[NF_KINDS] = {
 	[NF_FANOTIFY] = &nf_fanotify,
 	[NF_CACHEFILES] = &nf_cachefiles,
+	[NF_FUSE] = &nf_fuse,
 };
 
 /* -- life -------------------------------------------------------------------------------------- */
@@ -45,6 +47,40 @@ int nf_core_attach_cachefiles(struct nf_core *c, int dev_fd)
 	struct nf_transport *t = c->transports[NF_CACHEFILES];
 
 	return t ? nf_core_attached(c, nf_cachefiles_attach(t, dev_fd)) : -EPROTO;
+}
+
+int nf_core_attach_fuse(struct nf_core *c, uint32_t connection, int fd)
+{
+	struct nf_transport *t = c->transports[NF_FUSE];
+
+	return t ? nf_core_attached(c, nf_fuse_connect(t, connection, fd)) : -EPROTO;
+}
+
+int nf_core_detach_fuse(struct nf_core *c, uint32_t connection)
+{
+	struct nf_transport *t = c->transports[NF_FUSE];
+
+	return t ? nf_fuse_disconnect(t, connection) : -EPROTO;
+}
+
+int nf_core_fuse_hold(struct nf_core *c, uint32_t hold)
+{
+	struct nf_transport *t = c->transports[NF_FUSE];
+
+	if (!t)
+		return -EPROTO;
+	nf_fuse_wait_for_objects(t, hold);
+	return 0;
+}
+
+int nf_core_fuse_look_again(struct nf_core *c)
+{
+	struct nf_transport *t = c->transports[NF_FUSE];
+
+	if (!t)
+		return -EPROTO;
+	nf_fuse_objects_came(t);
+	return 0;
 }
 
 int nf_core_keep_by(struct nf_core *c, int socket_fd)

@@ -79,6 +79,18 @@ void nf_core_free(struct nf_core *c);
 int nf_core_attach_fanotify(struct nf_core *c, int group_fd);
 int nf_core_attach_cachefiles(struct nf_core *c, int dev_fd);
 /*
+ * A connection of FUSE that is mounted: a non-blocking descriptor of /dev/fuse, borrowed until
+ * the detach, under a number of the caller's, not 0.  Every object is a file in its root directory,
+ * named by its id in decimal.  What it still owes is answered by nf_core_settle.
+ */
+int nf_core_attach_fuse(struct nf_core *c, uint32_t connection, int fd);
+/* The descriptor may be closed then; what waits is answered to nobody. */
+int nf_core_detach_fuse(struct nf_core *c, uint32_t connection);
+/* hold: READs of objects that are not known wait, until nf_core_fuse_look_again finds them or the
+ * hold ends; else they get EIO. */
+int nf_core_fuse_hold(struct nf_core *c, uint32_t hold);
+int nf_core_fuse_look_again(struct nf_core *c);
+/*
  * A socket to the keeper (nydus_fscache/handover/link.py), which gets the descriptor of a cachefiles
  * object as ``object.KERNEL_OBJECT`` right after the read(2) that brought it, and before Python
  * does the same for good.  The descriptor must keep its number for ever.

@@ -29,6 +29,7 @@
 #define NF_AREA_FANOTIFY 1u	/* fanotify_event_metadata (24), fanotify_event_info_range (24) */
 #define NF_AREA_CACHEFILES 2u	/* what cachefiles has sent: struct nf_message (cachefiles.h) */
 #define NF_AREA_CACHEFILES_OBJECTS 3u	/* the OPENs of objects whose descriptors are parked */
+#define NF_AREA_FUSE 4u		/* the head of a message: struct nf_fuse_record (fuse.h) */
 
 struct nf_journal_area {
 	uint32_t kind;

@@ -65,6 +65,22 @@ class Core:
         """Serve the messages of a bound /dev/cachefiles."""
         _checked(lib.nf_core_attach_cachefiles(self._core, device))
 
+    def attach_fuse(self, connection: int, fd: int) -> None:
+        """Serve a FUSE connection that is mounted, under a number of its own; ``fd``, which is
+        non-blocking, stays open until ``detach_fuse``."""
+        _checked(lib.nf_core_attach_fuse(self._core, connection, fd))
+
+    def detach_fuse(self, connection: int) -> None:
+        _checked(lib.nf_core_detach_fuse(self._core, connection))
+
+    def hold_fuse(self, *, hold: bool) -> None:
+        """Do READs of objects that are not known wait for them, or get EIO?"""
+        _checked(lib.nf_core_fuse_hold(self._core, int(hold)))
+
+    def look_again(self) -> None:
+        """Objects have come that FUSE READs may wait for."""
+        _checked(lib.nf_core_fuse_look_again(self._core))
+
     def keep_by(self, keeper: int) -> None:
         """The socket that new descriptors of cachefiles go to the keeper by (``Handover.direct``).
         Python keeps them too: this is only sooner."""
@@ -86,6 +102,14 @@ class Core:
         """Read no more events; what is open stays in the journal."""
         _checked(lib.nf_core_stop(self._core))
         self.started = False
+
+    def close(self) -> None:
+        """Stop, and give everything back; for a core that is not the daemon's, which ends with its
+        process.  No call may follow, and none be under way."""
+        self.stop()
+        lib.nf_core_free(self._core)
+        for held in (*self._pages.values(), *self._asked.values(), self._journal):
+            ffi.release(held)
 
     # -- objects -------------------------------------------------------------------------------
 

@@ -309,7 +309,7 @@ class Objects:
             use = self._uses.get(name)
             return use.identity if use else None
 
-    def release(self, obj: CacheObject, unmark: Callable[[int], None] | None = None) -> None:
+    def release(self, obj: CacheObject, unmark: Callable[[int], object] | None = None) -> None:
         """One image less uses it; with the last it is closed, and ``unmark`` called before, with
         its descriptor.  The name is free for others when all of that is done."""
         with self._lock:

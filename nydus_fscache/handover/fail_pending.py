@@ -22,13 +22,22 @@ QUEUE = 4096  # bytes that one read of the fanotify group takes at most
 JOURNAL = struct.Struct("=QII")
 JOURNAL_MAGIC, JOURNAL_VERSION = 0x4C4E524A5346594E, 3
 AREAS, AREA, FIRST_AREA = 8, struct.Struct("=IIIIQQ"), 4096
-AREA_FANOTIFY, AREA_CACHEFILES = 1, 2
+AREA_FANOTIFY, AREA_CACHEFILES, AREA_FUSE = 1, 2, 4
 EVENT_SIZE, META = 48, struct.Struct("=QII")
 
 # cachefiles (reference kernel-transports 1.3): head of a message, and of what an OPEN adds
 MESSAGE, MESSAGE_SIZE, OPEN = struct.Struct("=IIII"), 1024, struct.Struct("=IIII")
 OP_OPEN, OP_CLOSE, OP_READ = 0, 1, 2
 READ_COMPLETE = 0x40049801
+
+# fuse: a descriptor is kept as this and the connection's number; struct nf_fuse_record
+# (csrc/core/fuse.h) is the head of a message and at its end the connection's number; fuse_in_header
+# begins with len, opcode and unique, and fuse_out_header is len, error and unique
+FUSE, FUSE_RECORD, FUSE_CONNECTION = "fuse.", 256, 248
+FUSE_IN, FUSE_OUT, FUSE_BUFFER = struct.Struct("=IIQ"), struct.Struct("=IiQ"), 8192
+FUSE_READ = 15
+FUSE_SILENT = (2, 36, 42)  # FORGET, INTERRUPT, BATCH_FORGET: no answer is expected
+
 MESSAGES_AT_ONCE = 1000  # an OPEN that is refused may come again, without end
 
 
@@ -53,7 +62,78 @@ def fail_all(kept: dict[str, int]) -> int:
     if device is not None:
         failed += _fail_messages(device, kept, journal) if journal is not None else 0
         failed += _fail_device(device, kept)
+    if connections := fuse_connections(kept):
+        failed += fail_fuse_journal(connections, journal, 0.0) if journal is not None else 0
+        for fd in connections.values():
+            failed += _fail_fuse_queue(fd)
     return failed
+
+
+# -- fuse -------------------------------------------------------------------------------------
+
+
+def fuse_connections(kept: dict[str, int]) -> dict[int, int]:
+    """Descriptors by the number of their connection."""
+    found: dict[int, int] = {}
+    for name, fd in kept.items():
+        number = name[len(FUSE) :]
+        if name.startswith(FUSE) and number.isdigit():
+            found[int(number)] = fd
+    return found
+
+
+def fail_fuse_journal(connections: dict[int, int], journal: int, age_s: float) -> int:
+    """READs that are open in the journal since ``age_s`` or longer (0: everything)."""
+    failed = 0
+    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(age_s * 1e9)
+    with _mapped(journal) as memory:
+        for at, meta in fuse_slots(memory):
+            length, opcode, unique = FUSE_IN.unpack_from(memory, at)
+            since, known, _ = META.unpack_from(memory, meta)
+            if not length or (age_s and not (known and since < before)):
+                continue
+            (number,) = struct.unpack_from("=I", memory, at + FUSE_CONNECTION)
+            if number in connections:
+                failed += _fail_fuse(connections[number], opcode, unique)
+            memory[meta + 8 : meta + 12] = bytes(4)
+            memory[at : at + 4] = bytes(4)
+    return failed
+
+
+def fuse_slots(memory: mmap.mmap) -> list[tuple[int, int]]:
+    """(record, meta record) offsets of FUSE's slots that were ever used; none when the layout is
+    not ours."""
+    area = _area(memory, AREA_FUSE, FUSE_RECORD)
+    if area is None:
+        return []
+    _, used, start, meta = area
+    return [(start + i * FUSE_RECORD, meta + i * META.size) for i in range(used)]
+
+
+def _fail_fuse_queue(connection: int) -> int:
+    failed = 0
+    for _ in range(MESSAGES_AT_ONCE):
+        try:
+            message = os.read(connection, FUSE_BUFFER)
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.EINTR):  # its reader was killed: there may be others
+                continue
+            break
+        if len(message) < FUSE_IN.size:
+            break
+        _, opcode, unique = FUSE_IN.unpack_from(message)
+        failed += _fail_fuse(connection, opcode, unique)
+    return failed
+
+
+def _fail_fuse(connection: int, opcode: int, unique: int) -> bool:
+    """Is there a reader who got EIO?  One that is answered already does no harm."""
+    if opcode not in FUSE_SILENT:
+        try:
+            os.write(connection, FUSE_OUT.pack(FUSE_OUT.size, -errno.EIO, unique))
+        except OSError:
+            pass
+    return opcode == FUSE_READ
 
 
 # -- fanotify ---------------------------------------------------------------------------------

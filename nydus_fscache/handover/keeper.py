@@ -39,7 +39,12 @@ import time
 
 if __name__ == "__main__":  # run by path, isolated: the package is not found by itself
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-from nydus_fscache.handover.fail_pending import fail_all, fail_journal
+from nydus_fscache.handover.fail_pending import (
+    fail_all,
+    fail_fuse_journal,
+    fail_journal,
+    fuse_connections,
+)
 from nydus_fscache.handover.systemd import Unit
 
 DENY_AFTER_S = float(os.environ.get("NYDUS_FSCACHE_DENY_AFTER_S") or 30)
@@ -218,7 +223,7 @@ class Keeper:
         self.stop_asked = not self.ready
 
     def serving(self) -> bool:
-        return any(name in self.kept for name in SERVING)
+        return any(name in self.kept for name in SERVING) or bool(fuse_connections(self.kept))
 
     def buried(self) -> int:
         """Wait for the dead service; returns its exit status as a shell shows it."""
@@ -316,8 +321,11 @@ class Keeper:
             self.failures = 0
         self.next_start = now + BACKOFF_S[min(self.failures, len(BACKOFF_S) - 1)]
         self.failures += 1
-        if {"fanotify", "journal"} <= self.kept.keys():
-            old = fail_journal(self.kept["fanotify"], self.kept["journal"], DENY_AFTER_S)
+        if "journal" in self.kept:
+            journal, old = self.kept["journal"], 0
+            if "fanotify" in self.kept:
+                old += fail_journal(self.kept["fanotify"], journal, DENY_AFTER_S)
+            old += fail_fuse_journal(fuse_connections(self.kept), journal, DENY_AFTER_S)
             if old:
                 say(f"{old} requests got EIO: older than {DENY_AFTER_S:.0f} s, services died over")
         wait = self.next_start - now

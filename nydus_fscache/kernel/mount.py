@@ -1,4 +1,4 @@
-"""EROFS mounts by the new mount API, and umount(2).
+"""EROFS and FUSE mounts by the new mount API, and umount(2).
 
 Guarantees: a refusal of the kernel is a ``KernelRefused``, ``NotPrivileged`` or
 ``MountpointError`` that carries the kernel's own words where it has some, and no
@@ -19,6 +19,9 @@ from nydus_fscache.kernel.syscalls import AT_FDCWD, libc, refuse, syscall
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
 FSOPEN_CLOEXEC = 0x1
 FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
@@ -32,11 +35,16 @@ _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 429, 430, 431, 432
 _MESSAGE_MAX = 8192
 
 
-def _fsopen_erofs() -> int:
-    fs = syscall(_SYS_FSOPEN, b"erofs", FSOPEN_CLOEXEC)  # loads the module where there is one
+def _fsopen(name: str) -> int:
+    fs = syscall(_SYS_FSOPEN, name.encode(), FSOPEN_CLOEXEC)  # loads the module where there is one
     if fs < 0:
-        refuse("fsopen(erofs)", ctypes.get_errno(), hint="the kernel needs EROFS: modprobe erofs")
+        hint = f"the kernel needs {name.upper()}: modprobe {name}"
+        refuse(f"fsopen({name})", ctypes.get_errno(), hint=hint)
     return fs
+
+
+def _fsopen_erofs() -> int:
+    return _fsopen("erofs")
 
 
 def _fsconfig(fs: int, command: int, key: str | None, value: str | None) -> int:
@@ -120,6 +128,27 @@ def create_erofs(options: list[tuple[str, str]]) -> int:
         _fsconfig(fs, FSCONFIG_SET_FLAG, "ro", None)
         _create_superblock(fs)
         mount = syscall(_SYS_FSMOUNT, fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY)
+        if mount < 0:
+            refuse("fsmount", ctypes.get_errno())
+        return mount
+    finally:
+        os.close(fs)
+
+
+def create_fuse(device: int) -> int:
+    """A detached, read-only FUSE mount (descriptor) of a descriptor of /dev/fuse, whose requests
+    nobody but root can cause."""
+    fs = _fsopen("fuse")
+    try:
+        options = {"source": "nydus-fscache", "fd": str(device), "rootmode": "40000"}
+        for key, value in {**options, "user_id": "0", "group_id": "0"}.items():
+            if code := _fsconfig(fs, FSCONFIG_SET_STRING, key, value):
+                refuse(f"fuse refuses {key}={value}", code, _messages(fs))
+        _fsconfig(fs, FSCONFIG_SET_FLAG, "ro", None)
+        if code := _fsconfig(fs, FSCONFIG_CMD_CREATE, None, None):
+            refuse("fuse cannot be mounted", code, _messages(fs))
+        attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+        mount = syscall(_SYS_FSMOUNT, fs, FSMOUNT_CLOEXEC, attributes)
         if mount < 0:
             refuse("fsmount", ctypes.get_errno())
         return mount

@@ -20,10 +20,12 @@ from nydus_fscache.kernel.probe import Finding, Report
 from nydus_fscache.transport.base import Dialect, Transport
 from nydus_fscache.transport.cachefiles.dialect import CachefilesDialect
 from nydus_fscache.transport.fanotify.dialect import FanotifyDialect
+from nydus_fscache.transport.fuse.dialect import FuseDialect
 
 DIALECTS: tuple[type[Dialect], ...] = (
     CachefilesDialect,  # first: without a daemon it fails closed
     FanotifyDialect,
+    FuseDialect,
 )
 TRANSPORTS = tuple(dialect.name for dialect in DIALECTS)
 

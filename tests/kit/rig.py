@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,14 @@ class Rig:
     base: Path
     environment: dict[str, str] = field(default_factory=dict)
     prefix: list[str] = field(default_factory=list)  # words before our command line
+    transport: str = os.environ.get("NYDUS_TEST_TRANSPORT", "")  # of all mounts; empty: "auto"
 
     def __post_init__(self) -> None:
         self.root = self.base / "root"
         self._started: list[subprocess.Popen[bytes]] = []
 
     def run(self, *args: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        words = [str(a) for a in args]
+        words = self._words(args)
         done = subprocess.run(
             [*self.prefix, *CLI, words[0], "--root", str(self.root), *words[1:]],
             capture_output=True,
@@ -66,9 +67,15 @@ class Rig:
             raise AssertionError(f"{words}: {done.returncode}\n{done.stderr}\n{self.log()}")
         return done
 
+    def _words(self, args: Sequence[str | Path]) -> list[str]:
+        words = [str(a) for a in args]
+        if words[0] == "mount" and self.transport and "--transport" not in words:
+            words += ["--transport", self.transport]
+        return words
+
     def start(self, *args: str | Path) -> subprocess.Popen[bytes]:
         """The same, without waiting for its end."""
-        words = [str(a) for a in args]
+        words = self._words(args)
         process = subprocess.Popen(
             [*self.prefix, *CLI, words[0], "--root", str(self.root), *words[1:]],
             stdout=subprocess.DEVNULL,
@@ -160,9 +167,18 @@ class Rig:
             time.sleep(0.02)
 
 
+each_transport = pytest.mark.parametrize("rig", ["", "fuse"], indirect=True, ids=["auto", "fuse"])
+
+
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def rig(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """With a parameter (``each_transport``): the transport of its mounts."""
     rig = Rig(tmp_path)
+    if transport := getattr(request, "param", ""):
+        rig.transport = transport
+        found = json.loads(rig.run("doctor", "--json", check=False).stdout)["transports"][transport]
+        if not found["ok"]:
+            pytest.skip(f"NO TRANSPORT {transport} HERE: {found['detail']}")
     try:
         yield rig
     finally:

@@ -6,12 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from rig import Rig
+from rig import Rig, each_transport
 from trees import assert_tree, golden_names
 
 IMAGES = golden_names()
 
 
+@each_transport
 @pytest.mark.parametrize("name", IMAGES)
 def test_golden_image_from_a_directory(rig: Rig, golden: Path, name: str) -> None:
     image = golden / "images" / name

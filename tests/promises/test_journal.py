@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import socket
@@ -83,7 +84,8 @@ def record(memory: mmap.mmap, slot: int, number: int, off: int, oid: int, kind: 
 @pytest.mark.parametrize("all_served", [True, False])
 def test_what_cannot_be_told_is_an_error(journal: mmap.mmap, all_served: bool) -> None:
     """An event whose file nobody had looked up may be of an image that is not served again."""
-    spare = os.dup(0)  # a free number: where the event's descriptor would be
+    # free numbers, above all that other tests have open: where the events' descriptors would be
+    spare = fcntl.fcntl(0, fcntl.F_DUPFD, 500)
     os.close(spare)
     record(journal, 0, spare, 0, 0)
     record(journal, 1, spare + 1, 0, 7)  # of an object that is gone

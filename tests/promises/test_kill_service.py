@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 from cold import PATIENCE_S, cold_rounds, service, successor
-from rig import Rig
+from rig import Rig, each_transport
 
 
+@each_transport
 def test_service_killed_under_readers(rig: Rig, golden: Path, rounds: int) -> None:
     def kill(pid: int) -> int:
         os.kill(pid, signal.SIGKILL)

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from rig import Rig
+from rig import Rig, each_transport
 from trees import assert_tree
 
 
+@each_transport
 def test_readers_get_eio_until_a_start_succeeds(rig: Rig, golden: Path) -> None:
     image = golden / "images" / "one-lz4"
     rig.environment["NYDUS_FSCACHE_DENY_AFTER_S"] = "1"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cold import cold_rounds, service
-from rig import Rig
+from rig import Rig, each_transport
 from trees import assert_tree
 
 import nydus_fscache
@@ -29,6 +29,7 @@ def other_python(path: Path, lines: str) -> Path:
     return path
 
 
+@each_transport
 def test_upgraded_under_readers(rig: Rig, golden: Path) -> None:
     longest = 0.0
 

@@ -55,7 +55,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--transport",
-        choices=("auto", "cachefiles", "fanotify"),
+        choices=("auto", "cachefiles", "fanotify", "fuse"),
         default="auto",
         help="the kernel interface (default: auto, see nydus-fscache doctor)",
     )

@@ -19,7 +19,7 @@ from nydus_fscache.errors import FscacheError, KernelRefused
 from nydus_fscache.kernel.fanotify import mark_add, pre_content_group
 from nydus_fscache.kernel.mount import create_erofs
 from nydus_fscache.kernel.probe import Finding, existing_parent
-from rafs_v6.format import erofs
+from nydus_fscache.transport.tiny_image import tiny_image
 
 _EVENT = struct.Struct("=IBBHQii")  # struct fanotify_event_metadata
 _ANSWER = struct.Struct("=iI")  # struct fanotify_response
@@ -55,7 +55,7 @@ def _nameless_file(directory: Path, content: bytes) -> Iterator[int]:
 
 
 def _mount_from_file(directory: Path) -> None:
-    with _nameless_file(directory, _tiny_image()) as fd:
+    with _nameless_file(directory, tiny_image()) as fd:
         try:
             os.close(create_erofs([("source", f"/proc/self/fd/{fd}")]))
         except KernelRefused as e:
@@ -63,19 +63,6 @@ def _mount_from_file(directory: Path) -> None:
                 f"no file-backed EROFS: {e}",
                 hint="use Linux 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE",
             ) from e
-
-
-def _tiny_image() -> bytes:
-    """The smallest EROFS image: an empty root directory at nid 128 (byte 4096)."""
-    image = bytearray(2 * erofs.EROFS_BLOCK)
-    super_block = struct.pack("<I8xBxH", erofs.EROFS_SUPER_MAGIC_V1, 12, 128)
-    image[erofs.EROFS_SUPER_OFFSET : erofs.EROFS_SUPER_OFFSET + len(super_block)] = super_block
-    struct.pack_into("<Q", image, erofs.EROFS_SUPER_OFFSET + 16, 1)
-    nid = erofs.EROFS_BLOCK // erofs.EROFS_SLOTSIZE
-    body = struct.pack("<4H4I2HI", 4, 0, 0o040755, 2, 27, 0, 0, 1, 0, 0, 0)
-    dirents = erofs.DIRENT.pack(nid, 24, 2, 0) + erofs.DIRENT.pack(nid, 25, 2, 0) + b"..."
-    image[erofs.EROFS_BLOCK : erofs.EROFS_BLOCK + len(body + dirents)] = body + dirents
-    return bytes(image)
 
 
 def deliver_event(directory: Path) -> None:

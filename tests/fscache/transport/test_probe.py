@@ -18,6 +18,8 @@ from nydus_fscache.kernel.mount import umount
 from nydus_fscache.kernel.syscalls import fs_name, is_admin
 from nydus_fscache.transport import registry
 from nydus_fscache.transport.fanotify import probe as fanotify
+from nydus_fscache.transport.fuse import probe as fuse
+from nydus_fscache.transport.tiny_image import tiny_image
 
 pytestmark = pytest.mark.skipif(
     not is_admin(), reason="NOT ROOT: transports cannot be probed"
@@ -62,6 +64,19 @@ def test_an_event_is_delivered_and_nothing_stays(root: Path) -> None:
     assert time.monotonic() - start < 5
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert list(root.iterdir()) == []
+
+
+def test_the_probe_of_fuse_leaves_nothing(root: Path) -> None:
+    if not fuse.fuse(root).ok:
+        pytest.skip(f"NO FUSE TRANSPORT: {fuse.fuse(root).detail}")
+    descriptors, threads = os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")
+    for _ in range(3):
+        fuse.mount_from_fuse(tiny_image())
+    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
+    assert len(os.listdir("/proc/self/task")) == len(threads)
+    with pytest.raises(KernelRefused, match="EROFS"):
+        fuse.mount_from_fuse(b"no image" * 1024)
+    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
 
 
 def test_report_is_json_and_agrees_with_the_choice(root: Path) -> None:

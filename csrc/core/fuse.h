@@ -1,0 +1,24 @@
+/* The fuse dialect, for the core alone. */
+#ifndef NF_FUSE_H
+#define NF_FUSE_H
+
+#include "transport.h"
+
+/* A record: the beginning of a message as the kernel sent it, and which connection sent it. */
+#define NF_FUSE_HEAD 248u
+
+struct nf_fuse_record {
+	uint8_t head[NF_FUSE_HEAD];	/* struct fuse_in_header and what follows; its len is 0: free */
+	uint32_t connection;
+	uint32_t reserved;
+};
+
+extern const struct nf_transport_ops nf_fuse;
+
+/* See core.h. */
+int nf_fuse_connect(struct nf_transport *t, uint32_t connection, int fd);
+int nf_fuse_disconnect(struct nf_transport *t, uint32_t connection);
+void nf_fuse_wait_for_objects(struct nf_transport *t, bool wait);
+void nf_fuse_objects_came(struct nf_transport *t);
+
+#endif

@@ -1,0 +1,229 @@
+"""Over FUSE: errors instead of zeros when everything is lost, readers that can be killed, umounts
+that nobody has to serve, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cold import service, successor
+from rangeserver import RangeServer
+from rig import Rig, read_errno, regular_files
+from trees import assert_tree
+
+pytestmark = pytest.mark.parametrize("rig", ["fuse"], indirect=True)
+
+PATIENCE_S = 60
+
+
+def connections() -> set[str]:
+    """Of the machine: fusectl lists them where it is mounted, the mount table never does."""
+    return {p.name for p in Path("/sys/fs/fuse/connections").glob("*")}
+
+
+@pytest.fixture
+def slow(rig: Rig, golden: Path) -> Iterator[tuple[RangeServer, list[str | Path]]]:
+    """A backend, and the words of a mount from it."""
+    image = golden / "images" / "layers-zstd"
+    with RangeServer(image / "blobs", latency_ms=5, mbps=4, keep_seen=False) as server:
+        backend = rig.base / "backend.json"
+        table = {"addr": server.url, "path": "/blobs"}
+        backend.write_text(json.dumps({"type": "http-proxy", "http-proxy": table}))
+        words = ["mount", image / "image.boot", rig.mountpoint(), "--backend", backend]
+        yield server, [*words, "--prefetch", "none"]
+
+
+def stop_service(rig: Rig) -> int:
+    pid, _ = service(rig)
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+def start_reader(path: Path) -> subprocess.Popen[bytes]:
+    code = "import os, sys; f = os.open(sys.argv[1], 0)\nwhile os.read(f, 1 << 20): pass"
+    return subprocess.Popen([sys.executable, "-c", code, str(path)], stderr=subprocess.DEVNULL)
+
+
+def largest(mount: Path) -> Path:
+    return max(regular_files(mount), key=lambda p: p.stat().st_size)
+
+
+def test_nothing_of_fuse_can_be_seen(rig: Rig, golden: Path) -> None:
+    before = connections()
+    image = golden / "images" / "layers-zstd"
+    for name in ("m", "n"):
+        mount = rig.mount(image / "image.boot", image / "blobs", name)
+        assert mount.stat().st_dev != rig.base.stat().st_dev
+    assert "fuse" not in {
+        line.split(" - ")[1].split()[0]
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if str(rig.base) in line
+    }
+    for name in ("m", "n"):
+        assert_tree(rig.base / name, image / "expected.jsonl")
+        rig.run("umount", rig.base / name)
+    rig.run("stop")
+    assert rig.leftovers() == []
+    assert connections() == before
+
+
+def test_lost_daemon_is_an_error_and_never_zeros(rig: Rig, golden: Path) -> None:
+    """Everything of ours is killed at once; the next start mounts again."""
+    image = golden / "images" / "one-lz4"
+    mount = rig.mount(image / "image.boot", image / "blobs", "m", "--prefetch", "none")
+    files = regular_files(mount)
+    deadline = time.monotonic() + PATIENCE_S
+    while pids := rig.processes():  # a keeper that is being started comes a moment later
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)
+        assert time.monotonic() < deadline
+    assert {read_errno(path) for path in files} <= {0, errno.EIO, errno.ENOTCONN}
+    assert read_errno(largest_of(files)) != 0
+    rig.mount(image / "image.boot", image / "blobs", "other")
+    assert_tree(mount, image / "expected.jsonl")
+    rig.run("umount", mount)
+    rig.run("umount", rig.base / "other")
+    rig.run("stop")
+    assert rig.leftovers() == []
+
+
+def largest_of(files: list[Path]) -> Path:
+    """Whose size can still be told: metadata that were read stay in memory."""
+    sizes = {}
+    for path in files:
+        with contextlib.suppress(OSError):
+            sizes[path] = path.stat().st_size
+    return max(sizes, key=lambda path: sizes[path])
+
+
+def test_a_reader_that_waits_can_be_killed(
+    rig: Rig, golden: Path, slow: tuple[RangeServer, list[str | Path]]
+) -> None:
+    """And its request harms nobody: the others get their bytes."""
+    rig.run(*map(str, slow[1]))
+    mount = rig.mountpoint()
+    files = sorted(regular_files(mount), key=lambda p: -p.stat().st_size)  # metadata are ours too
+    pid = stop_service(rig)
+    readers = [start_reader(path) for path in files[:10]]
+    try:
+        time.sleep(1)
+        assert all(reader.poll() is None for reader in readers)
+        for reader in readers:
+            reader.kill()
+        for reader in readers:
+            assert reader.wait(timeout=5) == -signal.SIGKILL
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert_tree(mount, golden / "images" / "layers-zstd" / "expected.jsonl")
+    rig.run("umount", mount)
+
+
+def test_umount_while_nobody_serves(
+    rig: Rig, slow: tuple[RangeServer, list[str | Path]]
+) -> None:
+    rig.run(*map(str, slow[1]))
+    mount = rig.mountpoint()
+    big = largest(mount)
+    pid = stop_service(rig)
+    reader = start_reader(big)
+    try:
+        time.sleep(0.5)
+        reader.kill()
+        reader.wait(timeout=5)
+        subprocess.run(["umount", str(mount)], check=True, timeout=10)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    deadline = time.monotonic() + PATIENCE_S
+    while rig.status()["mounts"]:
+        assert time.monotonic() < deadline, "the end of the superblock is not seen"
+        time.sleep(0.1)
+    rig.run("stop")
+    assert rig.leftovers() == []
+
+
+def test_a_mount_that_fails_leaves_nothing(rig: Rig, golden: Path) -> None:
+    before = connections()
+    image = golden / "images" / "one-lz4"
+    other = rig.mount(image / "image.boot", image / "blobs", "other")
+    missing = rig.base / "missing"
+    words = ("mount", image / "image.boot", missing, "--blob-dir", image / "blobs")
+    done = rig.run(*words, check=False)
+    assert done.returncode != 0
+    assert_tree(other, image / "expected.jsonl")
+    rig.run("umount", other)
+    rig.run("stop")
+    assert rig.leftovers() == []
+    assert connections() == before
+
+
+def test_service_killed_while_it_mounts(
+    rig: Rig, golden: Path, slow: tuple[RangeServer, list[str | Path]]
+) -> None:
+    """At any moment: what is mounted then is served, and nothing hangs."""
+    image = golden / "images" / "layers-zstd"
+    first = rig.mount(image / "image.boot", image / "blobs", "first")
+    for pause in (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5):
+        pid, _ = service(rig)
+        mounting = rig.start(*map(str, slow[1]))
+        time.sleep(pause)
+        os.kill(pid, signal.SIGKILL)
+        successor(rig, pid)
+        mounting.wait(timeout=PATIENCE_S)
+        rig.status()
+        if os.path.ismount(rig.mountpoint()):
+            assert_tree(rig.mountpoint(), image / "expected.jsonl")
+            subprocess.run(["umount", str(rig.mountpoint())], check=True, timeout=20)
+    assert_tree(first, image / "expected.jsonl")
+    rig.run("umount", first)
+    deadline = time.monotonic() + PATIENCE_S
+    while rig.run("stop", check=False).returncode:
+        assert time.monotonic() < deadline, rig.log()
+        time.sleep(0.2)
+    assert rig.leftovers() == []
+
+
+def test_only_the_daemon_mounts_over_fuse(rig: Rig, golden: Path) -> None:
+    image = golden / "images" / "one-lz4"
+    rig.mount(image / "image.boot", image / "blobs")
+    from nydus_fscache.api.client import Client
+    from nydus_fscache.errors import UsageError
+
+    request = {"bootstrap": str(image / "image.boot"), "transport": "fuse", "fsid": "x"}
+    backend = {"type": "localfs", "localfs": {"dir": str(image / "blobs")}}
+    with pytest.raises(UsageError, match="only the daemon"):
+        Client(rig.root).call("POST", "/v1/bindings", {**request, "backend": backend})
+    rig.run("umount", rig.mountpoint())
+
+
+def test_overlay_holds_the_image_after_its_umount(rig: Rig, golden: Path) -> None:
+    image = golden / "images" / "layers-zstd"
+    mount = rig.mount(image / "image.boot", image / "blobs", "m", "--prefetch", "none")
+    for name in ("upper", "work", "merged"):
+        (rig.base / name).mkdir()
+    merged = rig.base / "merged"
+    options = f"lowerdir={mount},upperdir={rig.base}/upper,workdir={rig.base}/work"
+    subprocess.run(["mount", "-t", "overlay", "none", "-o", options, str(merged)], check=True)
+    rig.run("umount", mount)
+    pid, _ = service(rig)
+    os.kill(pid, signal.SIGKILL)
+    successor(rig, pid)
+    done = subprocess.run(
+        ["chroot", str(merged), "/usr/bin/python3.11", "/app/main.py"],
+        capture_output=True, timeout=PATIENCE_S, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip()
+    assert rig.run("stop", check=False).returncode == 6, "the overlay holds it"
+    subprocess.run(["umount", str(merged)], check=True)
+    rig.run("stop")
+    assert rig.processes() == []
