@@ -18,6 +18,7 @@ ffi.set_source(
         "csrc/core/core.c",
         "csrc/core/cachefiles.c",
         "csrc/core/fuse.c",
+        "csrc/core/fuse_connections.c",
         "csrc/core/fanotify.c",
         "csrc/core/fill.c",
         "csrc/core/request.c",

@@ -4,8 +4,9 @@
 
 #include "transport.h"
 
-/* A record: the beginning of a message as the kernel sent it, and which connection sent it. */
-#define NF_FUSE_HEAD 248u
+/* A record: the beginning of a message as the kernel sent it, and which connection sent it.
+ * There is room for the longest name of a LOOKUP or a GETXATTR. */
+#define NF_FUSE_HEAD 312u
 
 struct nf_fuse_record {
 	uint8_t head[NF_FUSE_HEAD];	/* struct fuse_in_header and what follows; its len is 0: free */

@@ -198,7 +198,8 @@ static enum admitted admit(struct nf_object *o, struct nf_request *r, int pid)
 /*
  * A request whose object was not on record when its reader's service died has to be present in
  * every object before it may go on: look at those behind `after`, until one is not.  covered:
- * one of those before could be its own.
+ * one of those before could be its own, which one without a file that is known by its inode
+ * (a bootstrap over FUSE) never is.
  */
 static void pass_on(struct nf_request *r, uint32_t after, bool covered)
 {
@@ -208,7 +209,7 @@ static void pass_on(struct nf_request *r, uint32_t after, bool covered)
 
 	while ((o = nf_object_after(&rs->table, after))) {
 		after = o->id;
-		how = o->has_kernel ? OUTSIDE : admit(o, r, 0);
+		how = o->ino && !o->has_kernel ? admit(o, r, 0) : OUTSIDE;
 		covered |= how == PRESENT;
 		if (how == WAITS)	/* a fill may have come before it was in the list */
 			nf_requests_satisfied(rs, o);

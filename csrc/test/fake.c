@@ -151,7 +151,7 @@ uint8_t *rig_object(struct rig *r, uint32_t id, uint64_t size, bool present, int
 	CHECK(pages);
 	*fd = mkostemp(name, O_CLOEXEC);
 	CHECK(*fd >= 0 && unlink(name) == 0 && ftruncate(*fd, (off_t)size) == 0);
-	CHECK(nf_object_add(r->core, id, 0, 0, *fd, size, pages, 0) == 0);
+	CHECK(nf_object_add(r->core, id, 1, id, *fd, size, pages, 0) == 0);
 	if (present)
 		CHECK(nf_filled(r->core, id, 0, size) == 0);
 	return pages;

@@ -33,7 +33,7 @@ READ_COMPLETE = 0x40049801
 # fuse: a descriptor is kept as this and the connection's number; struct nf_fuse_record
 # (csrc/core/fuse.h) is the head of a message and at its end the connection's number; fuse_in_header
 # begins with len, opcode and unique, and fuse_out_header is len, error and unique
-FUSE, FUSE_RECORD, FUSE_CONNECTION = "fuse.", 256, 248
+FUSE, FUSE_RECORD, FUSE_CONNECTION = "fuse.", 320, 312
 FUSE_IN, FUSE_OUT, FUSE_BUFFER = struct.Struct("=IIQ"), struct.Struct("=IiQ"), 8192
 FUSE_READ = 15
 FUSE_SILENT = (2, 36, 42)  # FORGET, INTERRUPT, BATCH_FORGET: no answer is expected
