@@ -16,6 +16,7 @@ class _Lib(Protocol):
     NF_INHERITED_CLOSES: int
     NF_INHERITED_OBJECTS: int
     NF_NO_URING: int
+    NF_WAIT_CLASSES: int
 
     def nf_journal_size(self, slots: int, /) -> int: ...
     def nf_journal_format(self, mem: Any, length: int, slots: int, /) -> int: ...

@@ -279,4 +279,7 @@ void nf_core_stats(struct nf_core *c, struct nf_stats *out)
 	out->oldest_ns = first && now > first ? now - first : 0;
 	out->wakeups = atomic_load(&c->wakeups);
 	out->uses_uring = atomic_load(&c->uses_uring);
+	out->waits_ns = atomic_load(&rs->waits_ns);
+	for (i = 0; i < NF_WAIT_CLASSES; i++)
+		out->waits[i] = atomic_load(&rs->waits[i]);
 }

@@ -38,6 +38,12 @@ struct nf_event {
 	char cookie[NF_KEY_MAX];
 };
 
+/*
+ * How long requests waited that missed, until their answer: class i is below 2^i / 4 ms, and the
+ * last class is the rest.
+ */
+#define NF_WAIT_CLASSES 19
+
 struct nf_stats {
 	uint64_t events;	/* read from the kernel */
 	uint64_t hits;		/* answered in C, data were present */
@@ -48,6 +54,8 @@ struct nf_stats {
 	uint64_t wakeups;
 	uint32_t uses_uring;
 	uint32_t _pad;
+	uint64_t waits_ns;	/* of all that waited */
+	uint64_t waits[NF_WAIT_CLASSES];
 };
 
 struct nf_trace_entry {

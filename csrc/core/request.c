@@ -95,6 +95,29 @@ static struct nf_request *take_pending(struct nf_object *o,
 	return taken;
 }
 
+static void count_wait(struct nf_requests *rs, uint64_t since)
+{
+	uint64_t now = nf_now_ns(), waited = now > since ? now - since : 0;
+	uint64_t quarters = waited / 250000;	/* of a millisecond */
+	unsigned int class = quarters ? 64 - (unsigned int)__builtin_clzll(quarters) : 0;
+
+	if (class >= NF_WAIT_CLASSES)
+		class = NF_WAIT_CLASSES - 1;
+	atomic_fetch_add_explicit(&rs->waits[class], 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&rs->waits_ns, waited, memory_order_relaxed);
+}
+
+/* One that was in a list. */
+static void answer_waiter(struct nf_requests *rs, struct nf_request *r, int err)
+{
+	uint64_t since = atomic_load(&r->t_ns);
+
+	atomic_fetch_sub(&rs->pending, 1);
+	if (since)
+		count_wait(rs, since);
+	nf_request_answer(r, err);
+}
+
 /* Answers what take_pending returned, oldest first.  Returns how many. */
 static int answer_all(struct nf_requests *rs, struct nf_request *list, int err)
 {
@@ -103,8 +126,7 @@ static int answer_all(struct nf_requests *rs, struct nf_request *list, int err)
 
 	for (; list; list = next, n++) {
 		next = list->next;
-		atomic_fetch_sub(&rs->pending, 1);
-		nf_request_answer(list, err);
+		answer_waiter(rs, list, err);
 	}
 	return n;
 }
@@ -257,11 +279,12 @@ void nf_requests_satisfied(struct nf_requests *rs, struct nf_object *o)
 	list = take_pending(o, is_satisfied, NULL);
 	for (; list; list = next) {
 		next = list->next;
-		atomic_fetch_sub(&rs->pending, 1);
-		if (list->unattributed)
+		if (list->unattributed) {
+			atomic_fetch_sub(&rs->pending, 1);
 			pass_on(list, o->id, true);
-		else
-			nf_request_answer(list, 0);
+		} else {
+			answer_waiter(rs, list, 0);
+		}
 	}
 }
 

@@ -36,6 +36,7 @@ struct nf_requests {
 	struct nf_trace trace;
 	int wake_fd;			/* an eventfd that wakes the loop */
 	atomic_ullong events, hits, misses, denied, pending;
+	atomic_ullong waits_ns, waits[NF_WAIT_CLASSES];
 };
 
 uint64_t nf_now_ns(void);

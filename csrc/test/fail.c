@@ -6,8 +6,9 @@ int main(void)
 	struct rig r;
 	struct fake_answer a;
 	struct nf_stats stats;
+	uint64_t waited = 0;
 	uint8_t *pages;
-	int fd;
+	int fd, i;
 
 	rig_new(&r, 16, 0);
 	pages = rig_object(&r, 1, 16 * NF_PAGE, false, &fd);
@@ -47,6 +48,10 @@ int main(void)
 		nf_core_stats(r.core, &stats);
 	while (stats.oldest_ns);
 	CHECK(stats.events == 5 && stats.pending == 0 && stats.denied == 5);
+	for (i = 0; i < NF_WAIT_CLASSES; i++)
+		waited += stats.waits[i];
+	CHECK(waited == 4);	/* the fifth was refused at once */
+	CHECK(stats.waits_ns > 0);
 	rig_free(&r);
 	free(pages);
 	return 0;

@@ -15,13 +15,14 @@
     GET    /v1/traces?digest=sha256:D
     POST   /v1/upgrade                {"python", "dry_run"}
     POST   /v1/stop
+    GET    /metrics                   Prometheus' text, not JSON
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from nydus_fscache.api.server import Body, Query, Routes
+from nydus_fscache.api.server import Body, Query, Routes, Text
 
 Document = dict[str, Any]
 
@@ -42,6 +43,7 @@ class Calls(Protocol):
     def trace(self, digest: str) -> Document: ...
     def upgrade(self, request: Body) -> Document: ...
     def stop(self, request: Body) -> Document: ...
+    def metrics(self) -> Text: ...
 
 
 def routes(calls: Calls) -> Routes:
@@ -66,4 +68,10 @@ def routes(calls: Calls) -> Routes:
         ("GET", "/v1/traces"): lambda query, _: calls.trace(query.get("digest", "")),
         ("POST", "/v1/upgrade"): lambda _, body: calls.upgrade(body),
         ("POST", "/v1/stop"): lambda _, body: calls.stop(body),
+        **metrics_routes(calls),
     }
+
+
+def metrics_routes(calls: Calls) -> Routes:
+    """All that is served where anybody may ask."""
+    return {("GET", "/metrics"): lambda _, __: calls.metrics()}

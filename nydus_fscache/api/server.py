@@ -1,6 +1,6 @@
 """The control API's socket: HTTP with JSON on a unix socket that only root can reach.
 
-Knows no call: who serves hands in the routes.  An error is
+Knows no call: who serves hands in the routes; an answer is a document, or a ``Text``.  An error is
 ``{"error": {"kind", "message", "hint", "exit_code"}}`` with status 400 (the request), 404 (no
 such path), 500, or 503 (more than ``MAX_CONNECTIONS``); a request that is not HTTP gets 4xx or
 5xx and the same document.  A request must be received completely within ``CALL_TIMEOUT_S`` after
@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ _SENDING_S = 0.2  # a client that has connected sends its request within this ti
 Query = dict[str, str]
 Body = dict[str, Any]
 Routes = Mapping[tuple[str, str], Callable[[Query, Body], Any]]  # by method and path
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """An answer that is not JSON."""
+
+    content_type: str
+    data: bytes
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -81,10 +90,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, document)
         self.server.expect_request(self.connection)
 
-    def _send(self, status: int, document: dict[str, Any]) -> None:
-        data = json.dumps(document).encode()
+    def _send(self, status: int, document: dict[str, Any] | Text) -> None:
+        if not isinstance(document, Text):
+            document = Text("application/json", json.dumps(document).encode())
+        data = document.data
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", document.content_type)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

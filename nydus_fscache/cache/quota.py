@@ -49,6 +49,10 @@ class Quota:
     def limit(self, limit: int) -> None:
         self._evictor.limit = limit
 
+    def size(self) -> int:
+        """Bytes on disk of all that is cached."""
+        return sum(blob.bytes for source in self._sources for blob in source.blobs())
+
     def keep(self, stopped: threading.Event) -> None:
         """Until then; in a thread of its own, since to delete much takes long."""
         pause = LOOK_S

@@ -239,6 +239,8 @@ class Core:
             s.oldest_ns,
             s.wakeups,
             bool(s.uses_uring),
+            s.waits_ns,
+            tuple(s.waits),
         )
 
     def trace(self, entries: int) -> None:

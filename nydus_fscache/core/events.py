@@ -69,9 +69,13 @@ class Inherited(Enum):
 Event = ReadMiss | ReadaheadHit | Opened | Closed | DeviceError | StaleRead
 
 
+# Upper bounds of the classes of ``Stats.waits``, but the last, which has none; seconds.
+WAIT_BOUNDS_S = tuple(2**i / 4000 for i in range(lib.NF_WAIT_CLASSES - 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """See ``struct nf_stats``."""
+    """See ``struct nf_stats``; ``waits``: by class, see ``WAIT_BOUNDS_S``."""
 
     events: int
     hits: int
@@ -81,6 +85,8 @@ class Stats:
     oldest_ns: int
     wakeups: int
     uses_uring: bool
+    waits_ns: int
+    waits: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from nydus_fscache.api.bodies import (
     policy_of,
     size_of,
 )
+from nydus_fscache.api.metrics import MountSample, Snapshot, metrics_text
+from nydus_fscache.api.server import Text
 from nydus_fscache.api.status import MountStatus, status_document
 from nydus_fscache.daemon.active_mount import ActiveMount, Phase
 from nydus_fscache.daemon.binder import Binder
@@ -49,7 +51,7 @@ class Calls:
         take_over: TakeOver,
         waiting: RetryQueue,
     ) -> None:
-        self._started_at = time.monotonic()
+        self._started_at, self._started_time = time.monotonic(), time.time()
         self._engine = engine
         self._mounts = mounts
         self._binder = binder
@@ -262,6 +264,39 @@ class Calls:
                 map(_status_of, self._mounts.all()), engine.objects, engine.core, self._started_at
             ),
         }
+
+    def metrics(self) -> Text:
+        self._mounts.refresh()
+        engine = self._engine
+        return metrics_text(
+            Snapshot(
+                version=nydus_fscache.__version__,
+                starts=int(os.environ.get(keeper.STARTS) or 1),
+                started_at=self._started_time,
+                stats=engine.core.stats(),
+                mounts=[_sample_of(active) for active in self._mounts.all()],
+                waiting=len(self._waiting.all()),
+                totals=engine.objects.totals(),
+                cached_bytes=engine.quota.size(),
+                cache_limit=engine.quota.limit,
+                prefetch_left=sum(
+                    run["bytes"] - run["done"] for run in engine.prefetcher.progress()
+                ),
+                upgrade_failed=bool(os.environ.get(keeper.UPGRADE_ERROR)),
+            )
+        )
+
+
+def _sample_of(active: ActiveMount) -> MountSample:
+    return MountSample(
+        mountpoint=active.binding.mountpoint,
+        image=active.binding.source,
+        transport=active.binding.transport,
+        backend=active.image.backend.name,
+        state=active.phase.value,
+        size=sum(obj.chunks.flat_size for obj in active.objects),
+        present=sum(obj.bytes_present() for obj in active.objects),
+    )
 
 
 def _status_of(active: ActiveMount) -> MountStatus:

@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 
 from nydus_fscache import log
-from nydus_fscache.api import native
+from nydus_fscache.api import metrics_port, native
 from nydus_fscache.api import server as api
 from nydus_fscache.daemon import privilege
 from nydus_fscache.daemon.service import Service
@@ -82,12 +82,21 @@ def _run(root: Path) -> int:
     _stop_on_signals(service)  # before anybody can know that it runs
     calls: socket.socket = api.listen(root / "api.sock", handover)
     end_calls = api.serve(native.routes(service), calls)
+    metrics_end = threading.Event()
+    if metrics := os.environ.get(metrics_port.VARIABLE):
+        threading.Thread(
+            target=metrics_port.keep_listening,
+            args=(metrics, native.metrics_routes(service), metrics_end),
+            name="metrics",
+            daemon=True,
+        ).start()
     handover.ready()
     threading.Thread(target=service.prepare, name="prepare", daemon=True).start()
     logging.getLogger("daemon").info(
         "%s in %s, pid %d", "successor" if socket_was_kept else "started", root, os.getpid()
     )
     service.wait_until_stopped()
+    metrics_end.set()
     end_calls()
     if service.successor is not None:
         service.make_way()

@@ -55,6 +55,11 @@ class Counters:
     last_error: str = ""
     times: ReadTimes = field(default_factory=ReadTimes)
 
+    def add(self, other: Counters) -> None:
+        for name in ("fetched", "reused", "recovered", "requests", "errors"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.times.add(other.times)
+
 
 @dataclass(frozen=True, slots=True)
 class Filled:

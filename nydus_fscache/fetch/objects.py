@@ -20,7 +20,7 @@ from nydus_fscache.core.core import Core
 from nydus_fscache.core.park import Park
 from nydus_fscache.errors import CacheDirError, DaemonError
 from nydus_fscache.fetch.cache_object import CacheObject
-from nydus_fscache.fetch.job import Source
+from nydus_fscache.fetch.job import Counters, Source
 from nydus_fscache.fetch.orphans import OrphanFiles
 from nydus_fscache.fetch.queue import Fetcher
 from nydus_fscache.files import data_extents
@@ -71,6 +71,7 @@ class Objects:
         self._uses: dict[str, _Use] = {}
         self._by_oid: dict[int, CacheObject] = {}
         self._numbers = dict(numbers)
+        self._closed: dict[str, Counters] = {}  # sums of those that are, by type of backend
         self.orphans = orphans
         self.copies = Copies(store.blobs, self.lend)
         self.on_found: Callable[[], object] = list  # what an object has is known; the service's
@@ -81,6 +82,16 @@ class Objects:
 
     def all(self) -> list[CacheObject]:
         return list(self._by_oid.values())
+
+    def totals(self) -> dict[str, Counters]:
+        """Of all objects since the start of this process, by type of backend."""
+        sums: dict[str, Counters] = {}
+        with self._lock:
+            for kind, counters in self._closed.items():
+                sums.setdefault(kind, Counters()).add(counters)
+            for obj in self._by_oid.values():
+                sums.setdefault(obj.source.backend.name, Counters()).add(obj.counters)
+        return sums
 
     def numbers(self) -> dict[str, int]:
         """What a successor must know."""
@@ -322,7 +333,10 @@ class Objects:
         try:
             self.copies.remove(obj)
             obj.close(deadline=time.monotonic() + CLOSE_PATIENCE_S)
-            self._by_oid.pop(obj.oid, None)
+            with self._lock:
+                self._by_oid.pop(obj.oid, None)
+                closed = self._closed.setdefault(obj.source.backend.name, Counters())
+                closed.add(obj.counters)
             if use.fill_fd >= 0:
                 touch(self._store.blobs.directory, obj.name)
                 if unmark is not None and not is_sole_open(use.fill_fd):

@@ -36,6 +36,24 @@ class ReadTimes:
                 self._ended = time.time()
                 self._began = self._began or self._ended - seconds
 
+    def add(self, other: ReadTimes) -> None:
+        with other._lock:
+            classes, total_ms = dict(other._classes), other._total_ms
+            prefetched = other._prefetched
+        with self._lock:
+            for cell, count in classes.items():
+                self._classes[cell] = self._classes.get(cell, 0) + count
+            self._total_ms += total_ms
+            self._prefetched += prefetched
+
+    def by_time(self) -> tuple[list[int], float, int]:
+        """Reads by class of time, the seconds that all took, and the bytes that prefetch read."""
+        counts = [0] * (len(TIMES_MS) + 1)
+        with self._lock:
+            for (_, class_of_time), count in self._classes.items():
+                counts[class_of_time] += count
+            return counts, self._total_ms / 1000, self._prefetched
+
     def document(self) -> dict[str, Any]:
         """``classes``: [class of size, class of time, reads], where there are any.  ``began``,
         ``ended``: of prefetch, seconds since 1970, 0: none."""

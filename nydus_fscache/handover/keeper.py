@@ -57,6 +57,7 @@ EXIT_PATIENCE_MS = 10_000  # from a service's end of the socket closing to its d
 SERVING = ("fanotify", "cachefiles")  # with one of these held, a reader may be waiting
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LINK = "link"  # in a table: the socket to the service
+STARTS = "NYDUS_FSCACHE_STARTS"  # tells the service how many there were, with itself
 UPGRADE_ERROR = "NYDUS_FSCACHE_UPGRADE_ERROR"  # tells the old service why it runs again
 
 SOL_SOCKET, SCM_RIGHTS, MESSAGE = _socket.SOL_SOCKET, _socket.SCM_RIGHTS, 4096
@@ -90,6 +91,7 @@ class Keeper:
     # -- the service -----------------------------------------------------------------------
 
     def start(self) -> None:
+        os.environ[STARTS] = str(int(os.environ.get(STARTS) or 0) + 1)
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
         self.child = os.fork()
         if self.child == 0:

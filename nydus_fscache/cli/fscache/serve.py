@@ -30,6 +30,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="delete unused blobs when the cache is larger, such as 20G; 0: never "
         "(default: as it was)",
     )
+    parser.add_argument(
+        "--metrics",
+        metavar="ADDRESS:PORT",
+        help="serve Prometheus' metrics there, too, such as 127.0.0.1:9230 (in any case they are "
+        "at /metrics of ROOT/api.sock)",
+    )
     add_root(parser)
 
 
@@ -40,6 +46,11 @@ def run(args: argparse.Namespace) -> int:
     _check_root(args.root)
     if args.cache_limit is not None:
         os.environ["NYDUS_FSCACHE_CACHE_LIMIT"] = str(args.cache_limit)
+    if args.metrics is not None:
+        from nydus_fscache.api import metrics_port  # noqa: PLC0415 - start-up time
+
+        metrics_port.parse_address(args.metrics)
+        os.environ[metrics_port.VARIABLE] = args.metrics
     if sys.stdout is not None:
         sys.stdout.flush()
     program, service = daemon_argv(args.root)
