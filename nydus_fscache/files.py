@@ -19,7 +19,7 @@ from nydus_fscache.errors import CacheDirError
 # what a root has in it: see cache/store.py
 _ROOT_NAMES = {
     "lock", "api.sock", "state.json", "daemon.log", "start-error.json", "cache", "cachefiles",
-    "images", "fronts.sock", "fronts.lock", "fronts.log",
+    "images", "fronts.sock", "fronts.lock", "fronts.log", "events.jsonl", "events.jsonl.1",
 }  # fmt: skip
 _ROOT_DIRECTORIES = {"cache", "images"}
 _SOCKET_PATH_MAX = 107  # bytes: unix(7)

@@ -55,7 +55,22 @@ class Client:
         except _Lost as e:
             raise self._no_answer(e) from e
 
-    def _call(self, method: str, path: str, body: Any, query: dict[str, str]) -> Any:
+    def text(self, path: str) -> str:
+        """An answer that is not JSON."""
+        try:
+            answer: str = self._call("GET", path, None, {}, str)
+        except _Lost as e:
+            raise self._no_answer(e) from e
+        return answer
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        query: dict[str, str],
+        parse: Callable[[str], Any] = json.loads,
+    ) -> Any:
         target = f"{path}?{_encoded(query)}" if query else path
         data = b"" if body is None else json.dumps(body).encode()
         head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
@@ -63,7 +78,8 @@ class Client:
         deadline = time.monotonic() + CALL_PATIENCE_S
         while True:
             try:
-                status, document = self._exchange(request)
+                status, text = self._exchange(request)
+                document = (parse if status == _OK else json.loads)(text)
             except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as e:
                 raise NoDaemon(
                     f"no daemon runs in {self.root}", hint="nydus-fscache mount starts one"
@@ -84,7 +100,7 @@ class Client:
             f"the daemon of {self.root} does not answer: {error}", hint="see its log, daemon.log"
         )
 
-    def _exchange(self, request: bytes) -> tuple[int, Any]:
+    def _exchange(self, request: bytes) -> tuple[int, str]:
         with self._connected() as connection:
             connection.settimeout(CALL_PATIENCE_S)
             with contextlib.suppress(BrokenPipeError):  # it may have refused before reading all
@@ -95,7 +111,7 @@ class Client:
         head, _, data = b"".join(parts).partition(b"\r\n\r\n")
         if not head:
             raise ConnectionResetError(0, "it closed the connection")
-        return int(head.split(None, 2)[1]), json.loads(data)
+        return int(head.split(None, 2)[1]), data.decode()
 
     def _connected(self) -> socket.socket:
         """``OSError`` when nobody listens."""

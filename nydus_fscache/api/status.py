@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nydus_fscache.core.core import Core
+from nydus_fscache.core.events import WAIT_BOUNDS_S
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.fetch.objects import Objects
 
@@ -48,6 +49,11 @@ def status_document(
             "denied": stats.denied,
             "waiting": stats.pending,
             "oldest_s": round(stats.oldest_ns / 1e9, 3),
+            "waits": {
+                "bounds_s": list(WAIT_BOUNDS_S),
+                "counts": list(stats.waits),
+                "sum_s": round(stats.waits_ns / 1e9, 6),
+            },
         },
         "event_loop": "io_uring" if stats.uses_uring else "poll",
     }

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nydus_fscache.cache.chunk_index import NAME as INDEX
+from nydus_fscache.log import event
 
 log = logging.getLogger("evict")
 
@@ -158,6 +159,7 @@ class Evictor:
         freed = sum(blob.bytes for blob in evicted)
         if evicted and not dry_run:
             log.info("evicted %d blobs, %d bytes", len(evicted), freed)
+            event("evicted", blobs=len(evicted), bytes=freed)
         return {
             "dry_run": dry_run,
             "limit": self.limit,

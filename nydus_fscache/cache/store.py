@@ -4,6 +4,7 @@
     api.sock        the control API
     state.json      what is mounted (state.py)
     daemon.log      the daemon's standard error, when it was started by ``mount``
+    events.jsonl    what happened (log/targets.py); with an older events.jsonl.1
     cache/          the blobs (blobfiles.py), and an index of their chunks (chunkindex.py)
     cachefiles/     the kernel's, when the transport is cachefiles on-demand
     images/         bootstraps, by the sha256 of their bytes

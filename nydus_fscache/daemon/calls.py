@@ -32,6 +32,7 @@ from nydus_fscache.handover.retry_queue import RetryQueue
 from nydus_fscache.image.binding import Address, Binding
 from nydus_fscache.image.image import renew_auth
 from nydus_fscache.kernel.mountinfo import mount_namespace
+from nydus_fscache.log import event
 from nydus_fscache.registry.auth import check_auth
 
 log = logging.getLogger("service")
@@ -123,6 +124,8 @@ class Calls:
         else:
             self._record.save()  # a successor must know that there is something to load
         log.info("mounted %s at %s over %s", active.name, binding.mountpoint, binding.transport)
+        point, transport_name = binding.mountpoint, binding.transport
+        event("mounted", mountpoint=point, image=active.name, transport=transport_name)
 
     def umount(self, mountpoint: str) -> Document:
         active = self._mounts.mounted_at(mountpoint)
@@ -136,6 +139,7 @@ class Calls:
         self._binder.release_unused()
         self._record.save_soon()
         log.info("unmounted %s", mountpoint)
+        event("unmounted", mountpoint=mountpoint, image=active.name, by="us")
         return {"mountpoint": mountpoint}
 
     def bind(self, request: Document) -> Document:
@@ -147,6 +151,7 @@ class Calls:
             if not self._mounts.take_back(binding):
                 self._binder.enter(self._binder.bind(binding))
             self._take_over.forget(binding.address)
+        event("bound", image=binding.source, **binding.address)
         return dict(binding.address)
 
     def unbind(self, fsid: str, domain: str, *, lazy: bool = False) -> Document:
@@ -167,6 +172,7 @@ class Calls:
                     return {**address}
                 raise UsageError(f"{fsid} is not bound", hint="see nydus-fscache status")
         self._binder.unbind([active])
+        event("unbound", image=active.name, **address)
         return {**address}
 
     def _binding(self, request: Document, mountpoint: str) -> Binding:

@@ -10,6 +10,7 @@ from nydus_fscache.daemon.binder import Binder
 from nydus_fscache.daemon.engine import Engine
 from nydus_fscache.daemon.mounts import MountTable
 from nydus_fscache.daemon.record import Record
+from nydus_fscache.log import event
 
 log = logging.getLogger("service")
 
@@ -60,5 +61,6 @@ class Housekeeper:
         for active in found:
             active.binding.independent = True
             log.info("%s is independent: the kernel serves it alone", active.binding.mountpoint)
+            event("independent", mountpoint=active.binding.mountpoint, image=active.name)
         if found:
             self._record.save()

@@ -18,13 +18,14 @@ import sys
 import threading
 from pathlib import Path
 
+import nydus_fscache
 from nydus_fscache import log
 from nydus_fscache.api import metrics_port, native
 from nydus_fscache.api import server as api
 from nydus_fscache.daemon import privilege
 from nydus_fscache.daemon.service import Service
 from nydus_fscache.errors import CacheDirError, DaemonError, FscacheError
-from nydus_fscache.handover import upgrade
+from nydus_fscache.handover import keeper, upgrade
 from nydus_fscache.handover.commands import daemon_argv
 from nydus_fscache.handover.link import Handover
 
@@ -42,7 +43,7 @@ def main() -> int:
         return 0
     os.umask(0o077)
     privilege.reduce()  # before the first thread, which the log starts
-    listener = log.start(args.log_level)
+    listener = log.start(args.root, args.log_level)
     try:
         return _run(args.root)
     except FscacheError as e:
@@ -95,6 +96,15 @@ def _run(root: Path) -> int:
     logging.getLogger("daemon").info(
         "%s in %s, pid %d", "successor" if socket_was_kept else "started", root, os.getpid()
     )
+    log.event(
+        "started",
+        version=nydus_fscache.__version__,
+        pid=os.getpid(),
+        starts=int(os.environ.get(keeper.STARTS) or 1),
+        successor=socket_was_kept,
+    )
+    if error := os.environ.get(keeper.UPGRADE_ERROR):
+        log.event("upgrade-failed", error=error)
     service.wait_until_stopped()
     metrics_end.set()
     end_calls()
@@ -104,6 +114,7 @@ def _run(root: Path) -> int:
     if not service.close():
         return DaemonError.exit_code  # not meant: the keeper starts another
     # the last step: who was not answered finds no daemon, and may start one
+    log.event("stopped")
     (root / "api.sock").unlink(missing_ok=True)
     calls.close()
     return 0

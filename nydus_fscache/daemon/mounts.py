@@ -27,6 +27,7 @@ from nydus_fscache.kernel import holders, mountinfo
 from nydus_fscache.kernel.mount import umount
 from nydus_fscache.kernel.mountinfo import MountId
 from nydus_fscache.kernel.syscalls import boot_id
+from nydus_fscache.log import event
 from nydus_fscache.transport.registry import Transports
 
 log = logging.getLogger("mounts")
@@ -233,9 +234,11 @@ class MountTable:
                 now, was = found.get(name), active.binding.mountpoint
                 if now is None:
                     log.info("%s was unmounted by somebody else", was)
+                    event("unmounted", mountpoint=was, image=active.name, by="others")
                     active.phase = Phase.SUPERBLOCK
                 elif now.mountpoint != was:
                     log.info("%s was moved to %s", was, now.mountpoint)
+                    event("moved", mountpoint=now.mountpoint, was=was, image=active.name)
                     active.binding.mountpoint = now.mountpoint
                 else:
                     continue

@@ -30,6 +30,7 @@ from nydus_fscache.handover import upgrade
 from nydus_fscache.handover.link import Handover
 from nydus_fscache.handover.retry_queue import RetryQueue
 from nydus_fscache.kernel.syscalls import raise_nofile_limit
+from nydus_fscache.log import event
 
 log = logging.getLogger("service")
 
@@ -197,6 +198,7 @@ class Service(Calls):
         """
         assert self.successor is not None
         log.info("making way for version %s", self.successor.version)
+        event("making-way", to_version=self.successor.version)
         self._stopped.set()
         self._engine.core.stop()
         self._engine.tracer.collect()

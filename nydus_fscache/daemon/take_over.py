@@ -20,6 +20,7 @@ from nydus_fscache.errors import DaemonEnding, MountpointError
 from nydus_fscache.handover.retry_queue import PendingRestore, RetryQueue
 from nydus_fscache.image.binding import Address, Binding
 from nydus_fscache.kernel.mountinfo import MountId
+from nydus_fscache.log import event
 
 log = logging.getLogger("service")
 
@@ -70,6 +71,7 @@ class TakeOver:
         engine.prefetcher.resume(taken)
         if taken:
             log.info("took over %d images, %d requests", len(taken), settled)
+            event("taken-over", images=len(taken), requests=settled)
         self._record.save()
 
     def _serve_again(self, waiting: PendingRestore, *, may_ask: bool) -> ActiveMount | None:
@@ -146,6 +148,7 @@ class TakeOver:
             self._binder.leave(active)
         else:
             log.info("%s is served again", active.name)
+            event("served-again", mountpoint=active.binding.mountpoint, image=active.name)
             self._engine.prefetcher.resume([active])
 
     def _log(self, waiting: PendingRestore, error: Exception) -> None:

@@ -113,7 +113,7 @@ class Rig:
 
     def leftovers(self) -> list[str]:
         """What should not be there once the daemon has ended."""
-        kept = {"lock", "state.json", "daemon.log", "cache", "cachefiles", "images"}
+        kept = {"lock", "state.json", "daemon.log", "events.jsonl", "cache", "cachefiles", "images"}
         found = [p.name for p in self.root.iterdir() if p.name not in kept]
         found += [str(p) for p in self.root.rglob(".*")]
         return found + mounts_below(self.base) + [f"pid {pid}" for pid in self.processes()]

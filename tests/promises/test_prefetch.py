@@ -13,6 +13,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from built import build_image, create
 from rangeserver import Fault, RangeServer
@@ -98,6 +99,14 @@ def test_a_start_is_recorded_and_loaded_ahead_the_next_time(rig: Rig, image: Ima
         rig.run("trace", mount, "--plot", picture)
         circles = ET.parse(picture).getroot().iter("{http://www.w3.org/2000/svg}circle")
         assert len(list(circles)) == len(times)
+        bitmap = rig.base / "start.png"
+        rig.run("trace", mount, "--plot", bitmap)
+        with PIL.Image.open(bitmap) as opened:
+            pixels = opened.convert("RGB").tobytes()
+        marked = sum(b > r + 40 for r, b in zip(pixels[::3], pixels[2::3], strict=True))
+        assert marked >= 10
+        refused = rig.run("trace", mount, "--plot", rig.base / "start.pdf", check=False)
+        assert (refused.returncode, "FILE.svg" in refused.stderr) == (2, True)
         _forget_data(rig)
         # the daemon is gone, the trace is not
         assert rig.run("trace", image.bootstrap, "--paths").stdout.split() == paths

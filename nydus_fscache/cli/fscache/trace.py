@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import os
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from nydus_fscache.errors import BadImage, DaemonError, MountpointError, UsageEr
 
 if TYPE_CHECKING:
     import rafs_v6
+    from nydus_fscache.cli.plot import Plot
 
 NAME = "trace"
 HELP = "show in which order an image was read"
@@ -45,15 +45,19 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     how.add_argument(
         "--paths", action="store_true", help="absolute paths, one a line, as prefetch lists are"
     )
-    how.add_argument("--plot", metavar="FILE.svg", type=Path, help="draw place over time")
+    how.add_argument(
+        "--plot", metavar="FILE", type=Path, help="draw place over time: FILE.svg or FILE.png"
+    )
     how.add_argument("--forget", action="store_true", help="drop the trace of an unmounted image")
     add_root(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     require_root("trace")
-    if args.plot and args.plot.suffix.lower() != ".svg":
-        raise UsageError(f"{args.plot} is not the name of an SVG file", hint="name it FILE.svg")
+    if args.plot:
+        from nydus_fscache.cli import plot  # noqa: PLC0415 - quick --help
+
+        plot.check_suffix(args.plot)
     digest = _digest(args)
     kept = args.root / "images" / f"{digest}.trace"
     if args.forget:
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         document = {"bootstrap_digest": f"sha256:{digest}", "accesses": accesses}
         print(json.dumps(document, indent=1))
     elif args.plot:
-        args.plot.write_text(plot(accesses, files.chunks))
+        plot.write(_plot(accesses, files.chunks), args.plot)
     else:
         first: dict[str, int] = {}
         for access in accesses:
@@ -155,31 +159,20 @@ class _Files:
         return list(dict.fromkeys(p for c in chunks for p in self._paths.get((blob, c), [])))
 
 
-_WIDTH, _HEIGHT, _MARGIN = 900, 420, 50
+def _plot(accesses: list[dict[str, Any]], chunks: int) -> Plot:
+    """Chunks over time: one mark an access, with its file as tooltip where there are any."""
+    from nydus_fscache.cli.plot import Plot, Point  # noqa: PLC0415 - quick --help
 
-
-def plot(accesses: list[dict[str, Any]], chunks: int) -> str:
-    """Chunks over time: one mark an access, with its file as tooltip."""
-    last = max(1, *(a["t_ms"] for a in accesses))
-    top = max([chunks, 1, *(a["chunk"] + 1 for a in accesses)])
-    across, down = _WIDTH - 2 * _MARGIN, _HEIGHT - 2 * _MARGIN
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect x="{_MARGIN}" y="{_MARGIN}" width="{across}" height="{down}" fill="none" '
-        'stroke="#888888"/>',
-        f'<text x="{_MARGIN}" y="{_MARGIN - 12}">place in the image (chunk, of {top}) '
-        f"over time; {len(accesses)} first accesses</text>",
-        f'<text x="{_MARGIN}" y="{_HEIGHT - 18}">0 s</text>',
-        f'<text x="{_WIDTH - _MARGIN}" y="{_HEIGHT - 18}" text-anchor="end">'
-        f"{last / 1000:.3f} s</text>",
-    ]
-    for access in accesses:
-        x = _MARGIN + across * access["t_ms"] / last
-        y = _MARGIN + down * (1 - access["chunk"] / top)
-        what = escape(", ".join(access["paths"][:3]) or f"chunk {access['chunk']}")
-        out.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="#2a6fb0" fill-opacity="0.6">'
-            f"<title>{what}</title></circle>"
-        )
-    return "\n".join([*out, "</svg>", ""])
+    return Plot(
+        title=f"{len(accesses)} first accesses",
+        x_label="seconds since the mount",
+        y_label=f"place in the image (chunk of {chunks})",
+        points=[
+            Point(
+                a["t_ms"] / 1000, a["chunk"], ", ".join(a["paths"][:3]) or f"chunk {a['chunk']}"
+            )
+            for a in accesses
+        ],
+        right=max(1, *(a["t_ms"] for a in accesses)) / 1000,
+        top=max([chunks, 1, *(a["chunk"] + 1 for a in accesses)]),
+    )
