@@ -22,9 +22,10 @@ import nydus_fscache
 from nydus_fscache import log
 from nydus_fscache.api import metrics_port, native
 from nydus_fscache.api import server as api
+from nydus_fscache.config import settings
 from nydus_fscache.daemon import privilege
 from nydus_fscache.daemon.service import Service
-from nydus_fscache.errors import CacheDirError, DaemonError, FscacheError
+from nydus_fscache.errors import CacheDirError, DaemonError, FscacheError, UsageError
 from nydus_fscache.handover import keeper, upgrade
 from nydus_fscache.handover.commands import daemon_argv
 from nydus_fscache.handover.link import Handover
@@ -35,15 +36,18 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--log-level", default=os.environ.get("NYDUS_FSCACHE_LOG", "INFO"))
+    parser.add_argument("--log-level", default="")
     parser.add_argument("--ask", type=int, metavar="JOURNAL")
     args = parser.parse_args()
     if args.ask is not None:
         print(json.dumps(upgrade.answer(args.root, args.ask)))
         return 0
     os.umask(0o077)
+    wrong = _read_settings()
     privilege.reduce()  # before the first thread, which the log starts
-    listener = log.start(args.root, args.log_level)
+    listener = log.start(args.root, args.log_level or os.environ.get(log.LEVEL) or "INFO")
+    if wrong is not None:
+        logging.getLogger("daemon").error("%s (%s): as it was before", wrong, wrong.hint)
     try:
         return _run(args.root)
     except FscacheError as e:
@@ -55,6 +59,15 @@ def main() -> int:
         return _failed(args.root, CacheDirError(f"cannot write to {args.root}: {e}", hint=hint))
     finally:
         listener.stop()
+
+
+def _read_settings() -> UsageError | None:
+    """A file that became wrong must not keep a service from being started again."""
+    try:
+        settings.apply()
+    except UsageError as e:
+        return e
+    return None
 
 
 def _failed(root: Path, error: FscacheError) -> int:

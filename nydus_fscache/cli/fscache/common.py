@@ -31,7 +31,7 @@ def add_root(parser: argparse.ArgumentParser) -> None:
         "--root",
         metavar="DIR",
         type=resolved_path,
-        default=DEFAULT_ROOT,
+        default=Path(os.environ.get("NYDUS_FSCACHE_ROOT") or DEFAULT_ROOT),
         help=f"state and cache of the daemon (default: {DEFAULT_ROOT})",
     )
 

@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import nydus_fscache
+from nydus_fscache.config import settings
 from nydus_fscache.errors import FscacheError, UsageError
 
 COMMANDS = (
@@ -31,6 +32,7 @@ COMMANDS = (
     "stop",
     "bind",
     "unbind",
+    "config",
     "doctor",
     "bugreport",
     "ls",
@@ -125,6 +127,7 @@ def _drop_output() -> None:
 
 
 def _run(words: Sequence[str]) -> int:
+    settings.apply()  # before the parsers, whose defaults it has
     commands = [words[0]] if words and words[0] in COMMANDS else COMMANDS
     args = parser_for(commands).parse_args(words)
     module: Any = import_module(f"nydus_fscache.cli.fscache.{args.command}")

@@ -56,13 +56,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--transport",
         choices=("auto", "cachefiles", "fanotify", "fuse"),
-        default="auto",
+        default=os.environ.get("NYDUS_FSCACHE_TRANSPORT") or "auto",
         help="the kernel interface (default: auto, see nydus-fscache doctor)",
     )
     parser.add_argument(
         "--prefetch",
         choices=("auto", "none", "table", "trace", "all"),
-        default="auto",
+        default=os.environ.get("NYDUS_FSCACHE_PREFETCH") or "auto",
         help="load ahead: the image's prefetch table, what its last start read, or all of it "
         "(default: the trace when there is one, else the table)",
     )
@@ -166,6 +166,9 @@ def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]
         raise UsageError(
             f"no file {args.image}", hint="name a bootstrap, or an image as HOST/REPO:TAG"
         )
+    if config is None and (backend := os.environ.get("NYDUS_FSCACHE_BACKEND")):
+        args.backend = Path(backend)
+        config = fetch_config(args)
     import tempfile  # noqa: PLC0415 - only for registries
     import threading  # noqa: PLC0415
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nydus_fscache.cli.fscache.common import add_root, require_root
 from nydus_fscache.cli.output import parse_size
+from nydus_fscache.config import settings
 
 NAME = "serve"
 HELP = "run the daemon in the foreground"
@@ -48,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
     require_root("serve")
     _check_root(args.root)
     if args.cache_limit is not None:
-        os.environ["NYDUS_FSCACHE_CACHE_LIMIT"] = str(args.cache_limit)
+        settings.give("NYDUS_FSCACHE_CACHE_LIMIT", str(args.cache_limit))
     if args.metrics is not None:
         from nydus_fscache.api import metrics_port  # noqa: PLC0415 - start-up time
 
         metrics_port.parse_address(args.metrics)
-        os.environ[metrics_port.VARIABLE] = args.metrics
+        settings.give(metrics_port.VARIABLE, args.metrics)
     if sys.stdout is not None:
         sys.stdout.flush()
     program, service = daemon_argv(args.root)
