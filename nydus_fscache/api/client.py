@@ -179,21 +179,29 @@ class Client:
                 self.call_first("GET", "/v1/status", None)
 
     def _start(self, deadline: float) -> bool:
-        """False when another was quicker."""
+        """False when another was quicker: ours has seen it then and ended, or it would serve when
+        that other one is long gone, and nobody has asked for it."""
         (self.root / "start-error.json").unlink(missing_ok=True)
         pid = self._spawn()
-        while not self.runs():
+        while True:
             ended, status = os.waitpid(pid, os.WNOHANG)
+            runs = self.runs()
             if ended:
-                if self.runs():
+                if runs:
                     return False
                 raise self._start_error(os.waitstatus_to_exitcode(status))
+            if runs and self._is_kept_by(pid):
+                return True
             if time.monotonic() > deadline:
                 raise DaemonError(
                     "the daemon did not start in time", hint=f"see {self.root / 'daemon.log'}"
                 )
             time.sleep(_POLL_S)
-        return True
+
+    def _is_kept_by(self, pid: int) -> bool:
+        with contextlib.suppress(NoDaemon, _Lost):
+            return bool(self._call("GET", "/v1/status", None, {})["keeper_pid"] == pid)
+        return False
 
     def wait_for_successor(self, pid: int) -> dict[str, Any]:
         """After an upgrade was begun: the status of the service that is not ``pid``."""

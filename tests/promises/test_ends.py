@@ -323,3 +323,20 @@ def test_the_last_limit_holds_through_restarts(rig: Rig, image: Path) -> None:
 def test_a_daemon_that_lost_its_socket_is_told(rig: Rig, image: Path) -> None:
     with pytest.raises(DaemonError, match="no daemon runs"):
         Client(rig.root).call("GET", "/v1/status")
+
+
+def test_the_slower_of_two_that_start_a_daemon_leaves_none_behind(rig: Rig) -> None:
+    """It would get the lock when the quicker one has ended, and serve what nobody asked for."""
+    spawned = []
+
+    class Slower(Client):
+        def _spawn(self) -> int:
+            Client(self.root).start_daemon()  # another is quicker, in the last moment
+            spawned.append(super()._spawn())
+            return spawned[-1]
+
+    rig.root.mkdir()
+    assert not Slower(rig.root).start_daemon()
+    assert [pid for pid in spawned if Path(f"/proc/{pid}").exists()] == []
+    rig.run("stop")
+    rig.wait_for_end()
