@@ -17,6 +17,9 @@ _SECRETS = ("auth", "registry_token", "access_key_secret", "session_token", "enc
 _BIGGEST = (1 << 63) - 1
 
 
+_MAX_ID = (1 << 32) - 2  # the last one means none
+
+
 class Fields:
     """One table of a document.  ``where``: its name, for messages; ``path``: of this table."""
 
@@ -91,6 +94,22 @@ class Fields:
             raise self.wrong(name, value, f"a number, 0 to {most}")
         number: int | float = value
         return number
+
+    def id_mapping(self, name: str) -> tuple[int, int, int] | None:
+        """Of owners: the first within, the first outside, how many."""
+        value = self._take(name)
+        if value is None:
+            return None
+        wanted = "three numbers: the first id within, the first outside, how many"
+        if not isinstance(value, list) or len(value) != 3:
+            raise self.wrong(name, value, wanted)
+        for one in value:
+            if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one <= _MAX_ID:
+                raise self.wrong(name, value, wanted)
+        inside, outside, count = value
+        if not 0 < count <= _MAX_ID - max(inside, outside) + 1:
+            raise self.wrong(name, value, f"{wanted}, all of them at most {_MAX_ID}")
+        return inside, outside, count
 
     def texts(self, name: str) -> list[str]:
         value = self._take(name)

@@ -88,7 +88,9 @@ class Overlay:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """``backend``: its object of version 2.  ``ignored``: paths of members not known here."""
+    """``backend``: its object of version 2.  ``id_mapping``: nydus-snapshotter's, for pods with a
+    user namespace: first owner in the image, who that is outside, how many.  ``ignored``: paths of
+    members not known here."""
 
     backend: dict[str, Any] = field(repr=False)
     tuning: Tuning
@@ -98,6 +100,7 @@ class Config:
     overlay: Overlay | None = None
     external_backends: tuple[ExternalBackend, ...] = ()
     metadata_path: str = ""
+    id_mapping: tuple[int, int, int] | None = None
     ignored: tuple[str, ...] = ()
 
 
@@ -240,6 +243,7 @@ def _version_2(fields: Fields) -> Config:
         overlay=None if overlay is None else _overlay(overlay),
         external_backends=_external(fields, ignored),
         metadata_path=fields.text("metadata_path"),
+        id_mapping=fields.id_mapping("id_mapping"),
         ignored=(*ignored, *fields.rest()),
     )
 
@@ -372,6 +376,7 @@ def _version_1(fields: Fields) -> Config:
         cache=cache,
         rafs=rafs,
         external_backends=_external(device, ignored),
+        id_mapping=fields.id_mapping("id_mapping"),
         ignored=(*ignored, *device.rest(), *fields.rest()),
     )
 

@@ -36,8 +36,14 @@ FLAGS = {
 }  # fmt: skip
 
 
-def mount_overlay(target: Path, flags: int, data: str, directory: str = "") -> None:
-    """``directory``: where relative paths of ``data`` begin; the process stays there.
+READ_ONLY = _RDONLY
+
+
+def mount_overlay(
+    target: Path, flags: int, data: str, directory: str = "", source: str = "overlay"
+) -> None:
+    """``directory``: where relative paths of ``data`` begin; the process stays there.  ``source``:
+    what mount tables show.
 
     Raises ``UsageError`` when the data are longer than the kernel takes, ``KernelRefused``.
     """
@@ -50,7 +56,7 @@ def mount_overlay(target: Path, flags: int, data: str, directory: str = "") -> N
     point = os.path.abspath(target)
     if directory:
         os.chdir(directory)
-    if libc.mount(b"overlay", os.fsencode(point), b"overlay", flags, encoded):
+    if libc.mount(source.encode(), os.fsencode(point), b"overlay", flags, encoded):
         code = ctypes.get_errno()
         hints = {
             errno.EINVAL: "dmesg says which option it does not take",

@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -260,6 +261,18 @@ disabled_plugins = {json.dumps(disabled)}
             if self.processes[name].poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"{name} did not start\n{self.logs()}")
             time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def running(**options: Any) -> Iterator[Stack]:
+    """``stack`` around this checkout's ``nydusd``, with a root of its own."""
+    base = Path(f"/var/tmp/nf{os.getpid()}-{time.monotonic_ns() % 1_000_000}")
+    environment = {"NYDUS_FSCACHE_ROOT": str(base / "nf")}
+    programs = Path(sys.executable).parent
+    with stack(
+        base, programs / "nydusd", programs / "nydus-image", environment=environment, **options
+    ) as made:
+        yield made
 
 
 @contextlib.contextmanager

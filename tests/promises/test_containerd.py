@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,10 +21,9 @@ from typing import Any
 
 import cold_image
 import pytest
-from containerd import Stack, stack
+from containerd import Stack, running
 from trees import assert_tree
 
-BIN = Path(sys.executable).parent
 START_S = 60.0
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no containers")
@@ -34,15 +32,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no containe
 @pytest.fixture(scope="module")
 def cold(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cold_image.create(tmp_path_factory.mktemp("cold"))
-
-
-@contextlib.contextmanager
-def running(**options: Any) -> Iterator[Stack]:
-    base = Path(f"/var/tmp/nf{os.getpid()}-{time.monotonic_ns() % 1_000_000}")
-    environment = {"NYDUS_FSCACHE_ROOT": str(base / "nf")}
-    nydusd, image = BIN / "nydusd", BIN / "nydus-image"
-    with stack(base, nydusd, image, environment=environment, **options) as made:
-        yield made
 
 
 def process_with(rig: Stack, *words: str) -> int:

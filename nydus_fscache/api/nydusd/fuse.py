@@ -13,6 +13,7 @@ from typing import Any
 
 from nydus_fscache.api.nydusd import documents
 from nydus_fscache.api.nydusd.documents import Document, ErrorRing
+from nydus_fscache.api.nydusd.layer_view import LayerViews
 from nydus_fscache.api.nydusd.mount_points import MISSING, Instance, MountPoints, mount_error
 from nydus_fscache.api.nydusd.server import Query, Refused
 from nydus_fscache.api.nydusd.service import (
@@ -34,11 +35,12 @@ class FuseMounts:
     """Thread-safe.  ``mountpoint``: M, resolved."""
 
     def __init__(
-        self, mountpoint: Path, engine: Engine, errors: ErrorRing, log: logging.Logger
-    ) -> None:
+        self, mountpoint: Path, engine: Engine, errors: ErrorRing, log: logging.Logger,
+        views: LayerViews,
+    ) -> None:  # fmt: skip
         self._log = log
         self._engine = engine
-        self._points = MountPoints(mountpoint, engine, errors, log)
+        self._points = MountPoints(mountpoint, engine, errors, log, views)
 
     # -- a service ---------------------------------------------------------------------------
 

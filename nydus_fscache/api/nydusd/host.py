@@ -32,6 +32,7 @@ from nydus_fscache.api.nydusd.front import Front, Identity, State
 from nydus_fscache.api.nydusd.fscache import BoundImages
 from nydus_fscache.api.nydusd.fuse import FuseMounts
 from nydus_fscache.api.nydusd.host_link import SOCKET
+from nydus_fscache.api.nydusd.layer_view import LayerViews
 from nydus_fscache.api.nydusd.mount_points import Instance
 from nydus_fscache.api.nydusd.server import Listener, Refused
 from nydus_fscache.errors import FscacheError
@@ -39,6 +40,7 @@ from nydus_fscache.files import claim_root, short_path
 from nydus_fscache.handover.front_state import FrontSupervisor
 
 LOCK = "fronts.lock"
+VIEWS = "views"
 LINGER_S = 3.0
 _LINE = 1 << 20
 _FORMAT = "[%(asctime)s] %(levelname)s %(message)s"
@@ -77,7 +79,7 @@ class _Hosted:
         mounts: FuseMounts | None = None
         if wanted.kind == "fuse":
             self._service: FuseMounts | BoundImages = FuseMounts(
-                Path(wanted.mountpoint), self._daemon, errors, log
+                Path(wanted.mountpoint), self._daemon, errors, log, LayerViews(root / VIEWS, log)
             )
             mounts = self._service
         else:

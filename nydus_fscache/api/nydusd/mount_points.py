@@ -15,10 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nydus_fscache.api.nydusd.documents import Document, ErrorRing
+from nydus_fscache.api.nydusd.layer_view import LayerViews, hide, layer_of
 from nydus_fscache.api.nydusd.server import Refused
 from nydus_fscache.api.nydusd.service import Engine, told
 from nydus_fscache.config import nydusd as configuration
+from nydus_fscache.config.nydusd import Config
 from nydus_fscache.errors import BackendError, DaemonError, FscacheError, MountpointError
+from nydus_fscache.kernel import mountinfo
+from nydus_fscache.kernel.mount import umount
+from nydus_fscache.kernel.mount_trees import IdMap, bind_with_ids
 
 # The snapshotter forgets that a mount failed, and waits 30 s for the answer: better try again here.
 MOUNT_PATIENCE_S = 20.0
@@ -42,9 +47,11 @@ class MountPoints:
     """Thread-safe.  ``mountpoint``: M, resolved."""
 
     def __init__(
-        self, mountpoint: Path, engine: Engine, errors: ErrorRing, log: logging.Logger
-    ) -> None:
+        self, mountpoint: Path, engine: Engine, errors: ErrorRing, log: logging.Logger,
+        views: LayerViews,
+    ) -> None:  # fmt: skip
         self._log = log
+        self._views = views
         self._mountpoint = mountpoint
         self._engine = engine
         self._errors = errors
@@ -69,11 +76,14 @@ class MountPoints:
         """Returns when it can be read.  Raises ``Refused``, with nothing left behind."""
         point = self.point(instance.name)
         with self._one_at_a_time(instance.name):
-            request = self._request(instance, point)
+            config = self._config(instance)
+            request = _request(instance, config, point)
             made = not point.exists()
             try:
                 point.mkdir(parents=True, exist_ok=True)
                 self._mount_with_patience(request)
+                if config.id_mapping is not None:
+                    self._map_ids(point, config.id_mapping)
             except (FscacheError, OSError) as e:
                 if made:
                     with contextlib.suppress(OSError):
@@ -83,6 +93,18 @@ class MountPoints:
                 raise mount_error(told(e)) from e
             with self._lock:
                 self._mounts[instance.name] = instance
+            self._views.show(point, Path(instance.source))
+
+    def _map_ids(self, point: Path, ids: IdMap) -> None:
+        """By a mount over the engine's; nothing is mounted when it cannot be had."""
+        if mapped_over(point):
+            return
+        try:
+            bind_with_ids(point, point, ids)
+        except FscacheError:
+            with contextlib.suppress(FscacheError):
+                self._engine.umount(str(point))
+            raise
 
     def _mount_with_patience(self, request: Document) -> None:
         deadline = time.monotonic() + MOUNT_PATIENCE_S
@@ -108,19 +130,11 @@ class MountPoints:
             and m["mounted"] for m in self._engine.status()["mounts"]
         )  # fmt: skip
 
-    def _request(self, instance: Instance, point: Path) -> Document:
+    def _config(self, instance: Instance) -> Config:
         try:
-            parsed = configuration.parse(instance.config, f"the configuration of {instance.name}")
+            return configuration.parse(instance.config, f"the configuration of {instance.name}")
         except FscacheError as e:
             raise mount_error(told(e)) from e
-        return {
-            "bootstrap": instance.source,
-            "backend": parsed.backend,
-            "tuning": asdict(parsed.tuning),
-            "mountpoint": str(point),
-            "source": instance.source,
-            "prefetch": "auto",
-        }
 
     def umount(self, name: str) -> None:
         """Raises ``Refused`` when there is no such mount, or it is in use."""
@@ -129,6 +143,9 @@ class MountPoints:
                 known = self._mounts.get(name)
             point = self.point(name)
             try:
+                self._hide_view(point)
+                if mapped_over(point):
+                    umount(point)
                 self._engine.umount(str(point))
             except MountpointError as e:
                 if self._is_mounted(point):
@@ -142,6 +159,13 @@ class MountPoints:
                     point.rmdir()
             with self._lock:
                 self._mounts.pop(name, None)
+
+    def _hide_view(self, point: Path) -> None:
+        """The layer's directory is to be removed next."""
+        for mount in self._engine.status()["mounts"]:
+            layer = layer_of(point, Path(mount["image"]))
+            if mount["mountpoint"] == str(point) and layer is not None:
+                hide(layer)
 
     def _is_mounted(self, point: Path) -> bool:
         return any(m["mountpoint"] == str(point) for m in self._engine.status()["mounts"])
@@ -163,6 +187,23 @@ class MountPoints:
             lock = self._mounting.setdefault(name, threading.Lock())
         with lock:
             yield
+
+
+def mapped_over(point: Path) -> bool:
+    """Is the same file system mounted over a mount at ``point``?"""
+    found = [m.device for m in mountinfo.mounts("erofs") if m.mountpoint == str(point)]
+    return len(found) > 1 and found[-1] == found[-2]
+
+
+def _request(instance: Instance, config: Config, point: Path) -> Document:
+    return {
+        "bootstrap": instance.source,
+        "backend": config.backend,
+        "tuning": asdict(config.tuning),
+        "mountpoint": str(point),
+        "source": instance.source,
+        "prefetch": "auto",
+    }
 
 
 def mount_error(text: str) -> Refused:

@@ -22,6 +22,7 @@ from nydus_fscache.api.nydusd.documents import ErrorRing
 from nydus_fscache.api.nydusd.front import Front, Identity, State
 from nydus_fscache.api.nydusd.fscache import NOT_FOUND, BoundImages
 from nydus_fscache.api.nydusd.fuse import FuseMounts
+from nydus_fscache.api.nydusd.layer_view import LayerViews
 from nydus_fscache.api.nydusd.server import Listener
 from nydus_fscache.cli.nydusd import main
 from nydus_fscache.errors import BackendError, BadImage, MountpointError, UsageError
@@ -133,7 +134,9 @@ class Rig:
         log = logging.getLogger("test")
         self.service = (
             BoundImages(self.engine, errors) if singleton
-            else FuseMounts(self.mountpoint, self.engine, errors, log)
+            else FuseMounts(
+                self.mountpoint, self.engine, errors, log, LayerViews(base / "views", log)
+            )
         )  # fmt: skip
         self.front = Front(
             Identity("d1", base / "supervisor"), self.service, self.engine, self.supervisor,

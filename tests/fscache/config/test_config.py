@@ -145,6 +145,7 @@ def test_version_1_whole() -> None:
     assert config.cache == Cache("filecache", "/w", True, True, prefetch, True)
     assert config.rafs == Rafs("cached", 65536, True, True, True, True, True, prefetch)
     assert config.id == "/one"
+    assert config.id_mapping == (0, 1, 2)
     assert config.external_backends == (ExternalBackend("x", {"a": "b"}, {"c": "d"}),)
     assert config.tuning == Tuning(65536, "table", 3, 131072, 9)
     options = config.backend["registry"]
@@ -153,7 +154,7 @@ def test_version_1_whole() -> None:
     assert options["mirrors"] == [{"host": "http://m", "headers": {"A": "b"}}]
     assert set(config.ignored) == {
         "device.backend.config.proxy.colour", "device.backend.config.mirrors[0].new",
-        "device.backend.config.unheard_of", "device.cache.config.more", "warmup", "id_mapping",
+        "device.backend.config.unheard_of", "device.cache.config.more", "warmup",
     }  # fmt: skip
     make_backend(config.backend).close()
 
@@ -364,3 +365,12 @@ def test_any_document_is_parsed_or_refused(document: object) -> None:
             parse(json.dumps({**known, "backend": document, "device": document}), "file")
     with contextlib.suppress(UsageError):
         blob_entry(document, "body")
+
+
+@pytest.mark.parametrize(
+    "ids", [5, [], [0, 1], [0, 1, 0], [0, -1, 2], [0, 1, "2"], [0, 1, True], [0, 1 << 31, 1 << 31]]
+)
+def test_id_mappings_that_cannot_be(ids: object) -> None:
+    document = {**WHOLE_1, "id_mapping": ids}
+    with pytest.raises(UsageError, match="id_mapping"):
+        parse(json.dumps(document), "file")
