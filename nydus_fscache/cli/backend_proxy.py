@@ -37,29 +37,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(PROG, _run, argv)
 
 
-def _run(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog=PROG,
         description="Serve a directory of blobs, named by their sha256, as a registry's blobs.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    made.add_argument(
         "-b", "--blobsdir", metavar="DIR", type=Path, required=True, help="blobs, named HEX"
     )
-    parser.add_argument(
+    made.add_argument(
         "--address",
         default=os.environ.get("ROCKET_ADDRESS", "127.0.0.1"),
         help="to listen at (default: $ROCKET_ADDRESS, else 127.0.0.1)",
     )
-    parser.add_argument(
+    made.add_argument(
         "--port",
         default=os.environ.get("ROCKET_PORT", "8000"),
         help="default: $ROCKET_PORT, else 8000; 0: any that is free",
     )
-    parser.add_argument("-V", "--version", action="version",
-                        version=f"{PROG} {nydus_fscache.__version__}")  # fmt: skip
-    args = parser.parse_args(words)
+    made.add_argument("-V", "--version", action="version",
+                      version=f"{PROG} {nydus_fscache.__version__}")  # fmt: skip
+    return made
+
+
+def _run(words: list[str]) -> int:
+    args = parser().parse_args(words)
     if not args.blobsdir.is_dir():
         raise UsageError(f"{args.blobsdir} is not a directory", hint="see --blobsdir in --help")
     if not (str(args.port).isascii() and str(args.port).isdigit() and int(args.port) < 1 << 16):

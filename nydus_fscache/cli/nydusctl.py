@@ -38,25 +38,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    args = _parser().parse_args(words)
+    args = parser().parse_args(words)
     run: Callable[[argparse.Namespace], int] = args.run
     return run(args)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog=PROG,
         description="Ask a running nydusd.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    made.add_argument(
         "-S", "--sock", metavar="SOCKET", type=Path, required=True, help="its API socket"
     )
-    parser.add_argument("-r", "--raw", action="store_true", help="print the JSON as it came")
-    parser.add_argument("-V", "--version", action="version",
+    made.add_argument("-r", "--raw", action="store_true", help="print the JSON as it came")
+    made.add_argument("-V", "--version", action="version",
                         version=f"{PROG} {nydus_fscache.__version__}")  # fmt: skip
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     info = commands.add_parser("info", help="version, state and mounts")
     info.set_defaults(run=_info)
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     umount = commands.add_parser("umount", help="unmount an image in the daemon")
     umount.add_argument("-m", "--mountpoint", metavar="PATH", required=True)
     umount.set_defaults(run=_umount)
-    return parser
+    return made
 
 
 class _Api:

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None, backends: Backends | None = None) ->
             stream.reconfigure(errors="backslashreplace")
     if argv[:1] == ["help"]:
         argv = [*argv[1:], "--help"]
-    args = _parser(argv).parse_args(argv, argparse.Namespace(backends=backends))
+    args = parser(argv).parse_args(argv, argparse.Namespace(backends=backends))
     try:
         args.log = Log(args.log_file, args.log_level)
     except OSError as error:
@@ -74,22 +74,23 @@ def main(argv: Sequence[str] | None = None, backends: Backends | None = None) ->
         args.log.close()
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Of the command that ``argv`` begins with; of all, when it begins with none."""
+    made = argparse.ArgumentParser(
         prog="nydus-image",
         description="Build, merge, check, compare and take apart RAFS v6 images.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-V", "--version", nargs=0, action=_Version, help="print it and exit")
-    add_log(parser, top=True)
+    made.add_argument("-V", "--version", nargs=0, action=_Version, help="print it and exit")
+    add_log(made, top=True)
     if argv[:1] in (["--version"], ["-V"]):
-        return parser
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+        return made
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # A small image is built in less time than it takes to import all commands.
     for name in argv[:1] if argv[:1] and argv[0] in _COMMANDS else _COMMANDS:
         import_module(f"{__name__}.{name}").add_parser(commands)
-    return parser
+    return made
 
 
 def _text(error: Exception) -> str:
