@@ -33,6 +33,7 @@ CALL_PATIENCE_S = 120.0
 _POLL_S = 0.005
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")
 _OK = 200
+_SYSTEMD = Path("/run/systemd/system")
 _FIRST_FD = 3
 _LITTLE_ROOM = 1 << 20
 
@@ -180,7 +181,10 @@ class Client:
 
     def _start(self, deadline: float) -> bool:
         """False when another was quicker: ours has seen it then and ended, or it would serve when
-        that other one is long gone, and nobody has asked for it."""
+        that other one is long gone, and nobody has asked for it.  Or a unit runs it."""
+        if unit := self._unit():
+            self._start_unit(unit)
+            return False
         (self.root / "start-error.json").unlink(missing_ok=True)
         pid = self._spawn()
         while True:
@@ -202,6 +206,27 @@ class Client:
         with contextlib.suppress(NoDaemon, _Lost):
             return bool(self._call("GET", "/v1/status", None, {})["keeper_pid"] == pid)
         return False
+
+    def _unit(self) -> str:
+        """The unit that is configured for this root, where systemd runs."""
+        ours = os.environ.get("NYDUS_FSCACHE_ROOT") or "/var/lib/nydus-fscache"
+        is_ours = os.path.realpath(ours) == os.path.realpath(self.root)
+        return os.environ.get("NYDUS_FSCACHE_UNIT", "") if is_ours and _SYSTEMD.exists() else ""
+
+    def _start_unit(self, unit: str) -> None:
+        import subprocess  # noqa: PLC0415 - only here
+
+        started = subprocess.run(
+            ["systemctl", "start", unit], capture_output=True, text=True, check=False
+        )
+        if not self.runs():
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                error = json.loads((self.root / "start-error.json").read_text())["error"]
+                raise _as_exception(error)
+            raise DaemonError(
+                f"{unit} did not start: {started.stderr.strip() or started.returncode}",
+                hint=f"journalctl -u {unit}",
+            )
 
     def wait_for_successor(self, pid: int) -> dict[str, Any]:
         """After an upgrade was begun: the status of the service that is not ``pid``."""

@@ -64,6 +64,12 @@ def _one_of(*names: str) -> Callable[[Any], str]:
     return check
 
 
+def _unit(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[\w@:.-]{1,200}\.service", value, re.ASCII):
+        raise ValueError("the name of a unit, such as nydus-fscache.service")
+    return value
+
+
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[0-9.]+):\d{1,5}")
 
 
@@ -114,6 +120,9 @@ KEYS = (
     Key("log.keep", "NYDUS_FSCACHE_LOG_KEEP", _count, 3, "Rotated logs that stay."),
     Key("log.rate", "NYDUS_FSCACHE_LOG_RATE", _count, 10,
         "Lines of one kind a second, in the long run; what goes beyond is counted. 0: no limit."),
+    Key("daemon.unit", "NYDUS_FSCACHE_UNIT", _unit, "",
+        "The systemd unit that runs the daemon of the root named above: commands that need a "
+        "daemon start it, instead of a daemon of their own."),
     Key("daemon.start_timeout", "NYDUS_FSCACHE_START_S", _seconds, 60,
         "Seconds that a start may make no progress before it is tried anew."),
     Key("daemon.deny_after", "NYDUS_FSCACHE_DENY_AFTER_S", _seconds, 30,

@@ -18,7 +18,6 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import nydus_fscache
-from nydus_fscache.config import settings
 from nydus_fscache.errors import FscacheError, UsageError
 
 COMMANDS = (
@@ -126,8 +125,16 @@ def _drop_output() -> None:
             os.close(null)
 
 
+def _read_settings() -> None:
+    file = os.environ.get("NYDUS_FSCACHE_CONFIG") or "/etc/nydus-fscache/config.toml"
+    if os.path.exists(file):  # most have none, and start sooner
+        from nydus_fscache.config import settings  # noqa: PLC0415
+
+        settings.apply()
+
+
 def _run(words: Sequence[str]) -> int:
-    settings.apply()  # before the parsers, whose defaults it has
+    _read_settings()  # before the parsers, whose defaults it has
     commands = [words[0]] if words and words[0] in COMMANDS else COMMANDS
     args = parser_for(commands).parse_args(words)
     module: Any = import_module(f"nydus_fscache.cli.fscache.{args.command}")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from nydus_fscache.cli.fscache.common import add_root, require_root
 from nydus_fscache.cli.output import parse_size
-from nydus_fscache.config import settings
 
 NAME = "serve"
 HELP = "run the daemon in the foreground"
@@ -44,6 +43,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
+    from nydus_fscache.config import settings  # noqa: PLC0415
     from nydus_fscache.handover.commands import daemon_argv  # noqa: PLC0415 - start-up time
 
     require_root("serve")
