@@ -176,8 +176,11 @@ class Client:
         """What a daemon that crashed left mounted, even though nothing is to be done besides."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, FscacheError):
             state = json.loads((self.root / "state.json").read_bytes())
-            if state["bindings"]:  # an answer: the socket of one that dies takes connections too
-                self.call_first("GET", "/v1/status", None)
+            if not state["bindings"]:
+                return
+            # an answer: the socket of one that dies takes connections too
+            if not self.call_first("GET", "/v1/status", None)["mounts"]:
+                self._leave_nothing()  # all was unmounted before, or meanwhile
 
     def _start(self, deadline: float) -> bool:
         """False when another was quicker: ours has seen it then and ended, or it would serve when

@@ -175,9 +175,11 @@ class MountTable:
             return None
         name = _recorded(binding)
         if name is None:  # killed before it was on record
-            others = {_recorded(a.binding) for a in self.all()}
+            named = [_recorded(a.binding) for a in self.all() if a.mounted]
+            others = mountinfo.look_up(name for name in named if name is not None)
+            known = {m.id for m in others.values()}
             old = [m for m in _at(binding.mountpoint) if m.fstype == "erofs"]
-            name = _name_of([m for m in old if not _is_any(m, others)], binding.mountpoint)
+            name = _name_of([m for m in old if m.id not in known], binding.mountpoint)
         if name is None or (found := mountinfo.look_up([name]).get(name)) is None:
             return None
         binding.mountpoint = found.mountpoint
@@ -319,10 +321,6 @@ def _recorded(binding: Binding) -> MountId | None:
 
 def _at(point: str) -> list[mountinfo.Mount]:
     return [m for m in mountinfo.mounts() if m.mountpoint == point]
-
-
-def _is_any(mount: mountinfo.Mount, names: set[MountId | None]) -> bool:
-    return any(n is not None and (n.id, n.device) == (mount.id, mount.device) for n in names)
 
 
 def _name_of(found: list[mountinfo.Mount], point: str) -> MountId | None:
