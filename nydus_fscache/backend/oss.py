@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Mapping
 from email.utils import formatdate
 from ipaddress import ip_address
+from types import MappingProxyType
 from urllib.parse import quote
 
 from nydus_fscache.backend.http_backend import HttpBackend
@@ -28,6 +29,9 @@ def oss_signature(
     lines += [f"{name}:{lower[name]}" for name in own]
     text = "\n".join([*lines, resource])
     return b64encode(hmac.digest(secret.encode(), text.encode(), "sha1")).decode()
+
+
+NO_QUERY: Mapping[str, str] = MappingProxyType({})
 
 
 class Oss(HttpBackend):
@@ -54,10 +58,22 @@ class Oss(HttpBackend):
             base = parse_url(f"{http.scheme}://{self._bucket}.{endpoint}", "oss.bucket_name")
         self._base = base
 
-    def put_request(self, blob_id: str) -> tuple[Url, dict[str, str]]:
-        """URL and headers of a PUT of the blob."""
+    def write_request(
+        self, method: str, name: str, query: Mapping[str, str] = NO_QUERY, payload_sha256: str = ""
+    ) -> tuple[Url, dict[str, str]]:
+        """URL and headers of a request that writes the object ``name``.
+
+        ``query``: what the service calls sub-resources.
+        """
         kind = {"Content-Type": "application/octet-stream"}
-        return self._url(blob_id), {**kind, **self._authorised("PUT", blob_id, kind)}
+        words = "&".join(f"{k}={v}" if v else k for k, v in sorted(query.items()))
+        escaped = "&".join(
+            f"{k}={quote(v, safe='-_.~')}" if v else k for k, v in sorted(query.items())
+        )
+        url = self._url(name)
+        url = url.with_target(f"{url.target}?{escaped}") if words else url
+        named = f"{name}?{words}" if words else name
+        return url, {**kind, **self._authorised(method, named, kind)}
 
     def fetch(self, blob_id: str, template: RequestTemplate) -> PooledResponse:
         def authorise() -> dict[str, str]:

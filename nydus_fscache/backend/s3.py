@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 from urllib.parse import quote
 
 from nydus_fscache.backend.http_backend import HttpBackend
@@ -22,7 +23,8 @@ from nydus_fscache.http.pool import PooledResponse
 from nydus_fscache.http.redirect import MAX_HOPS, REDIRECTS, RedirectRules, too_many_hops
 from nydus_fscache.http.route import RequestTemplate
 
-_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+NO_QUERY: Mapping[str, str] = MappingProxyType({})
 _SAME = RedirectRules()
 _DEFAULT_ENDPOINT = "s3.amazonaws.com"
 
@@ -39,11 +41,12 @@ class Keys:
 
 def sign_v4(
     method: str, url: Url, headers: Mapping[str, str], keys: Keys, now: datetime,
-    payload_sha256: str = _EMPTY_SHA256,
+    payload_sha256: str = EMPTY_SHA256,
 ) -> dict[str, str]:  # fmt: skip
-    """The headers that authorise a request without query.
+    """The headers that authorise a request.
 
-    ``headers``: more headers to sign.  The path must be percent-encoded already.
+    ``headers``: more headers to sign.  The path must be percent-encoded already; a query too,
+    sorted, with a ``=`` behind each name.
     ``payload_sha256``: of the body, as hex.
     """
     stamp = now.strftime("%Y%m%dT%H%M%SZ")
@@ -54,7 +57,8 @@ def sign_v4(
     signed |= {"host": url.authority, **added}
     names = ";".join(sorted(signed))
     lines = [f"{name}:{signed[name]}\n" for name in sorted(signed)]
-    canonical = "\n".join([method, url.target, "", "".join(lines), names, payload_sha256])
+    path, _, query = url.target.partition("?")
+    canonical = "\n".join([method, path, query, "".join(lines), names, payload_sha256])
     scope = f"{stamp[:8]}/{keys.region}/s3/aws4_request"
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}"
@@ -95,19 +99,28 @@ class S3(HttpBackend):
             raise UsageError(f"s3.endpoint is {endpoint!r}", hint="a host, or host:port")
         self._folder = "/" if virtual else f"/{quote(bucket, safe='')}/"
 
-    def put_request(self, blob_id: str) -> tuple[Url, dict[str, str]]:
-        """URL and headers of a PUT of the blob, whose id is the sha256 of its bytes."""
-        url = self._base.with_target(self._folder + quote(self._prefix + blob_id, safe="/-_.~"))
+    def write_request(
+        self, method: str, name: str, query: Mapping[str, str] = NO_QUERY,
+        payload_sha256: str = EMPTY_SHA256,
+    ) -> tuple[Url, dict[str, str]]:  # fmt: skip
+        """URL and headers of a request that writes the object ``name``.
+
+        ``payload_sha256``: of the body, as hex.
+        """
+        words = "&".join(f"{k}={quote(v, safe='-_.~')}" for k, v in sorted(query.items()))
+        url = self._url(name)
+        url = url.with_target(f"{url.target}?{words}") if words else url
         headers = dict(self.own_headers)
         if self._keys.key_id:
-            headers |= sign_v4("PUT", url, {}, self._keys, datetime.now(UTC), blob_id)
+            headers |= sign_v4(method, url, {}, self._keys, datetime.now(UTC), payload_sha256)
         return url, headers
+
+    def _url(self, name: str) -> Url:
+        return self._base.with_target(self._folder + quote(self._prefix + name, safe="/-_.~"))
 
     def fetch(self, blob_id: str, template: RequestTemplate) -> PooledResponse:
         """A new bucket answers 307 until its name is known: the request is signed anew."""
-        home = url = self._base.with_target(
-            self._folder + quote(self._prefix + blob_id, safe="/-_.~")
-        )
+        home = url = self._url(blob_id)
         response = self._signed(url, template, blob_id)
         for _ in range(MAX_HOPS):
             if response.status not in REDIRECTS:

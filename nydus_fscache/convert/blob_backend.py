@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from nydus_fscache.backend.make import make_backend
-from nydus_fscache.backend.oss import Oss
-from nydus_fscache.backend.s3 import S3
-from nydus_fscache.config.http_options import take_http_options
-from nydus_fscache.config.options import Options
+from nydus_fscache.convert.bucket import PART, Bucket
 from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.errors import BackendError, UsageError
-from nydus_fscache.http.answer import StatusError
-from nydus_fscache.http.session import Call, Session, Upload
-from nydus_fscache.http.wire import Deadline
 from nydus_fscache.registry.layout import FileStream, FileWriter
 from nydus_fscache.registry.store import BlobStore, BlobWriter
-
-_HTTP = (
-    "scheme", "timeout", "connect_timeout", "retry_limit", "skip_verify", "ca_cert_files",
-    "client_cert_file", "client_key_file", "proxy",
-)  # fmt: skip
-_ATTEMPTS = 3
-_LONGEST_S = 24 * 3600.0
-_STALL_S = 300.0
-_LARGEST = 5 << 30
 
 
 class LocalBlobs:
@@ -69,18 +52,13 @@ class ObjectBlobs(BackendBlobs):
     """A bucket.  A blob's name is known at its end, so it lies in a file until then."""
 
     def __init__(
-        self, kind: str, config: dict[str, Any], work: Path, *, force: bool
+        self, kind: str, config: dict[str, Any], work: Path, *, force: bool, part: int = PART
     ) -> None:
         super().__init__(kind, config)
-        backend = make_backend({"type": kind, kind: config})
-        assert isinstance(backend, S3 | Oss)
-        self._bucket, self._work, self._force = backend, work, force
-        http = take_http_options(Options(kind, {k: v for k, v in config.items() if k in _HTTP}))
-        self._session = Session(http, environment_proxies=True)
+        self.bucket, self._work, self._force = Bucket(kind, config, part), work, force
 
     def close(self) -> None:
-        self._session.close()
-        self._bucket.close()
+        self.bucket.close()
         super().close()
 
     def has_blob(self, digest: str) -> int | None:
@@ -88,20 +66,6 @@ class ObjectBlobs(BackendBlobs):
 
     def writer(self) -> BlobWriter:
         return _ObjectWriter(self)
-
-    def put(self, blob_id: str, body: Upload) -> None:
-        for attempt in range(1, _ATTEMPTS + 1):
-            url, headers = self._bucket.put_request(blob_id)
-            deadline = Deadline(time.monotonic() + _LONGEST_S, _STALL_S)
-            try:
-                with self._session.send(Call("PUT", url, {}, headers, body), deadline) as answer:
-                    if answer.status not in (200, 201, 204):
-                        raise StatusError(f"storing blob {blob_id}", answer)
-                    return
-            except BackendError as e:
-                if not e.retryable or attempt == _ATTEMPTS:
-                    raise
-                time.sleep(attempt)
 
     def scratch(self) -> IO[bytes]:
         return tempfile.TemporaryFile(dir=self._work)
@@ -118,9 +82,7 @@ class _ObjectWriter:
         self._file.flush()
         if self._store.has_blob(digest) is None:
             size = os.fstat(self._file.fileno()).st_size
-            if size > _LARGEST:
-                raise BackendError(f"blob {digest} has {size} bytes; one request stores 5 GiB")
-            self._store.put(digest.removeprefix("sha256:"), Upload(self._open, size))
+            self._store.bucket.put(digest.removeprefix("sha256:"), self._open, size)
         self.abort()
 
     def abort(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from select import POLLIN, poll
 from typing import Any
@@ -99,6 +100,18 @@ class Builder:
         with _Child([*self.command, *words], self._stop) as child:
             child.feed(self._prefetch if prefetch else b"")
             child.finish(None)
+
+
+@contextlib.contextmanager
+def secret_file(path: Path, config: Mapping[str, Any]) -> Iterator[Path]:
+    """``config`` as JSON in a file for the block, as other users see the words of a process."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "w") as file:
+            json.dump(config, file)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 class _Child:

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nydus_fscache.convert.attach import attach, is_nydus
 from nydus_fscache.convert.documents import go_json
 from nydus_fscache.convert.image import check_type
 from nydus_fscache.convert.move import Attempts, Mover
 from nydus_fscache.convert.platforms import Platform, choose, is_attestation
 from nydus_fscache.convert.progress import Progress
+from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.convert.run import Place, is_directory, open_local
 from nydus_fscache.errors import BackendError, BadImage
 from nydus_fscache.registry import media
@@ -23,19 +25,22 @@ from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.archive import pack
 from nydus_fscache.registry.layout import Layout
 from nydus_fscache.registry.manifest import Descriptor, descriptor
-from nydus_fscache.registry.store import Document, ImageStore
+from nydus_fscache.registry.store import BlobStore, Document, ImageStore
 
 log = logging.getLogger("converter")
 
 
 class Copy:
-    """``run`` once.  ``work``: a directory of this run alone."""
+    """``run`` once.  ``work``: a directory of this run alone.
+
+    ``backend``: where the blobs of the source are, which become layers of the target.
+    """
 
     def __init__(
         self, registries: Registries, work: Path, *, stop: threading.Event, progress: Progress,
-        attempts: Attempts,
+        attempts: Attempts, backend: BackendBlobs | None = None,
     ) -> None:  # fmt: skip
-        self._registries, self._work = registries, work
+        self._registries, self._work, self._backend = registries, work, backend
         self._stop, self._progress, self._attempts = stop, progress, attempts
 
     def run(
@@ -88,24 +93,24 @@ class Copy:
         platforms: Sequence[Platform], *, every: bool,
     ) -> Document:  # fmt: skip
         if document.media_type not in media.INDEXES:
-            self._manifest(store, images, document)
-            return document
+            return self._manifest(store, images, document)
         entries = _entries(document)
         if not every:
             chosen = choose(document.json, platforms, every=False, name="the source")
             if len(chosen) == 1:
                 only = store.manifest(descriptor(chosen[0]).digest)
-                self._manifest(store, images, only)
-                return only
+                return self._manifest(store, images, only)
             entries = chosen
-        for entry in entries:
-            self._child(store, images, entry)
-        if len(entries) == len(_entries(document)):
+        copied = [self._child(store, images, entry) for entry in entries]
+        if copied == _entries(document):
             return document
-        index = {**document.json, "manifests": entries}
+        index = {**document.json, "manifests": copied}
         return Document(go_json(index, indent=False), document.media_type)
 
-    def _child(self, store: ImageStore, images: ImageStore, entry: dict[str, Any]) -> None:
+    def _child(
+        self, store: ImageStore, images: ImageStore, entry: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The entry of the copy."""
         place = descriptor(entry)
         found = entry.get("platform")
         named = found if isinstance(found, dict) else {}
@@ -115,18 +120,28 @@ class Copy:
         child = store.manifest(place.digest)
         if child.media_type in media.INDEXES:
             raise BadImage("an index of indexes cannot be copied", hint="name the inner one")
-        self._manifest(store, images, child, plain=is_attestation(entry))
-        images.put_manifest(child.digest, child)
-        log.info("pushed target manifest %s", place.digest, extra=fields)
+        made = self._manifest(store, images, child, plain=is_attestation(entry))
+        images.put_manifest(made.digest, made)
+        log.info("pushed target manifest %s", made.digest, extra=fields)
+        return {**entry, "digest": made.digest, "size": len(made.body)}
 
     def _manifest(
         self, store: ImageStore, images: ImageStore, document: Document, *, plain: bool = False
-    ) -> None:
-        """All that the manifest names."""
+    ) -> Document:
+        """All that the manifest names; the manifest of the copy."""
         if not plain:
             check_type(document)
-        mover = Mover(store, images, self._work, self._stop, self._progress, self._attempts)
-        mover.all(blobs_of(store, document))
+        self._mover(store, images).all(blobs_of(store, document))
+        if self._backend is None or plain:
+            return document
+        if not is_nydus(document):
+            log.warning("the manifest %s is not a nydus image", document.digest)
+            return document
+        mover = self._mover(self._backend, images)
+        return attach(store, images, document, self._backend, mover)
+
+    def _mover(self, source: BlobStore, target: ImageStore) -> Mover:
+        return Mover(source, target, self._work, self._stop, self._progress, self._attempts)
 
 
 def blobs_of(store: ImageStore, document: Document) -> Iterator[Descriptor]:

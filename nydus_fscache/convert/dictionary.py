@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nydus_fscache.convert.attach import blob_in
 from nydus_fscache.convert.bootstrap_layer import Entry, store_layer
 from nydus_fscache.convert.documents import (
     BOOTSTRAP_HISTORY,
@@ -17,9 +18,10 @@ from nydus_fscache.convert.documents import (
     parse_config,
 )
 from nydus_fscache.convert.move import Mover
+from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.errors import BadImage
 from nydus_fscache.registry import media
-from nydus_fscache.registry.manifest import descriptor, nydus_image
+from nydus_fscache.registry.manifest import Descriptor, descriptor, nydus_image
 from nydus_fscache.registry.store import BlobStore, Document, ImageStore, put_blob, read_blob
 
 
@@ -32,24 +34,34 @@ class Related:
     boot: Path
 
 
+def _place_of(
+    blob_id: str, related: Sequence[Related], backend: BackendBlobs | None
+) -> tuple[BlobStore, Descriptor]:
+    for one in related:
+        found = {b.hex: b for b in nydus_image(one.document.json, "an image").blobs}
+        if blob_id in found:
+            return one.store, found[blob_id]
+    if backend is None:
+        raise BadImage(
+            f"blob {blob_id} is in none of the images",
+            hint="push them again, or say where their blobs are: --backend-type",
+        )
+    return backend, blob_in(backend, blob_id)
+
+
 def dictionary_image(
     related: Sequence[Related], target: ImageStore, boot: Path, blobs: Sequence[str],
-    mover_of: Callable[[BlobStore], Mover],
+    mover_of: Callable[[BlobStore], Mover], backend: BackendBlobs | None = None,
 ) -> Document:  # fmt: skip
-    """The manifest; all below it is in ``target`` then.  Platform: the first image's."""
+    """The manifest; all below it is in ``target`` then.  Platform: the first image's.
+
+    ``backend``: where blobs are that are layers of none of the images.
+    """
     layers: list[dict[str, Any]] = []
     for blob_id in blobs:
-        for one in related:
-            found = {b.hex: b for b in nydus_image(one.document.json, "an image").blobs}
-            if blob_id in found:
-                blob = found[blob_id]
-                mover_of(one.store).one(blob)
-                layers.append(
-                    described(media.NYDUS_BLOB, blob.digest, blob.size, {media.BLOB: "true"})
-                )
-                break
-        else:
-            raise BadImage(f"blob {blob_id} is in none of the images", hint="push them again")
+        store, blob = _place_of(blob_id, related, backend)
+        mover_of(store).one(blob)
+        layers.append(described(media.NYDUS_BLOB, blob.digest, blob.size, {media.BLOB: "true"}))
     layer = store_layer(
         target, [Entry("image", 0o755), Entry("image/image.boot", 0o444, boot)]
     )

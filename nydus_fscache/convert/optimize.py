@@ -10,7 +10,7 @@ from typing import Any
 
 import rafs_v6
 from nydus_fscache.convert.bootstrap_layer import Entry, store_layer
-from nydus_fscache.convert.builder import OWN, Builder
+from nydus_fscache.convert.builder import OWN, Builder, secret_file
 from nydus_fscache.convert.chunk_dict import output_blobs
 from nydus_fscache.convert.documents import (
     annotations_of,
@@ -87,14 +87,16 @@ def optimize(
     own = builder.command == OWN
     plain = "".join(f"{path}\n" for path in paths if "\n" not in path)
     files.write_bytes(plain.encode("utf-8", "surrogateescape") if own else listed)
-    builder.run(
-        [
-            "optimize", "--log-level", "warn", "--prefetch-files", str(files),
-            "--bootstrap", str(before), "--output-blob-dir", str(blobs),
-            "--output-bootstrap", str(after), "--output-json", str(work / "optimized.json"),
-            "--backend-type", backend[0], "--backend-config", json.dumps(backend[1]),
-        ]
-    )  # fmt: skip
+    words = [
+        "optimize", "--log-level", "warn", "--prefetch-files", str(files),
+        "--bootstrap", str(before), "--output-blob-dir", str(blobs),
+        "--output-bootstrap", str(after), "--output-json", str(work / "optimized.json"),
+        "--backend-type", backend[0],
+    ]  # fmt: skip
+    with secret_file(work / "backend.json", backend[1]) as secret:
+        # The original's words, where its builder may be another version.
+        text = ["--backend-config", json.dumps(backend[1])]
+        builder.run([*words, *(["--backend-config-file", str(secret)] if own else text)])
     hexed = output_blobs(work / "optimized.json")[-1]
     made = blobs / hexed
     if not made.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from nydus_fscache.backend.base import Backend
@@ -14,11 +15,16 @@ _PATIENCE_S = 120.0
 _LONGEST_S = 24 * 3600.0
 
 
+def readable_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the original's, those that have a meaning here."""
+    return {k: v for k, v in options.items() if k != "checksum_algorithm"}
+
+
 class BackendBlobs:
     """A ``BlobStore`` that is only read."""
 
     def __init__(self, kind: str, options: dict[str, Any]) -> None:
-        self._backend: Backend = make_backend({"type": kind, kind: options})
+        self._backend: Backend = make_backend({"type": kind, kind: readable_options(options)})
 
     def close(self) -> None:
         self._backend.close()

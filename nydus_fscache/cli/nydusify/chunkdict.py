@@ -7,6 +7,7 @@ import re
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from nydus_fscache.cli.nydusify import common
 from nydus_fscache.cli.nydusify.options import Arguments, Option
@@ -16,9 +17,9 @@ from nydus_fscache.convert.chunk_dict import output_blobs
 from nydus_fscache.convert.dictionary import Related, dictionary_image
 from nydus_fscache.convert.move import Attempts, Mover
 from nydus_fscache.convert.platforms import host
+from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.convert.trace import image_of
 from nydus_fscache.convert.workdir import WorkDir
-from nydus_fscache.errors import UsageError
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
@@ -44,8 +45,7 @@ OPTIONS = (
 def run(args: Arguments, stop: threading.Event) -> None:
     sources = [ImageName.parse(text) for text in args.texts("sources")]
     target = ImageName.parse(args.text("target")) if args.text("target") else None
-    if common.backend_of(args) is not None:
-        raise UsageError("--backend-type is not supported here", hint="blobs go to the target")
+    backend = common.backend_of(args)
     with ExitStack() as stack:
         work = stack.enter_context(WorkDir(Path(args.text("work-dir")))).path
         registries = stack.enter_context(Registries())
@@ -79,6 +79,17 @@ def run(args: Arguments, stop: threading.Event) -> None:
         final = dictionary_image(
             related, images, made, blobs,
             lambda store: Mover(store, images, work, stop, board, Attempts()),
+            _open_backend(backend, stack),
         )  # fmt: skip
         images.put_manifest(target.reference.tag or final.digest, final)
         log.info("pushed chunk dictionary %s of %d blobs", target, len(blobs))
+
+
+def _open_backend(
+    config: tuple[str, dict[str, Any]] | None, stack: ExitStack
+) -> BackendBlobs | None:
+    if config is None:
+        return None
+    blobs = BackendBlobs(*config)
+    stack.callback(blobs.close)
+    return blobs

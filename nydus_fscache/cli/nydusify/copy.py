@@ -11,6 +11,7 @@ from nydus_fscache.cli.nydusify.options import NO_ENV, Arguments, Option
 from nydus_fscache.cli.nydusify.progress import Board
 from nydus_fscache.convert.copy import Copy
 from nydus_fscache.convert.move import Attempts
+from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.convert.run import Place
 from nydus_fscache.convert.workdir import WorkDir
 from nydus_fscache.errors import UsageError
@@ -40,14 +41,19 @@ def run(args: Arguments, stop: threading.Event) -> None:
     common.chunk_bytes(args.text("push-chunk-size"))
     if not args.text("target"):
         raise UsageError("--target is required", hint="a reference, or file://PATH")
-    if common.backend_of(args, "source") is not None:
-        raise UsageError("--source-backend-type is not supported yet")
+    backend = common.backend_of(args, "source")
     source, target = _place(args, "source"), _place(args, "target")
     with ExitStack() as stack:
         work = stack.enter_context(WorkDir(Path(args.text("work-dir"))))
         registries = stack.enter_context(Registries())
         board = stack.enter_context(Board())
-        copy = Copy(registries, work.path, stop=stop, progress=board, attempts=Attempts())
+        blobs = None
+        if backend is not None:
+            blobs = BackendBlobs(*backend)
+            stack.callback(blobs.close)
+        copy = Copy(
+            registries, work.path, stop=stop, progress=board, attempts=Attempts(), backend=blobs
+        )
         every = args.flag("all-platforms")
         copy.run(source, target, common.platforms_of(args), every=every)
 

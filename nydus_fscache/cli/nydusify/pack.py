@@ -9,8 +9,9 @@ from pathlib import Path
 
 from nydus_fscache.cli.nydusify import common
 from nydus_fscache.cli.nydusify.options import Arguments, Option
-from nydus_fscache.convert.builder import Builder
+from nydus_fscache.convert.builder import Builder, secret_file
 from nydus_fscache.convert.chunk_dict import output_blobs
+from nydus_fscache.convert.push_build import KINDS, push_build
 from nydus_fscache.errors import UsageError
 
 log = logging.getLogger("nydusify")
@@ -49,11 +50,9 @@ def run(args: Arguments, stop: threading.Event) -> None:
     source, output = Path(args.text("source-dir")), Path(args.text("output-dir"))
     if not source.is_dir():
         raise UsageError(f"{source} is not a directory", hint="--source-dir takes one")
-    if args.flag("backend-push"):
-        raise UsageError(
-            "--backend-push is not supported yet",
-            hint="upload the files of --output-dir under their names",
-        )
+    backend = common.backend_of(args) if args.flag("backend-push") else None
+    if backend is not None and backend[0] not in KINDS:
+        raise UsageError(f"--backend-type should be one of [{' '.join(KINDS)}] to push")
     common.one_of(args, "fs-version", ("5", "6"))
     common.one_of(args, "compressor", _COMPRESSORS)
     output.mkdir(parents=True, exist_ok=True)
@@ -77,12 +76,15 @@ def run(args: Arguments, stop: threading.Event) -> None:
         "--chunk-size", args.text("chunk-size"), str(source),
     ]  # fmt: skip
     builder.run(words)
-    if parent and blob.is_file():
+    if (parent or backend) and blob.is_file():
         blob = _renamed(blob, output)
     log.info(
         "successfully built Nydus image (bootstrap:'%s', blob:'%s')",
         boot, blob if blob.is_file() else "",
     )  # fmt: skip
+    if backend is not None:
+        place = push_build(*backend, boot, output_blobs(output / "output.json"), output)
+        log.info("pushed Nydus image: %s", place)
 
 
 def _renamed(blob: Path, output: Path) -> Path:
@@ -112,10 +114,12 @@ def _compact(args: Arguments, builder: Builder, parent: str, output: Path) -> Pa
         "--log-level", "info", "--output-json", str(output / "compact-result.json"),
         "--output-bootstrap", str(target),
     ]  # fmt: skip
-    backend = common.backend_of(args)
-    if backend is not None and args.given("backend-type"):
-        words += ["--backend-type", backend[0], "--backend-config", json.dumps(backend[1])]
     if args.text("chunk-dict"):
         words += ["--chunk-dict", args.text("chunk-dict")]
-    builder.run(words)
+    backend = common.backend_of(args) if args.given("backend-type") else None
+    if backend is None:
+        builder.run(words)
+    else:
+        with secret_file(output / "backend-config.json", backend[1]) as file:
+            builder.run([*words, "--backend-type", backend[0], "--backend-config-file", str(file)])
     return target if target.is_file() else Path(parent)
