@@ -64,12 +64,14 @@ class Naming:
 class Shape:
     """``oci``: OCI types even for a docker source.  ``detached``: blobs are not in the registry.
 
-    ``referrer``: the manifest says that the source is its subject.
+    ``referrer``: the manifest says that the source is its subject.  ``toc_digest``: layers have
+    the annotation by which Podman 5.1 and later ask an additional layer store.
     """
 
     oci: bool = False
     detached: bool = False
     referrer: bool = False
+    toc_digest: bool = False
     parallel: int = 2
 
 
@@ -124,7 +126,8 @@ class ImageConverter:
         """It is Nydus already: all is copied, only the annotations name their source."""
         self.mover.all([config_place, *layers])
         made = manifest(
-            document.media_type, source["config"], [as_json(layer) for layer in layers],
+            document.media_type, source["config"],
+            self._annotated([as_json(layer) for layer in layers]),
             self.naming.annotations(source),
         )  # fmt: skip
         return Converted(made, platform_of(config), [])
@@ -219,9 +222,22 @@ class ImageConverter:
         kind = media.DOCKER_CONFIG if docker else media.OCI_CONFIG
         return manifest(
             media.DOCKER_MANIFEST if docker else media.OCI_MANIFEST,
-            described(kind, digest, len(body)), [*blobs, last], self.naming.annotations(source),
+            described(kind, digest, len(body)), self._annotated([*blobs, last]),
+            self.naming.annotations(source),
             subject=document.descriptor if self.shape.referrer else None,
         )  # fmt: skip
+
+    def _annotated(self, layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Any digest will do that stays the same: the layer's own (docs/runtimes.md)."""
+        if not self.shape.toc_digest:
+            return layers
+        return [
+            described(
+                one["mediaType"], one["digest"], one["size"],
+                {**one.get("annotations", {}), media.TOC_DIGEST: one["digest"]},
+            )
+            for one in layers
+        ]  # fmt: skip
 
 
 def bring_dictionary(

@@ -61,6 +61,7 @@ class Request:
     merge_platform: bool = False
     oci: bool = False
     referrer: bool = False
+    toc_digest: bool = False
     nydus_image: str = ""
     chunk_dict: str = ""
     chunk_dict_trust: Trust = field(default_factory=Trust)
@@ -228,7 +229,7 @@ class Conversion:
         return ImageConverter(
             source, images, packer, self._mover(source, images, work), builder, work, self._stop,
             Shape(request.oci, request.backend is not None, request.referrer,
-                  min(4, os.cpu_count() or 1)),
+                  request.toc_digest, min(4, os.cpu_count() or 1)),
             Naming(str(request.source.name), document.digest, options.fs_version, version),
             dictionary,
         )  # fmt: skip

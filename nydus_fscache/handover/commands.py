@@ -13,5 +13,12 @@ def daemon_argv(
     root: Path, python: str = sys.executable, keeper: Path = _KEEPER
 ) -> tuple[list[str], list[str]]:
     """The commands of keeper and service; the service's goes behind the keeper's."""
-    service = [python, *_NOT_FROM_HERE, "-m", "nydus_fscache.daemon.main", "--root", str(root)]
-    return [python, "-I", "-S", str(keeper)], service
+    service = ["-m", "nydus_fscache.daemon.main", "--root", str(root)]
+    return keeper_argv(service, python, keeper)
+
+
+def keeper_argv(
+    words: list[str], python: str = sys.executable, keeper: Path = _KEEPER
+) -> tuple[list[str], list[str]]:
+    """The same for any service: ``words`` go behind the interpreter."""
+    return [python, "-I", "-S", str(keeper)], [python, *_NOT_FROM_HERE, *words]

@@ -1,9 +1,9 @@
 """Credentials for a registry, from where people keep them already.
 
-In this order: ``IMAGE_PULL_AUTH`` in the environment, then Docker's
-``config.json`` (``$DOCKER_CONFIG``, else ~/.docker): a credential helper of that
-host, the general helper, the entry itself.  Secrets are returned, never logged;
-a helper gets the host on its standard input and has a time limit.
+In this order: ``IMAGE_PULL_AUTH`` in the environment, then Podman's file where
+``$REGISTRY_AUTH_FILE`` names one, else Docker's ``config.json`` (``$DOCKER_CONFIG``, ~/.docker): a
+credential helper of that host, the general helper, the entry itself.  Secrets are returned, never
+logged; a helper gets the host on its standard input and has a time limit.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ def find_auth(host: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _config_path(environ: Mapping[str, str]) -> Path:
+    if environ.get("REGISTRY_AUTH_FILE"):  # containers-auth.json(5): the same form
+        return Path(environ["REGISTRY_AUTH_FILE"])
     directory = environ.get("DOCKER_CONFIG") or os.path.join(environ.get("HOME", "/"), ".docker")
     return Path(directory, "config.json")
 

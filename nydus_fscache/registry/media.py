@@ -48,6 +48,7 @@ CACHE_VERSION = f"{SNAPSHOT}nydus-cache-version"
 EMPTY_LAYER = f"{SNAPSHOT}nydus-empty-layer"
 COMMIT_BLOBS = f"{SNAPSHOT}nydus-commit-blobs"
 PREFETCH_BLOB = f"{SNAPSHOT}nydus-separated-blob-with-prefetch-files"
+TOC_DIGEST = f"{SNAPSHOT}stargz/toc.digest"  # asked for by Podman from 5.1 on
 UNCOMPRESSED = "containerd.io/uncompressed"
 ATTESTED = "vnd.docker.reference.digest"
 IMAGE_NAME = "io.containerd.image.name"

@@ -41,6 +41,7 @@ COMMANDS = (
     "trace",
     "gc",
     "login",
+    "store",
 )
 
 PROG = "nydus-fscache"

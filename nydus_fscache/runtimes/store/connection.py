@@ -1,0 +1,111 @@
+"""A FUSE connection that outlives the process which serves it.
+
+Requests are read into memory that the keeper holds too, one slot a thread: a request that left
+the kernel's queue is on record before any code runs, and stays until its answer was written.  A
+successor answers what it finds there, then goes on reading.  A second answer to a request is
+refused by the kernel and harms nobody.  The descriptor of /dev/fuse is kept before it is mounted;
+while anybody holds it, callers wait instead of seeing ENOTCONN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import mmap
+import os
+import select
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from nydus_fscache.errors import KernelRefused
+from nydus_fscache.handover.link import Handover
+from nydus_fscache.kernel.tree import mount_fuse
+from nydus_fscache.runtimes.store import wire
+from nydus_fscache.runtimes.store.wire import SLOT, Request
+
+log = logging.getLogger("store")
+
+DEVICE = "names"  # names at the keeper
+SLOTS = "names.requests"
+WORKERS = 8  # lookups may wait for a registry; each has a slot
+
+Handler = Callable[[Request], bytes]
+
+
+class Connection:
+    """``handle`` returns the body of an answer, or raises ``OSError`` with an errno."""
+
+    def __init__(self, handover: Handover, at: Path) -> None:
+        device, memory = handover.take(DEVICE), handover.take(SLOTS)
+        self.is_new = device is None or memory is None or not _is_alive(device)
+        if device is None or memory is None or self.is_new:
+            memory = os.memfd_create("requests", os.MFD_CLOEXEC)
+            os.ftruncate(memory, WORKERS * SLOT)
+            device = _open_device()
+            handover.keep(SLOTS, memory)
+            handover.keep(DEVICE, device)
+            mount_fuse(device, at, "nydus-fscache")
+        self._device = device
+        self._memory = memoryview(mmap.mmap(memory, WORKERS * SLOT))
+
+    def serve(self, handle: Handler, on_unmounted: Callable[[], object]) -> None:
+        """In threads; returns at once.  ``on_unmounted``: called by each when nobody can ask."""
+        for number in range(WORKERS):
+            slot = self._memory[number * SLOT : (number + 1) * SLOT]
+            threading.Thread(
+                target=self._work, args=(slot, handle, on_unmounted), name=f"names-{number}",
+                daemon=True,
+            ).start()
+
+    def _work(
+        self, slot: memoryview, handle: Handler, on_unmounted: Callable[[], object]
+    ) -> None:
+        if wire.is_open(slot):
+            log.info("answering a request that a predecessor had taken")
+            self._answer(slot, handle)
+        while True:
+            slot[: wire.IN_SIZE] = bytes(wire.IN_SIZE)
+            try:
+                os.readv(self._device, [slot])
+            except OSError as e:
+                if e.errno == errno.ENODEV:
+                    on_unmounted()
+                    return
+                if e.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):  # ENOENT: it was given up
+                    continue
+                log.error("reading requests: %s", e.strerror)
+                return
+            self._answer(slot, handle)
+
+    def _answer(self, slot: memoryview, handle: Handler) -> None:
+        try:
+            request = wire.parse(slot)
+        except ValueError as e:
+            log.error("not understood: %s", e)
+            return
+        try:
+            data = wire.answer(request.unique, handle(request))
+        except OSError as e:
+            data = wire.failure(request.unique, e.errno or errno.EIO)
+        except Exception:
+            log.exception("request %d", request.op)
+            data = wire.failure(request.unique, errno.EIO)
+        if request.op not in wire.SILENT:
+            with contextlib.suppress(OSError):  # ENOENT: the caller is gone, or has its answer
+                os.write(self._device, data)
+
+
+def _open_device() -> int:
+    try:
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as e:
+        raise KernelRefused(f"cannot open /dev/fuse: {e.strerror}", hint="modprobe fuse") from e
+
+
+def _is_alive(device: int) -> bool:
+    """Is it mounted?"""
+    poll = select.poll()
+    poll.register(device, 0)
+    return not poll.poll(0)

@@ -1,0 +1,148 @@
+"""The store's service: started by the keeper, never by hand.
+
+usage: python -m nydus_fscache.runtimes.store.main --store DIR --root ROOT [--authfile FILE]
+                                                   [--plain-http HOST]...
+
+Below DIR: ``names`` is the tree for storage.conf, ``mnt`` has the images, ``state`` is ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from nydus_fscache import log
+from nydus_fscache.api.client import Client
+from nydus_fscache.errors import DaemonError, FscacheError, MountpointError, RootInUse
+from nydus_fscache.handover.commands import keeper_argv
+from nydus_fscache.handover.link import Handover
+from nydus_fscache.kernel import tree
+from nydus_fscache.kernel.mount import umount
+from nydus_fscache.kernel.mountinfo import find_mount
+from nydus_fscache.registry.reference import canonical_host
+from nydus_fscache.runtimes.store.catalogue import Catalogue, auth_environment
+from nydus_fscache.runtimes.store.connection import Connection
+from nydus_fscache.runtimes.store.names import Names
+from nydus_fscache.runtimes.store.uses import Uses
+from nydus_fscache.runtimes.store.views import Views
+
+logger = logging.getLogger("store")
+
+NAMES, MOUNTS, STATE = "names", "mnt", "state"
+_GONE = b"\xff"  # in the pipe of signals: no signal has this number
+_LOCK = "store.lock"  # its name at the keeper: who holds it is the store's server
+
+
+def service_words(
+    store: Path, root: Path, authfile: Path | None, plain_http: list[str]
+) -> list[str]:
+    """Behind the interpreter."""
+    words = ["-m", "nydus_fscache.runtimes.store.main", "--store", str(store), "--root", str(root)]
+    words += ["--authfile", str(authfile)] if authfile else []
+    return words + [word for host in plain_http for word in ("--plain-http", host)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--authfile", type=Path)
+    parser.add_argument("--plain-http", action="append", default=[])
+    args = parser.parse_args()
+    listener = log.start(os.environ.get("NYDUS_FSCACHE_LOG", "INFO"))
+    try:
+        return _run(args)
+    except FscacheError as e:
+        logger.error("%s (%s)", e, e.hint)
+        return e.exit_code
+    finally:
+        listener.stop()
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        handover = Handover(int(os.environ.pop("NYDUS_KEEPER_FD")))
+    except (KeyError, ValueError) as e:
+        raise DaemonError(
+            "the service is started by the keeper", hint="use nydus-fscache store"
+        ) from e
+    ended, gone = _signals()
+    program, service = keeper_argv(
+        service_words(args.store, args.root, args.authfile, args.plain_http)
+    )
+    threading.Thread(
+        target=handover.watch, args=(program, service), name="keeper", daemon=True
+    ).start()
+    store: Path = args.store
+    _claim(store, handover)
+    tree.share(store)
+    _clear_dead(store / NAMES, handover)
+    connection = Connection(handover, store / NAMES)
+    environ = auth_environment(args.authfile, os.environ)
+    plain_http = frozenset(canonical_host(host) for host in args.plain_http)
+    views = Views(store / MOUNTS, Client(args.root), environ, plain_http)
+    uses = Uses(store / STATE / "uses.json", new_connection=connection.is_new)
+    names = Names(Catalogue(environ, plain_http), views, uses)
+    connection.serve(names.handle, lambda: os.write(gone, _GONE))
+    handover.ready()
+    logger.info("%s names in %s", "serving" if connection.is_new else "serving again", store)
+    if os.read(ended, 1) == _GONE:
+        raise DaemonError(f"somebody unmounted {store / NAMES}", hint="the store mounts it again")
+    umount(store / NAMES, lazy=True)
+    views.drop_all()
+    umount(store, lazy=True)  # a running container has an overlay of its own
+    handover.bye()
+    return 0
+
+
+def _claim(store: Path, handover: Handover) -> None:
+    """Directories, and the lock; ``RootInUse`` when another server has it."""
+    store.mkdir(0o755, exist_ok=True)
+    for name, mode in ((NAMES, 0o755), (MOUNTS, 0o711), (STATE, 0o700)):
+        (store / name).mkdir(mode, exist_ok=True) if name != NAMES else _names(store / name)
+    lock = handover.take(_LOCK)
+    if lock is None:
+        lock = os.open(store / STATE / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise RootInUse(f"another store serves {store}", hint="one is enough") from None
+    handover.keep(_LOCK, lock)
+
+
+def _names(at: Path) -> None:
+    """A dead FUSE mount there cannot even be looked at."""
+    if find_mount(at) is None:
+        at.mkdir(0o755, exist_ok=True)
+
+
+def _clear_dead(at: Path, handover: Handover) -> None:
+    """What a store left whose keeper was killed too."""
+    while "names" not in handover.inherited and find_mount(at) is not None:
+        try:
+            umount(at, lazy=True)
+        except MountpointError:
+            return
+
+
+def _signals() -> tuple[int, int]:
+    """A pipe that can be read when this is to end."""
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(theirs, False)
+    signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return ours, theirs
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # threads may wait for requests of a tree that is still open somewhere

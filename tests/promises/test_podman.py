@@ -1,0 +1,405 @@
+"""Debian's Podman runs Nydus images out of our layer store, as root and rootless.
+
+What a container reads comes from the kernel's EROFS mount; the store may die whenever it likes.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import gzip
+import hashlib
+import io
+import json
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from containerd import Stack
+from podman import BIN, Podman, podman
+from servers import AUTH, PASSWORD, USER, Pusher, docker_registry, htpasswd_auth
+from trees import assert_tree
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no containers")
+
+PYTHON = ("/usr/bin/python3.11", "-S", "-c")
+ROOTLESS = "games"  # any account that is on every Debian
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def rig() -> Iterator[Podman]:
+    with podman(Path(f"/var/tmp/np{os.getpid()}-{time.monotonic_ns() % 1_000_000}")) as made:
+        yield made
+
+
+@pytest.fixture
+def image(rig: Podman, golden: Path) -> str:
+    return push(rig, golden / "images" / "layers-zstd")
+
+
+def push(rig: Podman, image: Path) -> str:
+    return Stack(rig.base, rig.host, Path(), Path()).push(image)
+
+
+def plain_image(host: str, repo: str, headers: dict[str, str] | None = None) -> str:
+    """An ordinary one, with a shell that is on the host."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        tar.add("/bin/busybox", "bin/busybox")
+    layer = gzip.compress(out.getvalue(), 1)
+    rootfs = {
+        "type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(out.getvalue()).hexdigest()}"]
+    }  # fmt: skip
+    config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).encode()
+    prefix = "application/vnd.oci.image"
+    with Pusher(host, repo, headers) as push:
+        push.manifest(
+            "1",
+            {
+                "schemaVersion": 2, "mediaType": f"{prefix}.manifest.v1+json",
+                "config": {"mediaType": f"{prefix}.config.v1+json", "size": len(config),
+                           "digest": f"sha256:{push.blob(config)}"},
+                "layers": [{"mediaType": f"{prefix}.layer.v1.tar+gzip", "size": len(layer),
+                            "digest": f"sha256:{push.blob(layer)}"}],
+            },
+        )  # fmt: skip
+    return f"{host}/{repo}:1"
+
+
+def uses(rig: Podman) -> int:
+    document = json.loads((rig.store / "state" / "uses.json").read_text())
+    return sum(use["count"] for use in document["uses"])
+
+
+def fetched(rig: Podman) -> int:
+    done = subprocess.run(
+        [BIN / "nydus-fscache", "status", "--json", "--root", rig.root],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return sum(blob["fetched"] for blob in json.loads(done.stdout)["blobs"])
+
+
+def test_pull_run_write_remove(rig: Podman, image: str, golden: Path) -> None:
+    rig.start_store()
+    pulled = rig.podman("pull", image)
+    assert "GC doesn't seem to be supported" not in pulled.stderr
+    blobs = sum(blob.stat().st_size for blob in (golden / "images/layers-zstd/blobs").iterdir())
+    stored = sum(f.stat().st_size for f in (rig.home / "graph").rglob("*") if f.is_file())
+    assert stored < blobs / 2, "only manifest, configuration and bootstrap were downloaded"
+    said = rig.podman("run", "--rm", image, *PYTHON, "import sys; print(sys.version_info[0])")
+    assert said.stdout == "3\n"
+    assert 0 < fetched(rig) < blobs
+    (mounted,) = rig.erofs()
+    assert_tree(mounted, golden / "images" / "layers-zstd" / "expected.jsonl")
+    script = (
+        "import os; os.remove('/etc/passwd'); open('/new', 'w').write('n'); "
+        "open('/etc/group', 'a').write('x'); print(os.path.exists('/etc/passwd'))"
+    )
+    assert rig.podman("run", "--name", "writer", image, *PYTHON, script).stdout == "False\n"
+    rig.podman("rm", "writer")
+    assert rig.podman("run", "--rm", image, *PYTHON, "open('/etc/passwd')").returncode == 0
+    rig.podman("rmi", image)
+    assert uses(rig) == 0
+    assert rig.erofs() == []
+    assert [p for p in (rig.store / "mnt").rglob("*") if p.parent.name == "host"] == []
+    assert rig.stop_store() == 0
+
+
+def test_pull_by_digest_and_an_ordinary_image_beside(rig: Podman, golden: Path) -> None:
+    reference = push(rig, golden / "images" / "layers-zran")
+    plain = plain_image(rig.host, "plain")
+    rig.start_store()
+    rig.podman("pull", plain)
+    assert rig.podman("run", "--rm", plain, "/bin/busybox", "echo", "a").stdout == "a\n"
+    rig.podman("pull", reference)
+    digest = rig.podman("inspect", "--format", "{{.Digest}}", reference).stdout.strip()
+    rig.podman("rmi", reference)
+    by_digest = f"{reference.rpartition(':')[0]}@{digest}"
+    rig.podman("pull", by_digest)
+    assert rig.podman("run", "--rm", by_digest, *PYTHON, "print(1)").stdout == "1\n"
+    rig.podman("rmi", by_digest)
+    assert uses(rig) == 0
+
+
+def is_mounted(path: Path) -> bool:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split()[4] == str(path) for line in lines)
+
+
+def wait_for(what: object, why: str) -> None:
+    assert callable(what)
+    end = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < end, why
+        time.sleep(0.02)
+
+
+def test_the_server_dies_and_podman_goes_on(rig: Podman, image: str) -> None:
+    plain = plain_image(rig.host, "plain")
+    rig.start_store()
+    rig.podman("pull", plain)
+    rig.podman("pull", image)
+    script = (
+        "import os,time\n"
+        "while not os.path.exists('/stop'):\n"
+        "  open('/etc/passwd').read(); os.listdir('/usr/lib'); time.sleep(0.02)\n"
+        "print('read all')\n"
+    )
+    rig.podman("run", "-d", "--name", "reader", image, *PYTHON, script)
+    for _ in range(3):
+        os.kill(rig.server(), signal.SIGKILL)
+        assert rig.podman("run", "--rm", plain, "/bin/busybox", "echo", "a").stdout == "a\n"
+        assert rig.podman("run", "--rm", image, *PYTHON, "print(1)").stdout == "1\n"
+    rig.podman("exec", "reader", *PYTHON, "open('/stop', 'w')")
+    assert rig.podman("wait", "reader").stdout.strip() == "0"
+    assert "read all" in rig.podman("logs", "reader").stdout
+    rig.podman("rm", "reader")
+    rig.podman("rmi", image)
+    assert uses(rig) == 0
+    assert rig.erofs() == []
+
+
+def test_a_request_that_a_dead_server_had_taken_is_answered(
+    rig: Podman, image: str, tmp_path: Path
+) -> None:
+    """The server dies while it waits for a registry that says nothing; podman does not notice."""
+    rig.start_store()
+    registry = registry_pid(rig)
+    pulling = None
+    os.kill(registry, signal.SIGSTOP)
+    try:
+        coded = base64.b64encode(image.encode()).decode()
+        code = f"import os; os.stat('{rig.store}/names/{coded}/sha256:{'0' * 64}')"
+        pulling = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        slots = lambda: open_requests(rig)  # noqa: E731
+        wait_for(slots, "the request was not taken")
+        os.kill(rig.server(), signal.SIGKILL)
+        wait_for(lambda: rig.said().count("serving") == 2, rig.said())
+    finally:
+        os.kill(registry, signal.SIGCONT)
+    _, said = pulling.communicate(timeout=PATIENCE_S)
+    assert "FileNotFoundError" in said, "an answer, and the right one"
+    assert "a request that a predecessor had taken" in rig.said()
+    rig.podman("pull", image)
+
+
+def registry_pid(rig: Podman) -> int:
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = entry.read_bytes()
+            if b"docker-registry" in line and str(rig.base).encode() in line:
+                return int(entry.parent.name)
+    raise AssertionError("no registry")
+
+
+def open_requests(rig: Podman) -> bool:
+    """Has the server taken a lookup in a directory, which it does not answer yet?"""
+    from nydus_fscache.runtimes.store.wire import SLOT
+
+    pid = rig.server()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if "memfd:requests" in os.readlink(link):
+                memory = link.read_bytes()
+                lengths = [memory[off : off + 4] for off in range(0, len(memory), SLOT)]
+                return any(any(length) for length in lengths)
+    return False
+
+
+def test_keeper_and_server_die_and_the_next_store_heals(rig: Podman, image: str) -> None:
+    rig.start_store()
+    rig.podman("pull", image)
+    assert rig.process is not None
+    server = rig.server()
+    os.kill(rig.process.pid, signal.SIGSTOP)  # so that it starts nothing when the server goes
+    os.kill(server, signal.SIGKILL)
+    os.kill(rig.process.pid, signal.SIGKILL)
+    rig.process.wait()
+    wait_for(lambda: not Path(f"/proc/{server}").exists(), "it does not end")
+    rig.log.unlink()
+    rig.start_store()
+    assert rig.podman("run", "--rm", image, *PYTHON, "print(1)").stdout == "1\n"
+    rig.podman("rmi", image)
+    assert uses(rig) == 0
+
+
+def test_the_keeper_dies_alone(rig: Podman, image: str) -> None:
+    rig.start_store()
+    rig.podman("pull", image)
+    assert rig.process is not None
+    os.kill(rig.process.pid, signal.SIGKILL)
+    rig.process.wait()
+    wait_for(lambda: "holds everything again" in rig.said(), rig.said())
+    assert rig.podman("run", "--rm", image, *PYTHON, "print(1)").stdout == "1\n"
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes()
+            if b"keeper.py" in words and str(rig.store).encode() in words:
+                os.kill(int(entry.parent.name), signal.SIGTERM)
+    wait_for(lambda: not is_mounted(rig.store), "the store does not end")
+
+
+def test_a_stopped_store_leaves_podman_alone(rig: Podman, image: str) -> None:
+    plain = plain_image(rig.host, "plain")
+    rig.start_store()
+    rig.podman("pull", plain)
+    rig.podman("pull", image)
+    assert rig.stop_store() == 0
+    assert rig.podman("run", "--rm", plain, "/bin/busybox", "echo", "a").stdout == "a\n"
+    assert not is_mounted(rig.store)
+    rig.log.unlink()
+    rig.start_store()
+    assert rig.podman("run", "--rm", image, *PYTHON, "print(1)").stdout == "1\n"
+
+
+@pytest.fixture
+def sub_ids(tmp_path: Path) -> Iterator[int]:
+    """The account may map 65536 ids; the machine's own files are covered meanwhile."""
+    covered: list[str] = []
+    try:
+        for name in ("/etc/subuid", "/etc/subgid"):
+            file = tmp_path / Path(name).name
+            file.write_text(f"{ROOTLESS}:200000:65536\n")
+            file.chmod(0o644)
+            if not Path(name).exists():
+                Path(name).touch()
+            subprocess.run(["mount", "--bind", file, name], check=True)
+            covered.append(name)
+        yield pwd.getpwnam(ROOTLESS).pw_uid
+    finally:
+        for name in covered:
+            subprocess.run(["umount", name], check=True)
+
+
+def test_rootless(rig: Podman, image: str, golden: Path, sub_ids: int) -> None:
+    if not Path("/usr/bin/newuidmap").exists():
+        pytest.skip("NO newuidmap: ROOTLESS PODMAN IS NOT TESTED (scripts/setup --test)")
+    rig.start_store()
+    user = Podman(rig.base, rig.host, sub_ids)
+    user.process = rig.process
+    try:
+        pulled = user.podman("pull", image)
+        assert "permission denied" not in pulled.stderr
+        script = "import os; print(os.getuid(), os.stat('/usr').st_uid, os.stat('/etc').st_gid)"
+        assert user.podman("run", "--rm", image, *PYTHON, script).stdout == "0 0 0\n"
+        script = "import os; open('/etc/passwd', 'a').write('x'); os.remove('/etc/passwd')"
+        user.podman("run", "--rm", image, *PYTHON, script)
+        os.kill(rig.server(), signal.SIGKILL)
+        assert user.podman("run", "--rm", image, *PYTHON, "print(1)").stdout == "1\n"
+        clones = [point for point in rig.erofs() if point.parent.name.startswith("u")]
+        assert len(clones) == 1
+        assert clones[0].stat().st_uid == sub_ids, "owned by the user, whose root it is"
+        assert clones[0].parent.stat().st_mode & 0o777 == 0o700
+        # root's own images are another's business
+        rig.podman("pull", image)
+        user.podman("rmi", image)
+        assert [point.parent.name for point in rig.erofs()] == ["host"]
+        rig.podman("rmi", image)
+        assert (uses(rig), rig.erofs()) == (0, [])
+    finally:
+        user.process = None
+        user.end()
+
+
+def test_a_private_image_is_for_those_who_may(rig: Podman, golden: Path, tmp_path: Path) -> None:
+    """Root's credentials show nothing to other users."""
+    directory = tmp_path / "private"
+    directory.mkdir()
+    image = golden / "images" / "layers-zstd"
+    with docker_registry(directory, htpasswd_auth(directory)) as host:
+        import rafs_v6
+
+        headers = {"Authorization": f"Basic {AUTH}"}
+        with Pusher(host, "secret", headers) as push:
+            boot = image / "image.boot"
+            order = [blob.blob_id for blob in rafs_v6.Bootstrap.from_file(boot).blobs]
+            blobs = [(image / "blobs" / name).read_bytes() for name in order]
+            document = push.nydus_image("1", boot.read_bytes(), blobs)
+        auths = tmp_path / "auth.json"
+        coded = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        auths.write_text(json.dumps({"auths": {host: {"auth": coded}}}))
+        rig.start_store("--authfile", str(auths))
+        layer = document["layers"][-1]["digest"]
+        name = base64.b64encode(f"{host}/secret:1".encode()).decode()
+        place = rig.store / "names" / name / layer
+        assert (place / "diff" / "usr").is_dir()
+        look = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "stat"]
+        refused = subprocess.run([*look, place], capture_output=True, text=True, check=False)
+        assert "No such file" in refused.stderr
+        target = place.joinpath("diff").readlink()
+        refused = subprocess.run([*look, target], capture_output=True, text=True, check=False)
+        assert "Permission denied" in refused.stderr
+        assert PASSWORD not in rig.said()
+
+
+def test_lookups_by_toc_digest(rig: Podman, golden: Path) -> None:
+    """As containers/storage makes them from Podman 5.1 on, of an image that was so converted."""
+    source = push(rig, golden / "images" / "layers-zstd")
+    target = f"{source.rpartition(':')[0]}:toc"
+    subprocess.run(
+        [BIN / "nydusify", "convert", "--source", source, "--target", target, "--toc-digest",
+         "--work-dir", rig.base / "work"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    rig.start_store()
+    names = rig.store / "names" / base64.b64encode(target.encode()).decode()
+    import requests
+
+    with requests.Session() as session:
+        session.trust_env = False
+        repo = target.partition("/")[2].rpartition(":")[0]
+        kind = "application/vnd.oci.image.manifest.v1+json"
+        document = session.get(
+            f"http://{rig.host}/v2/{repo}/manifests/toc", headers={"Accept": kind}
+        ).json()
+    for layer in document["layers"]:
+        toc = layer["annotations"]["containerd.io/snapshot/stargz/toc.digest"]
+        place = names / toc
+        assert place.joinpath("diff").is_dir()
+        info = json.loads(place.joinpath("info").read_text())
+        assert info["toc-digest"] == toc
+        assert info["compressed-diff-digest"] == layer["digest"]
+        assert info["compressed-size"] == layer["size"] == place.joinpath("blob").stat().st_size
+        with pytest.raises(FileNotFoundError):
+            place.joinpath("use").open("x")
+    digest = document["layers"][-1]["digest"]
+    data = (names / digest / "blob").read_bytes()
+    assert f"sha256:{hashlib.sha256(data).hexdigest()}" == digest, "for podman push and save"
+    tree = golden / "images" / "layers-zstd" / "expected.jsonl"
+    assert_tree(names.joinpath(digest, "diff").readlink(), tree)
+    assert uses(rig) == len(document["layers"])
+    for layer in document["layers"]:
+        with pytest.raises(OSError, match="No such file") as gone:
+            (names / layer["digest"]).rmdir()
+        assert gone.value.errno == errno.ENOENT
+    assert (uses(rig), rig.erofs()) == (0, [])
+
+
+def test_names_that_mean_nothing(rig: Podman, image: str) -> None:
+    rig.start_store()
+    names = rig.store / "names"
+    assert list(names.iterdir()) == []
+    known = names / base64.b64encode(image.encode()).decode()
+    for path in (
+        names / "x", names / "..." / "y", names / base64.b64encode(b"NOT/a ref").decode(),
+        known / "sha256:0", known / f"sha256:{'0' * 64}", known / ("z" * 255),
+    ):  # fmt: skip
+        with pytest.raises(FileNotFoundError):
+            path.stat()
+    with pytest.raises(OSError, match="Read-only"):
+        names.joinpath("new").mkdir()
+    other = subprocess.run(
+        [BIN / "nydus-fscache", "store", rig.store, "--root", rig.root],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert other.returncode == 8
+    assert "another store serves" in other.stderr
