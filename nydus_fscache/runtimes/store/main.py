@@ -55,7 +55,8 @@ def main() -> int:
     parser.add_argument("--authfile", type=Path)
     parser.add_argument("--plain-http", action="append", default=[])
     args = parser.parse_args()
-    listener = log.start(os.environ.get("NYDUS_FSCACHE_LOG", "INFO"))
+    (args.store / STATE).mkdir(0o700, parents=True, exist_ok=True)
+    listener = log.start(args.store / STATE, os.environ.get(log.LEVEL) or "INFO")
     try:
         return _run(args)
     except FscacheError as e:
