@@ -36,3 +36,4 @@ def make_backend(config: Mapping[str, Any]) -> Backend:
 def preload() -> None:
     """Import what most images need, so that the first of them does not wait for it."""
     import_module("nydus_fscache.backend.registry")
+    import_module("encodings.idna")  # of host names

@@ -91,6 +91,26 @@ class UnitTable:
             extents.append(Extent(unit, unit + 1, *self.stored(unit)))
         return extents
 
+    def following(
+        self, first: int, window: Window, free: Callable[[int], bool], *, everything: bool
+    ) -> tuple[list[int], int]:
+        """Free units from the first one at or behind ``first`` on, of up to ``window.behind``
+        stored bytes and one at least; and the unit behind the last that was looked at.
+        ``everything``: past those that are not free, which end the window otherwise."""
+        found: list[int] = []
+        unit, room = first, window.behind
+        furthest = self.coff[first] + 2 * room if first < len(self.coff) else 0
+        while unit < min(len(self.coff), window.end):
+            if free(unit):
+                room -= self.clen[unit]
+                if found and room < 0:
+                    break
+                found.append(unit)
+            elif self.coff[unit] > furthest or (found and not everything):
+                break
+            unit += 1
+        return found, unit
+
     def extend(self, extent: Extent, window: Window, free: Callable[[int], bool]) -> Extent:
         """Let neighbours within ``window`` come along, those behind the extent first."""
 

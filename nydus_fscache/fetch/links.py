@@ -39,8 +39,14 @@ class _Image:
         self._seen: set[str] = set()
         self._directories: list[str] | None = None
 
+    def has_seen(self, needs: Needs) -> bool:
+        """A reader of everything meets thousands of programs, which need the same few files."""
+        return self._seen.issuperset(needs.paths) and self._seen.issuperset(needs.libraries)
+
     def follow(self, needs: Needs) -> None:
         """In the one thread that does this."""
+        if self.has_seen(needs):
+            return
         try:
             # not kept open: the file is asked whether the kernel alone has it
             bootstrap = rafs_v6.Bootstrap.from_file(self._path)
@@ -51,6 +57,7 @@ class _Image:
                 if name not in self._seen:
                     self._seen.add(name)
                     self._find(bootstrap, name, search)
+            self._seen.update(needs.paths)  # those that the image lacks too
         except Exception:  # a guess that fails costs nobody anything
             log.warning("what a program of %s needs is not loaded ahead", self._path, exc_info=True)
 
@@ -100,6 +107,8 @@ class Links:
             obj.on_program[digest] = partial(self._follow, image)
 
     def _follow(self, image: _Image, needs: Needs) -> None:
+        if image.has_seen(needs):
+            return
         try:
             self._worker.submit(image.follow, needs)
         except RuntimeError:  # this process ends

@@ -93,7 +93,7 @@ class Loader:
             self._fetcher.submit(Job(self._target, extent, Priority.DEMAND))
         self._programs.expect(wanted[0])
         self._load_neighbours(wanted, end, room)
-        if window.sequential and window.behind >= FIRST_WINDOW // 2 and end > asked:
+        if window.sequential and window.behind >= FIRST_WINDOW // 2:
             # a reader that goes on: one window more is under way while it reads this one
             self._load_ahead(wanted[0], end, window)
 
@@ -165,20 +165,25 @@ class Loader:
         with self._changed:
             pace = self._fetcher.pace(self._target.source.backend)
             following = self._planner.readahead.passed(unit, pace)
-        self._programs.touched(unit)
+            reads_all = self._planner.readahead.reads_all(unit)
+        if not reads_all:  # else the files of programs come in their turn, in fewer requests
+            self._programs.touched(unit)
         if following is not None:
             self._load_ahead(unit, *following)
 
     def _load_ahead(self, reader: int, first: int, window: Window) -> None:
         """Load from unit ``first`` on, for the reader that is at ``reader``."""
         with self._changed:
-            if first >= min(self._chunks.nunits, window.end) or not self._may_read_ahead(first):
-                return
-            extent = self._table.merge([first])[0]
-            extent = self._table.extend(extent, window, self._may_read_ahead)
-            self._planner.readahead.follow(reader, extent.end)
-        self._fetcher.submit(Job(self._target, extent, Priority.AHEAD))
-        self._mark(first, extent.end)
+            units, end = self._table.following(
+                first, window, self._may_read_ahead,
+                everything=self._planner.readahead.reads_all(reader),
+            )  # fmt: skip
+            self._planner.readahead.follow(reader, end)
+            extents = self._table.merge(units)
+        for extent in extents:
+            self._fetcher.submit(Job(self._target, extent, Priority.AHEAD))
+        if units:
+            self._mark(units[0], end)
 
     def _mark(self, first: int, end: int) -> None:
         """When the reader comes there, the next window is due; it may skip some files."""

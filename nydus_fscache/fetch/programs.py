@@ -2,13 +2,15 @@
 
 A program that is started needs its interpreter and libraries next; ``found`` is told which, as
 soon as enough of the file is here.  Files that came along unasked are looked at when a reader
-touches them, by a mark in the C core.  Thread-safe.
+touches them, by a mark in the C core; not all of those that a reader of everything touches.
+Thread-safe.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from nydus_fscache.fetch.extents import UnitTable
@@ -19,6 +21,8 @@ from nydus_fscache.image import elf
 
 _MAGICS = (elf.MAGIC, elf.SCRIPT)
 _LONGEST = 1 << 16  # units of one file
+_AT_ONCE = 48  # touched files that are looked at: a start touches 10 to 40,
+_PER_SECOND = 20  # and a reader of everything so many each moment
 
 
 class Programs:
@@ -43,6 +47,8 @@ class Programs:
         self._expected: dict[int, int] = {}  # first unit -> end, of files to be looked at
         self._marked: set[int] = set()  # first units of those that a reader may touch
         self._known: set[int] = set()  # first units of programs
+        self._looks = float(_AT_ONCE)
+        self._looked_at = time.monotonic()
 
     def is_program(self, unit: int) -> bool:
         return file_of(self._units, unit)[0] in self._known
@@ -78,8 +84,17 @@ class Programs:
         for near in range(unit, min(unit + 4, len(self._units))):
             if near in self._marked:
                 self._marked.discard(near)
-                self.expect(near)
-                self._look(near, file_of(self._units, near)[1])
+                if self._may_look(time.monotonic()):
+                    self.expect(near)
+                    self._look(near, file_of(self._units, near)[1])
+
+    def _may_look(self, now: float) -> bool:
+        earned = _PER_SECOND * (now - self._looked_at)
+        self._looks, self._looked_at = min(_AT_ONCE, self._looks + earned), now
+        if self._looks < 1:
+            return False
+        self._looks -= 1
+        return True
 
     def _read(self, off: int, length: int) -> bytes:
         try:

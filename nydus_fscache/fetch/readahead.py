@@ -12,10 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nydus_fscache.fetch.extents import UnitTable, Window
+from nydus_fscache.fetch.job import MIB
 from nydus_fscache.fetch.pace import FIRST_WINDOW, Pace
 
 READ_THROUGH = 0.75  # of a request's bytes, read before the reader comes to its end
 FILES_IN_A_ROW = 3
+# a reader that has read so much in a row, and nearly all of it, reads everything
+MANY_FILES, MANY_BYTES, NEARLY = 16, MIB // 4, 0.9
 SAMPLES = 64  # units that are looked at to see how much was read
 GROWTH = 8  # of the window, each time that a reader goes on
 STREAMS = 16  # readers followed at once in one blob
@@ -27,13 +30,14 @@ WasAsked = Callable[[int], bool]
 @dataclass(slots=True)
 class _Stream:
     """A reader that goes forward from ``start``; units up to ``end`` were asked for, those from
-    ``newest`` on at last; ``run`` stored bytes and ``files`` that it has read in a row;
-    ``window`` bytes at last."""
+    ``newest`` on at last; ``run`` stored bytes and ``files`` that it has come past in a row, of
+    which it has read ``read`` bytes; ``window`` bytes at last."""
 
     start: int
     end: int
     newest: int
     run: int = 0
+    read: int = 0
     files: int = 1
     window: int = 0
 
@@ -82,6 +86,15 @@ class Readahead:
         end = self._window_end(stream, unit)
         return (stream.end, Window(0, stream.window, end)) if stream.end < end else None
 
+    def reads_all(self, unit: int) -> bool:
+        """Is the unit in the window of a reader that reads one file after the other?"""
+        return any(
+            s.start <= unit < s.end
+            and s.files >= MANY_FILES
+            and MANY_BYTES <= s.run <= s.read / NEARLY
+            for s in self._streams
+        )
+
     def _read_through(self, first: int, end: int) -> bool:
         if self.was_asked is None:
             return True
@@ -92,9 +105,11 @@ class Readahead:
 
     def _goes_on(self, stream: _Stream, at: int, pace: Pace) -> None:
         """Its reader has read what it had up to unit ``at``: a larger window is due."""
-        read = range(stream.start, min(at, stream.end))
-        stream.run += sum(self._units.clen[u] for u in read)
-        stream.files += sum(not self._units.is_full[u] for u in read)
+        clen, passed = self._units.clen, range(stream.start, min(at, stream.end))
+        stream.run += sum(clen[u] for u in passed)
+        if self.was_asked is not None:
+            stream.read += sum(clen[u] for u in passed if self.was_asked(u))
+        stream.files += sum(not self._units.is_full[u] for u in passed)
         stream.window = min(pace.window(), max(stream.window, GROWTH * stream.run))
         stream.start = at
         stream.newest = stream.end

@@ -22,6 +22,7 @@ from nydus_fscache.errors import BackendError, BadImage, FscacheError, KernelRef
 from nydus_fscache.image.blob_id import checked_blob_id
 from nydus_fscache.image.blob_meta import MetaReader
 from nydus_fscache.registry.reference import canonical_host
+from rafs_v6 import ChunkMap
 from rafs_v6.validate import validate
 
 _PARALLEL_LOADS = 8
@@ -36,7 +37,7 @@ class ImageBlob:
     """A blob of the device table, in its order.  ``identity``: hex, of all that decoding needs."""
 
     info: rafs_v6.BlobInfo
-    chunks: rafs_v6.ChunkMap
+    chunks: ChunkMap
     identity: str
 
 
@@ -215,9 +216,21 @@ def _load_blob(
 def _checked_blob(
     info: rafs_v6.BlobInfo, bootstrap: rafs_v6.Bootstrap, reader: MetaReader
 ) -> ImageBlob:
-    _check_length(info, reader)
+    def read_at(blob_id: str, off: int, length: int) -> bytes:
+        """The answer to a range says how long the blob is: to ask for that would be one more
+        round trip.  It is looked at before anything is decoded."""
+        try:
+            data = reader.read_at(blob_id, off, length)
+        except BackendError as e:
+            if not e.retryable:
+                _check_length(info, reader)  # says it better
+            raise
+        _check_length(info, reader)
+        return data
+
     try:
-        chunks = rafs_v6.ChunkMap.load(info, reader.read_at, bootstrap, blob_size=reader.size)
+        chunks = ChunkMap.load(info, read_at, bootstrap, blob_size=reader.size)
+        _check_length(info, reader)
     except rafs_v6.ImageError as e:
         error = BadImage(
             f"blob {info.blob_id}: {e}",
@@ -239,7 +252,7 @@ def _check_length(info: rafs_v6.BlobInfo, reader: MetaReader) -> None:
         raise _Refused(cut)
 
 
-def _identity(info: rafs_v6.BlobInfo, chunks: rafs_v6.ChunkMap) -> str:
+def _identity(info: rafs_v6.BlobInfo, chunks: ChunkMap) -> str:
     """What must be equal for two images to share the cached data of a blob."""
     h = hashlib.sha256()
     h.update(f"{info.blob_id} {info.compressor} {info.digester} {chunks.flat_size} ".encode())

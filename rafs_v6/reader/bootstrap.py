@@ -13,6 +13,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -139,20 +140,25 @@ class Bootstrap:
         if len(tail):
             blocks.append(tail)
         at = bisect.bisect_right(blocks, name, key=self._first_name) - 1
-        entries: list[Dirent] = []
-        if at >= 0:
-            self._dirent_block(inode.nid, blocks[at], entries)
-        nid = next((e.nid for e in entries if e.name == name), None)
-        return None if nid is None else self.inode(nid)
+        if at < 0:
+            return None
+        block = blocks[at]
+        count = self._count(block)
+        at = bisect.bisect_left(range(count), name, key=partial(_name, block))
+        if at == count or _name(block, at) != name:
+            return None
+        return self.inode(DIRENT.unpack_from(block, at * EROFS_DIRENT_SIZE)[0])
 
     def _first_name(self, block: memoryview) -> bytes:
+        self._count(block)
+        return _name(block, 0)
+
+    def _count(self, block: memoryview) -> int:
+        """Entries of a directory's block."""
         start = DIRENT.unpack_from(block)[1] if len(block) >= EROFS_DIRENT_SIZE else 0
         if start % EROFS_DIRENT_SIZE or not EROFS_DIRENT_SIZE <= start <= len(block):
             raise ImageError(f"a directory block of {len(block)} bytes with its names at {start}")
-        end = len(block)
-        if start > EROFS_DIRENT_SIZE:
-            end = DIRENT.unpack_from(block, EROFS_DIRENT_SIZE)[1]
-        return bytes(block[start:end]).split(b"\0", 1)[0]
+        return int(start) // EROFS_DIRENT_SIZE
 
     def _dirent_block(self, nid: int, block: memoryview, entries: list[Dirent]) -> None:
         what = f"directory {nid}"
@@ -328,6 +334,15 @@ class Bootstrap:
         if self.block_size > mmap.PAGESIZE:
             return f"blocks of {self.block_size} bytes are larger than a page"
         return None
+
+
+def _name(block: memoryview, at: int) -> bytes:
+    """Of entry ``at`` of a directory's block."""
+    start = DIRENT.unpack_from(block, at * EROFS_DIRENT_SIZE)[1]
+    end = len(block)
+    if (at + 1) * EROFS_DIRENT_SIZE < DIRENT.unpack_from(block)[1]:
+        end = DIRENT.unpack_from(block, (at + 1) * EROFS_DIRENT_SIZE)[1]
+    return bytes(block[start:end]).split(b"\0", 1)[0]
 
 
 def _quoted(name: bytes) -> str:

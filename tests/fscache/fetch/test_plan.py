@@ -153,6 +153,22 @@ def test_crossing_the_mark_continues_the_stream() -> None:
     assert window.behind >= 500_000
 
 
+def test_the_window_of_a_reader_of_everything_goes_on_behind_what_is_there() -> None:
+    table = _table([10] * 100)
+    window = Window(0, 200, 100)
+    here = set(range(20, 25)) | set(range(30, 40))
+
+    def free(unit: int) -> bool:
+        return unit not in here
+
+    units, end = table.following(20, window, free, everything=False)
+    assert (units, end) == ([25, 26, 27, 28, 29], 30)
+    units, end = table.following(20, window, free, everything=True)
+    assert (units, end) == ([*range(25, 30), *range(40, 55)], 55)
+    assert table.following(95, Window(0, 0, 100), free, everything=True) == ([95], 96)
+    assert table.following(100, window, free, everything=True) == ([], 100)
+
+
 def test_random_reader_of_small_chunks_gets_one() -> None:
     """Full chunks of a large file that compress well are not small files."""
     table = UnitTable([16_000 * i for i in range(4000)], [16_000] * 4000, [65536] * 4000)
