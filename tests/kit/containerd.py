@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,11 @@ import rafs_v6
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
+PAUSE = "pause:latest"  # of pods
+# program -> what builds it, where it has another name
+_BUILDS = {
+    "containerd-nydus-grpc": "snapshotter", "buildkitd": "buildkit", "buildctl": "buildkit",
+}  # fmt: skip
 
 
 def peer(name: str) -> Path:
@@ -35,7 +40,7 @@ def peer(name: str) -> Path:
         [ROOT / "scripts" / "peers", "--dir"], capture_output=True, text=True, check=True
     )
     program = Path(where.stdout.strip()) / name
-    build = "snapshotter" if name == "containerd-nydus-grpc" else name
+    build = _BUILDS.get(name, name)
     done = subprocess.run(
         [ROOT / "scripts" / "peers", build], capture_output=True, text=True, check=False
     )
@@ -57,6 +62,7 @@ class Stack:
     recover_policy: str = "restart"
     fs_driver: str = "fusedev"
     prefetch: bool = False
+    cri: bool = False  # with the plugin that kubelets talk to
     environment: dict[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -127,7 +133,8 @@ address = ""
 
     def start_containerd(self) -> None:
         disabled = [
-            "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs",
+            *(() if self.cri else ("io.containerd.grpc.v1.cri",)),
+            "io.containerd.snapshotter.v1.btrfs",
             "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs",
             "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.opt",
             "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp",
@@ -145,13 +152,37 @@ disabled_plugins = {json.dumps(disabled)}
 [proxy_plugins.nydus]
   type = "snapshot"
   address = "{self.base}/sn.sock"
+{self._cri_settings() if self.cri else ""}
 """
         )
         self._spawn("containerd", ["containerd", "-c", str(settings)])
         self._wait_for(self.containerd_socket, "containerd")
 
-    def push(self, image: Path, tag: str = "latest") -> str:
-        """An image (image.boot and blobs/); returns its reference.
+    def _cri_settings(self) -> str:
+        hosts = self.base / "certs.d" / self.host
+        hosts.mkdir(parents=True, exist_ok=True)
+        (hosts / "hosts.toml").write_text(
+            f'server = "http://{self.host}"\n[host."http://{self.host}"]\n'
+            '  capabilities = ["pull", "resolve"]\n'
+        )
+        plugin = 'plugins."io.containerd.grpc.v1.cri"'
+        return f"""
+[{plugin}]
+  sandbox_image = "{self.host}/{PAUSE}"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [{plugin}.containerd]
+    snapshotter = "nydus"
+    disable_snapshot_annotations = false
+  [{plugin}.registry]
+    config_path = "{self.base}/certs.d"
+  [{plugin}.cni]
+    bin_dir = "/nonexistent"
+    conf_dir = "/nonexistent"
+"""
+
+    def push(self, image: Path, name: str = "", command: Sequence[str] = ()) -> str:
+        """An image (image.boot and blobs/); returns its reference.  ``name``: with its tag.
 
         Layers go in the order of the device slots.  Of a zran image they are the blobs with the
         metadata; the layers that these refer to are pushed beside them.
@@ -160,13 +191,14 @@ disabled_plugins = {json.dumps(disabled)}
         blobs = rafs_v6.Bootstrap.from_file(boot).blobs
         order = [blob.meta_blob_id if blob.is_separate else blob.blob_id for blob in blobs]
         contents = [(image / "blobs" / name).read_bytes() for name in order]
-        with Pusher(self.host, image.name) as push:
+        repository, _, tag = (name or f"{image.name}:latest").partition(":")
+        with Pusher(self.host, repository) as push:
             for blob in blobs:
                 if blob.is_separate:
                     push.blob((image / "blobs" / blob.blob_id).read_bytes())
             layer = bootstrap_layer(boot.read_bytes())
-            push.manifest(tag, nydus_manifest(push, layer, contents))
-        return f"{self.host}/{image.name}:{tag}"
+            push.manifest(tag, nydus_manifest(push, layer, contents, command))
+        return f"{self.host}/{repository}:{tag}"
 
     def pull(self, reference: str) -> None:
         self.run(

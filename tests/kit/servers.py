@@ -18,7 +18,7 @@ import ssl
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -171,11 +171,15 @@ def bootstrap_layer(bootstrap: bytes) -> bytes:
     return gzip.compress(out.getvalue(), 1)
 
 
-def nydus_manifest(push: Pusher, layer: bytes, blobs: list[bytes]) -> dict[str, Any]:
+def nydus_manifest(
+    push: Pusher, layer: bytes, blobs: list[bytes], command: Sequence[str] = ()
+) -> dict[str, Any]:
+    """``command``: of the image's containers."""
     tar = gzip.decompress(layer) if layer[:2] == b"\x1f\x8b" else layer
     digests = [hashlib.sha256(data).hexdigest() for data in (*blobs, tar)]
     rootfs = {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in digests]}
-    config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).encode()
+    document = {"architecture": "amd64", "os": "linux", "rootfs": rootfs}
+    config = json.dumps({**document, "config": {"Cmd": list(command)}}).encode()
     layers: list[dict[str, Any]] = [
         {
             "mediaType": "application/vnd.oci.image.layer.nydus.blob.v1",

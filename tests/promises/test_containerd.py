@@ -21,7 +21,7 @@ from typing import Any
 
 import cold_image
 import pytest
-from containerd import Stack, running
+from containerd import PAUSE, Stack, peer, running
 from trees import assert_tree
 
 START_S = 60.0
@@ -130,6 +130,24 @@ def test_a_container_writes_and_copies_up(cold: Path) -> None:
         again = rig.run_container(reference, "reader", "/bin/sh", "-c", "cat /etc/marked")
         assert again.stdout == "marked\n"
         removed_whole(rig, reference)
+
+
+@pytest.mark.parametrize("mode", ["shared", "dedicated"])
+def test_a_kubelets_pod(cold: Path, mode: str) -> None:
+    """Over the CRI: pod, container, its log; pause image and container are nydus images."""
+    with running(daemon_mode=mode, cri=True) as rig:
+        rig.push(cold, PAUSE, ["/bin/sleep", "100000"])
+        reference = rig.push(cold, "app:v1")
+        logs = rig.base / "pod"
+        said = rig.run(
+            str(peer("cri")), "-a", str(rig.containerd_socket), reference, str(logs),
+            "/bin/sh", "-c", "cat /etc/marked; echo new > /etc/new; cat /etc/new; ls /proc/1",
+        ).stdout  # fmt: skip
+        assert [line.split(" ", 3)[3] for line in said.splitlines()][:2] == ["marked", "new"]
+        rig.ctr("-n", "k8s.io", "images", "rm", "--sync", f"{rig.host}/{PAUSE}")
+        for row in rig.ctr("-n", "k8s.io", "images", "ls", "-q").stdout.split():
+            rig.ctr("-n", "k8s.io", "images", "rm", "--sync", row)
+        nothing_is_left(rig)
 
 
 def _kill_front(rig: Stack) -> None:
