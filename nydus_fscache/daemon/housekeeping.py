@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+import time
 
 from nydus_fscache.daemon.binder import Binder
 from nydus_fscache.daemon.engine import Engine
 from nydus_fscache.daemon.mounts import MountTable
 from nydus_fscache.daemon.record import Record
+from nydus_fscache.fetch.completion import Completion
 from nydus_fscache.log import event
 
 log = logging.getLogger("service")
@@ -26,6 +28,7 @@ class Housekeeper:
         self._mounts = mounts
         self._binder = binder
         self._record = record
+        self._completion = Completion(engine.prefetcher)
 
     def run(self, stopped: threading.Event) -> None:
         """Until then, in a thread of its own."""
@@ -46,6 +49,7 @@ class Housekeeper:
             except (OSError, ValueError) as e:
                 log.error("blob %s: presence is not recorded: %s", obj.name, e)
         self._note_independent()
+        self._completion.look([a for a in self._mounts.all() if a.mounted], time.monotonic())
         engine.tracer.collect()
         self._binder.release_in_background()
         engine.orphans.sweep()

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,6 +149,42 @@ def test_a_kubelets_pod(cold: Path, mode: str) -> None:
         for row in rig.ctr("-n", "k8s.io", "images", "ls", "-q").stdout.split():
             rig.ctr("-n", "k8s.io", "images", "rm", "--sync", row)
         nothing_is_left(rig)
+
+
+def test_a_complete_image_needs_nothing_of_ours(cold: Path) -> None:
+    """With ``prefetch_all``: front, host, service, keeper and snapshotter are killed for good."""
+    with running(prefetch=True) as rig:
+        reference = rig.push(cold)
+        rig.pull(reference)
+        with cold_reader(rig, reference, "reader") as reader:
+            wait_until(lambda: _is_independent(rig), f"it is not independent\n{rig.logs()}")
+            rig.end("snapshotter", signal.SIGKILL)
+            while pids := _ours(rig):
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            os.sync()
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+            assert reader.poll() is None, "it ended too soon"
+
+
+def _is_independent(rig: Stack) -> bool:
+    said = subprocess.run(
+        [Path(sys.executable).with_name("nydus-fscache"), "status", "--json",
+         "--root", rig.base / "nf"], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return all(mount["independent"] for mount in json.loads(said.stdout)["mounts"])
+
+
+def _ours(rig: Stack) -> list[int]:
+    """Processes of this project; not containerd's, nor those of tests."""
+    found = []
+    for pid in rig.daemon_pids():
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if any(name in word for word in words[:4] for name in (b"nydus", b"keeper")):
+                found.append(pid)
+    return found
 
 
 def _kill_front(rig: Stack) -> None:

@@ -35,6 +35,9 @@ class NodeDaemon:
         self.start()
         return self._document("POST", "/v1/mounts", request)
 
+    def prefetch(self, request: Document) -> Document:
+        return self._document("POST", "/v1/prefetches", request)
+
     def umount(self, mountpoint: str) -> Document:
         self.start()
         found = self._client.call("DELETE", "/v1/mounts", mountpoint=mountpoint)

@@ -94,6 +94,19 @@ class MountPoints:
             with self._lock:
                 self._mounts[instance.name] = instance
             self._views.show(point, Path(instance.source))
+            self._load_files(instance, config, point)
+
+    def _load_files(self, instance: Instance, config: Config, point: Path) -> None:
+        """``prefetch_files``, before all the rest; those that are not in the image do not count."""
+        policy = config.tuning.prefetch
+        if not instance.prefetch_files or policy == "none":
+            return
+        if not self._load(instance, point, instance.prefetch_files):
+            for path in instance.prefetch_files:
+                self._load(instance, point, [path])
+        if policy == "all":
+            with contextlib.suppress(FscacheError):
+                self._engine.prefetch({"mountpoint": str(point), "prefetch": policy})
 
     def _map_ids(self, point: Path, ids: IdMap) -> None:
         """By a mount over the engine's; nothing is mounted when it cannot be had."""
@@ -105,6 +118,16 @@ class MountPoints:
             with contextlib.suppress(FscacheError):
                 self._engine.umount(str(point))
             raise
+
+    def _load(self, instance: Instance, point: Path, paths: list[str]) -> bool:
+        """False when one of them is not in the image."""
+        try:
+            self._engine.prefetch({"mountpoint": str(point), "paths": paths})
+        except FscacheError as e:
+            if len(paths) == 1:
+                self._log.warning("%s: %s is not loaded ahead: %s", instance.name, paths[0], e)
+            return False
+        return True
 
     def _mount_with_patience(self, request: Document) -> None:
         deadline = time.monotonic() + MOUNT_PATIENCE_S
@@ -202,7 +225,7 @@ def _request(instance: Instance, config: Config, point: Path) -> Document:
         "tuning": asdict(config.tuning),
         "mountpoint": str(point),
         "source": instance.source,
-        "prefetch": "auto",
+        "prefetch": "none" if instance.prefetch_files else "auto",
     }
 
 

@@ -67,6 +67,18 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "(default: the trace when there is one, else the table)",
     )
     parser.add_argument(
+        "--complete",
+        action="store_true",
+        help="load all of it behind its readers, whatever fails meanwhile; then it needs no "
+        "daemon any more (status: independent)",
+    )
+    parser.add_argument(
+        "--bandwidth",
+        metavar="SIZE",
+        type=parse_size,
+        help="what is loaded ahead takes at most this in a second, such as 20M",
+    )
+    parser.add_argument(
         "--cache-limit",
         metavar="SIZE",
         type=parse_size,
@@ -122,10 +134,12 @@ def run(args: argparse.Namespace) -> int:
             **image,
             "mountpoint": str(args.mountpoint),
             "transport": args.transport,
-            "prefetch": args.prefetch,
+            "prefetch": "all" if args.complete else args.prefetch,
             "cache_limit": args.cache_limit,
             "mount_namespace": mount_namespace(),
         }
+        if args.bandwidth is not None:
+            request["tuning"] = {**(image.get("tuning") or {}), "bandwidth": args.bandwidth}
         answer = client.call_first("POST", "/v1/mounts", request)
     if args.json:
         print(json.dumps(answer))

@@ -50,6 +50,7 @@ class Engine:
         self.mounts: list[dict[str, Any]] = []
         self.failures: list[Exception] = []
         self.logins: list[dict[str, Any]] = []
+        self.prefetches: list[Any] = []
         self.busy = False
 
     def mount(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +64,12 @@ class Engine:
                 "blobs": [BLOB], "fsid": "", "domain": "",
             }
         )  # fmt: skip
+        return {}
+
+    def prefetch(self, request: dict[str, Any]) -> dict[str, Any]:
+        if "/gone" in request.get("paths", ()):
+            raise UsageError("/gone is not in the image")
+        self.prefetches.append(request.get("paths") or request["prefetch"])
         return {}
 
     def umount(self, mountpoint: str) -> dict[str, Any]:
@@ -444,3 +451,21 @@ def test_a_remount_that_fails_leaves_the_old_mount(rig: Rig) -> None:
     assert rig.call("PUT", "/api/v1/mount?mountpoint=/3", body)[0] == 500
     assert [m["image"] for m in rig.engine.mounts] == ["/image.boot"]
     assert (rig.mountpoint / "3").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "files", "done"),
+    [
+        ({"enable": True, "prefetch_all": True}, ["/a", "/b"], [["/a", "/b"], "all"]),
+        ({"enable": True, "prefetch_all": False}, ["/a", "/gone"], [["/a"]]),
+        ({"enable": False}, ["/a"], []),
+        ({"enable": True, "prefetch_all": True}, [], []),
+    ],
+)
+def test_prefetch_files_come_first(
+    rig: Rig, prefetch: dict[str, Any], files: list[str], done: list[Any]
+) -> None:
+    config = json.dumps({**json.loads(CONFIG), "fs_prefetch": prefetch})
+    body = {"fs_type": "rafs", "source": "/i", "config": config, "prefetch_files": files}
+    assert rig.call("POST", "/api/v1/mount?mountpoint=/3", body) == (204, None)
+    assert rig.engine.prefetches == done
