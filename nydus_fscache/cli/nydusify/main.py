@@ -39,6 +39,7 @@ COMMANDS = {
     "copy": "copy",
     "build": "pack",
     "chunkdict": "chunkdict",
+    "commit": "commit",
     "mount": "mount",
     "optimize": "optimize",
     "trace": "trace",

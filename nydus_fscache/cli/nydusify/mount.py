@@ -92,7 +92,10 @@ def _serve(point: Path, words: list[str], root: Path, stop: threading.Event) -> 
     point.mkdir(parents=True, exist_ok=True)
     image, *more = words
     try:
-        _call("mount", image, str(point), "--root", str(root), *more)
+        try:
+            _call("mount", image, str(point), "--root", str(root), *more)
+        except ConvertError as e:
+            raise ConvertError(f"{e}{_last_words(root)}") from e
         log.info("Please send signal SIGINT/SIGTERM to umount the file system")
         try:
             stop.wait()
@@ -103,6 +106,15 @@ def _serve(point: Path, words: list[str], root: Path, stop: threading.Event) -> 
         _call("stop", "--root", str(root), quiet=True)
         if made:
             point.rmdir()
+
+
+def _last_words(root: Path) -> str:
+    """Of the daemon: its log goes with the work directory."""
+    try:
+        lines = (root / "daemon.log").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "".join(f"; {line}" for line in lines[-5:])
 
 
 def _call(*words: str, quiet: bool = False) -> None:
