@@ -10,7 +10,6 @@ nydusd's (docs/nydusd.md, "Configuration").
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +129,8 @@ def document_of(text: str, where: object) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
+        import tomllib  # noqa: PLC0415 - a MiB, for the rarer kind
+
         try:
             document = tomllib.loads(text)
         except (ValueError, RecursionError) as e:

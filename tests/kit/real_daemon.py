@@ -109,7 +109,7 @@ class Daemon:
 @contextlib.contextmanager
 def started(program: Path, base: Path, *words: str, answers: bool = True) -> Iterator[Daemon]:
     """``nydusd fuse``; ``base``: a directory that is removed at the end.  ``words``: more of the
-    command line."""
+    command line; ``answers``: wait until it does."""
     for name in ("mnt", "cache"):
         (base / name).mkdir(parents=True)
     with (base / "log").open("wb") as log:
@@ -118,7 +118,8 @@ def started(program: Path, base: Path, *words: str, answers: bool = True) -> Ite
                 program, "fuse", "--mountpoint", base / "mnt", "--apisock", base / "api.sock",
                 "--log-level", "info", "--rlimit-nofile", "0", *words,
             ],
-            stdout=log, stderr=log, env={**os.environ, "NYDUS_FSCACHE_ROOT": str(base / "root")},
+            stdout=log, stderr=log,
+            env={"NYDUS_FSCACHE_ROOT": str(base / "root"), **os.environ},
         )  # fmt: skip
     made = Daemon(base, process)
     try:
@@ -145,9 +146,7 @@ def _end(daemon: Daemon) -> None:
         daemon.process.wait(30)
     daemon.process.kill()
     daemon.process.wait()
-    for pid in _named(daemon.base):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    end_all(daemon.base)
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     points = [line.split()[4] for line in lines if line.split()[4].startswith(f"{daemon.base}/")]
     for point in reversed(points):
@@ -155,7 +154,13 @@ def _end(daemon: Daemon) -> None:
     shutil.rmtree(daemon.base, ignore_errors=True)
 
 
-def _named(base: Path) -> list[int]:
+def end_all(base: Path) -> None:
+    for pid in named(base):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def named(base: Path) -> list[int]:
     """Processes with this directory in their command line: keeper, service, host of fronts."""
     found = []
     for entry in Path("/proc").iterdir():

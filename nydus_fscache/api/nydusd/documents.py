@@ -6,11 +6,9 @@ server could know (operations by kind, their latency) are 0 here: the kernel ser
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,8 @@ VERSION_TEXT = (
 
 _BUCKETS, _OPERATIONS = 8, 15
 _SUPER_OFFSET = 1024
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _SECOND = 1_000_000_000  # nanoseconds
 MAX_ERRORS, MAX_ERRORS_SIZE = 500, 51200
 
@@ -151,7 +151,10 @@ class ErrorRing:
         self._total_size = 0
 
     def add(self, text: str) -> None:
-        line = f"{formatdate(usegmt=True)} - {text}"[:MAX_ERRORS_SIZE]
+        now = time.gmtime()
+        day, month = _DAYS[now.tm_wday], _MONTHS[now.tm_mon - 1]  # of HTTP, in no other language
+        date = time.strftime(f"{day}, %d {month} %Y %H:%M:%S GMT", now)
+        line = f"{date} - {text}"[:MAX_ERRORS_SIZE]
         self._errors.append(line)
         self._size += len(line)
         self._total_errors += 1
@@ -224,4 +227,6 @@ def _unopened_blob(blob_id: str) -> Document:
 
 def fsid_of_snapshot(snapshot: str) -> str:
     """The fsid that nydus-snapshotter gives the image of a snapshot."""
+    import hashlib  # noqa: PLC0415 - OpenSSL, which fronts of FUSE mounts do without
+
     return hashlib.sha256(f"nydus-snapshot-{snapshot}".encode()).hexdigest()

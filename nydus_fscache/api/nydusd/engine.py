@@ -58,6 +58,7 @@ class NodeDaemon:
         return dict(self._client.call("DELETE", "/v1/cached", name=name))
 
     def status(self) -> Document:
+        self.start()
         return self._document("GET", "/v1/status")
 
     def login(self, request: Document) -> Document:

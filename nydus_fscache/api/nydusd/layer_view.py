@@ -16,8 +16,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from nydus_fscache.errors import FscacheError
@@ -42,7 +40,7 @@ def layer_of(point: Path, source: Path) -> Path | None:
 
 
 class LayerViews:
-    """``work``: a directory for what is under way.  Of one node, made by one process."""
+    """``work``: a directory for what is under way; its parent is there."""
 
     def __init__(self, work: Path, log: logging.Logger) -> None:
         self._work = work
@@ -67,12 +65,12 @@ class LayerViews:
             self._log.warning("%s is not shown at %s: %s", point, layer, e)
 
     def _make(self, point: Path, layer: Path, device: str) -> None:
-        self._work.mkdir(mode=0o700, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=self._work))
+        made = self._work / layer.parent.name
+        view, lower, trial = made / "view", made / "lower", made / "trial"
+        directories = (self._work, made, view, trial, lower, lower / "image")
         try:
-            view, lower, trial = made / "view", made / "lower", made / "trial"
-            for directory in (view, lower / "image", trial):
-                directory.mkdir(parents=True)
+            for directory in directories:
+                directory.mkdir(mode=0o755, exist_ok=True)
             if (point / "image").is_dir() and not (point / "image").is_symlink():
                 bind(point, view)
             elif os.path.lexists(point / "image"):
@@ -83,8 +81,10 @@ class LayerViews:
             bind(view, layer, whole=True)
         finally:
             with contextlib.suppress(FscacheError):
-                umount(made / "view", lazy=True)
-            shutil.rmtree(made, ignore_errors=True)
+                umount(view, lazy=True)
+            for directory in reversed(directories[1:]):
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
 
     def _stacks(self, point: Path, lower: Path, view: Path, trial: Path, device: str) -> bool:
         """Mount the overlay; can a container's one be put on it?  An overlay and a file system

@@ -15,7 +15,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -26,7 +26,9 @@ log = logging.getLogger("nydusd")
 
 MAX_BODY = 51200
 MAX_CONNECTIONS = 256
-TOO_LARGE = 413
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+NO_CONTENT, TOO_LARGE = 204, 413
+_MAX_LINE, _MAX_HEADERS = 65536, 100
 _DRAINED = 1 << 20  # bytes of a body that is too large
 _DRAIN_S = 1.0
 _REQUEST_WORDS = 3
@@ -48,102 +50,148 @@ class Refused(Exception):
 Answer = Callable[[str, str, Query, bytes | None], Any]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Server
-    raw_requestline: bytes
+class _Broken(Exception):
+    """What came is not a request; it gets an answer, and the connection ends."""
 
-    def _answer(self) -> None:
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """``headers``: names in lower case."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    keeps_open: bool
+
+
+class _Connection:
+    """Its requests, one after the other.  Not http.server: with all that this imports, the process
+    of all fronts would take a third more memory."""
+
+    def __init__(self, connection: socket.socket, answer: Answer) -> None:
+        self._socket = connection
+        self._file = connection.makefile("rb")
+        self._call = answer
+
+    def serve(self) -> None:
+        with contextlib.suppress(ConnectionError), self._file:
+            while self._one():
+                pass
+
+    def _one(self) -> bool:
+        """Is there to be another?"""
         try:
-            body = self._body()
-            path, query = self._target()
-            document = self.server.answer(self.command, path, query, body)
-            self._send(204 if document is None else 200, document)
+            request = self._request()
+            if request is None:
+                return False
+            body = self._body(request)
+        except _Broken as e:
+            self._send(400, error(str(e)), keep_open=False)
+            return False
         except Refused as e:
-            self._send(e.status, error(str(e)))
-            if e.status == TOO_LARGE:
-                self._drain()
-        except Exception as e:  # a fault of ours is an answer too, or the client waits for ever
-            log.exception("%s %s", self.command, self.path)
-            self._send(500, error(f"internal error: {e!r}"))
+            self._send(e.status, error(str(e)), keep_open=False)
+            self._drain()
+            return False
+        status, document = self._answer(request, body)
+        self._send(status, document, keep_open=request.keeps_open)
+        return request.keeps_open
 
-    def parse_request(self) -> bool:
-        if self.raw_requestline.strip():
-            return super().parse_request()
-        self.command = self.requestline = ""
-        self.send_error(400)
-        return False
-
-    def _target(self) -> tuple[str, Query]:
-        """As it was sent: ``self.path`` has lost a doubled slash."""
-        words = self.requestline.split()
-        if len(words) != _REQUEST_WORDS:  # HTTP/0.9, which has no head that an answer could follow
-            self.close_connection = True
-            raise Refused(400, "BadRequest")
+    def _answer(self, request: _Request, body: bytes | None) -> tuple[int, Any]:
         try:
-            url = urlsplit(words[1])
-            query = parse_qs(url.query, keep_blank_values=True)
-        except ValueError as e:
-            raise Refused(400, "BadRequest") from e
-        if words[1].startswith("//"):
-            raise Refused(404, "NoRoute")
-        if not url.path.startswith("/"):
-            raise Refused(400, "BadRequest")
-        return url.path, {name: values[0] for name, values in query.items()}
+            path, query = _parsed(request.target)
+            document = self._call(request.method, path, query, body)
+        except Refused as e:
+            return e.status, error(str(e))
+        except Exception as e:  # a fault of ours is an answer too, or the client waits for ever
+            log.exception("%s %s", request.method, request.target)
+            return 500, error(f"internal error: {e!r}")
+        return (NO_CONTENT if document is None else 200), document
 
-    def _body(self) -> bytes | None:
-        if "Transfer-Encoding" in self.headers:
-            self.close_connection = True
-            raise Refused(400, "BadRequest")
-        text = self.headers.get("Content-Length") or "0"
-        if not (text.isascii() and text.isdigit()):
-            self.close_connection = True
-            raise Refused(400, "BadRequest")
+    def _line(self) -> str:
+        line = self._file.readline(_MAX_LINE + 1)
+        if len(line) > _MAX_LINE:
+            raise _Broken("Line too long")
+        return line.decode("latin-1")
+
+    def _request(self) -> _Request | None:
+        """None at the end of the connection."""
+        line = self._line()
+        if not line:
+            return None
+        words = line.split()
+        if len(words) != _REQUEST_WORDS:
+            raise _Broken("BadRequest")
+        method, target, version = words
+        if version not in ("HTTP/1.0", "HTTP/1.1"):
+            raise _Broken("Unsupported HTTP version")
+        if method not in METHODS:
+            raise _Broken("Unsupported method")
+        headers = self._headers()
+        wish = headers.get("connection", "").lower()
+        keeps_open = wish == "keep-alive" if version == "HTTP/1.0" else wish != "close"
+        return _Request(method, target, headers, keeps_open)
+
+    def _headers(self) -> dict[str, str]:
+        headers: dict[str, str] = {}
+        for _ in range(_MAX_HEADERS):
+            line = self._line()
+            if line in ("\r\n", "\n"):
+                return headers
+            name, colon, value = line.partition(":")
+            if not colon:
+                raise _Broken("BadRequest")
+            headers[name.strip().lower()] = value.strip()
+        raise _Broken("Too many headers")
+
+    def _body(self, request: _Request) -> bytes | None:
+        """Raises ``Refused`` when it is too large."""
+        text = request.headers.get("content-length") or "0"
+        if "transfer-encoding" in request.headers or not (text.isascii() and text.isdigit()):
+            raise _Broken("BadRequest")
         if len(text) > len(str(MAX_BODY)) + 1 or int(text) > MAX_BODY:
-            self.close_connection = True
             raise Refused(TOO_LARGE, "BadRequest")
-        data = self.rfile.read(int(text))
+        if request.headers.get("expect", "").lower() == "100-continue":
+            self._socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        data = self._file.read(int(text))
         if len(data) < int(text):
-            self.close_connection = True
-            raise Refused(400, "BadRequest")
+            raise _Broken("BadRequest")
         return data or None
 
     def _drain(self) -> None:
         """Of a body that was refused: a sender that finds the connection closed in the middle of
         it sees no answer."""
         with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_WR)
-            self.connection.settimeout(_DRAIN_S)
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(_DRAIN_S)
             left = _DRAINED
-            while left > 0 and (part := self.connection.recv(1 << 16)):
+            while left > 0 and (part := self._socket.recv(1 << 16)):
                 left -= len(part)
 
-    def _send(self, status: int, document: Any) -> None:
-        head = [f"HTTP/1.1 {status} ", "Server: Nydus API"]
-        head.append(f"Connection: {'close' if self.close_connection else 'keep-alive'}")
-        data = b""
-        if status != 204:
-            data = json.dumps(document).encode()
-            head += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
-        self.wfile.write("\r\n".join([*head, "", ""]).encode() + data)
+    def _send(self, status: int, document: Any, *, keep_open: bool) -> None:
+        self._socket.sendall(_rendered(status, document, keep_open=keep_open))
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What http.server itself refuses: too long, too many headers, not HTTP, other methods.
-        Its codes for these are 400 to nydusd's callers."""
-        self.close_connection = True
-        self._send(400, error(message or "BadRequest"))
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = _answer  # noqa: N815
+def _parsed(target: str) -> tuple[str, Query]:
+    if target.startswith("//"):
+        raise Refused(404, "NoRoute")
+    try:
+        url = urlsplit(target)
+        query = parse_qs(url.query, keep_blank_values=True)
+    except ValueError as e:
+        raise Refused(400, "BadRequest") from e
+    if not url.path.startswith("/"):
+        raise Refused(400, "BadRequest")
+    return url.path, {name: values[0] for name, values in query.items()}
 
-    def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):
-            super().handle()
 
-    def address_string(self) -> str:
-        return "unix"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        log.debug(format, *args)
+def _rendered(status: int, document: Any, *, keep_open: bool) -> bytes:
+    head = [f"HTTP/1.1 {status} ", "Server: Nydus API"]
+    head.append(f"Connection: {'keep-alive' if keep_open else 'close'}")
+    data = b""
+    if status != NO_CONTENT:
+        data = json.dumps(document).encode()
+        head += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
+    return "\r\n".join([*head, "", ""]).encode() + data
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
@@ -151,9 +199,9 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
     block_on_close = False
 
     def __init__(self, listener: socket.socket, answer: Answer) -> None:
-        super().__init__(listener.getsockname(), _Handler)
+        super().__init__(listener.getsockname(), socketserver.BaseRequestHandler)
         self.socket = listener
-        self.answer = answer
+        self._answer = answer
         self._open = threading.Semaphore(MAX_CONNECTIONS)
 
     def fileno(self) -> int:
@@ -167,9 +215,12 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
             return True
         request.setblocking(False)
         with contextlib.suppress(OSError):
-            request.send(b"HTTP/1.1 503 \r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            request.send(_rendered(503, error("too many connections"), keep_open=False))
         request.close()
         return False
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        _Connection(request, self._answer).serve()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
