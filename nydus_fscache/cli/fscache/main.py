@@ -42,6 +42,7 @@ COMMANDS = (
     "gc",
     "login",
     "store",
+    "graphdriver",
 )
 
 PROG = "nydus-fscache"
