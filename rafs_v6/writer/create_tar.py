@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from rafs_v6.format.erofs import TARFS_BLOCK, BlobFeatures, BlobRecord, Compressor
 from rafs_v6.writer.blob_chunks import BlobChunks
@@ -17,7 +18,8 @@ from rafs_v6.writer.prefetch import prefetch_rows
 from rafs_v6.writer.refer import refer_chunks, tarfs_chunks
 from rafs_v6.writer.sources.source import Source
 from rafs_v6.writer.sources.tar import TarSource
-from rafs_v6.writer.sources.tar_file import TarFile, open_tar_file
+from rafs_v6.writer.sources.tar_file import GZIP_MAGIC, TarFile, open_tar_file
+from rafs_v6.writer.stream import create_from_stream
 from rafs_v6.writer.trailer import blob_id_of
 from rafs_v6.writer.tree import Tree
 
@@ -25,13 +27,24 @@ from rafs_v6.writer.tree import Tree
 def create_from_tar(
     source: Path, options: CreateOptions, into: Into = Into.RAFS, *, estargz: bool = False
 ) -> Created:
-    """Build an image of a tar or tar.gz, which may be a pipe."""
+    """Build an image of a tar or tar.gz, which may be a pipe.
+
+    A plain tar out of a pipe is not kept anywhere, unless some of its files are to come first.
+    """
     refers = into is not Into.RAFS
     if refers and (options.chunks.batch_size or options.chunks.cipher):
         raise BuildError(
             "--batch-size and --encrypt are for data that are stored: choose --type targz-rafs"
         )
-    stored = open_tar_file(source, digest=refers)
+    stream, first = source.open("rb"), b""
+    if into is Into.RAFS and not stream.seekable() and options.prefetch in ([], [b"/"]):
+        first = stream.read(len(GZIP_MAGIC))
+        if first != GZIP_MAGIC:
+            with stream:
+                return create_from_stream(
+                    _Prefixed(first, stream), None, options, estargz=estargz
+                )
+    stored = open_tar_file(stream, first, digest=refers)
     with (
         closing(stored.file),
         closing(
@@ -54,6 +67,19 @@ def create_from_tar(
             refer_chunks(tree, source, chunks, options.chunks, stored, options.progress)
 
         return create(tar, options, refer if refers else None)
+
+
+class _Prefixed:
+    """``stream`` with the bytes that were read of it already."""
+
+    def __init__(self, first: bytes, stream: IO[bytes]) -> None:
+        self._first, self._stream = first, stream
+
+    def read(self, length: int, /) -> bytes:
+        if self._first:
+            data, self._first = self._first[:length], self._first[length:]
+            return data
+        return self._stream.read(length)
 
 
 def _create_tarfs(tree: Tree, options: CreateOptions, tar: TarFile) -> Created:

@@ -41,19 +41,20 @@ class Readable(Protocol):
 
 
 def create_from_stream(
-    tar: Readable, stored_size: int, options: CreateOptions, *, out: IO[bytes] | None = None,
+    tar: Readable, stored_size: int | None, options: CreateOptions, *, out: IO[bytes] | None = None,
     estargz: bool = False,
 ) -> Created:  # fmt: skip
     """Build an image of a plain tar, whose end is read too.
 
     ``stored_size``: bytes of the layer as it is stored, compressed or not, which bound what its
-    headers may take.  ``out``: where the blob goes instead of a file that ``options`` name; it is
-    flushed, and left open.  When this raises, what ``out`` got is not a blob.
+    headers may take; None for those of the tar itself.  ``out``: where the blob goes instead of a
+    file that ``options`` name; it is flushed, and left open.  When this raises, what ``out`` got
+    is not a blob.
 
     Raises ``SourceError`` for a bad tar, and what ``tar`` and ``out`` raise.
     """
     cursor = _StreamCursor(tar)
-    found = TarTree(stored_size, options.whiteouts)
+    found = TarTree(stored_size or 0, options.whiteouts)
     heap = found.tree
     heap.chunk_size = options.chunks.chunk_size
     base = load_base(options.parent, options.chunk_dict, defaults_of(options), options.whiteouts)
@@ -63,6 +64,8 @@ def create_from_stream(
         writer = ChunkWriter(heap, options.chunks, chunks, blob.write)
         try:
             for member in members(cursor):
+                if stored_size is None:
+                    found.stored_size = cursor.pos
                 row = found.add(member, 0)
                 if member.type == tar_members.REGULAR and member.size:
                     _add_data(writer, cursor, member, row, heap.chunk_size)

@@ -46,7 +46,7 @@ class TarTree:
     """
 
     def __init__(self, stored_size: int, whiteouts: WhiteoutSpec) -> None:
-        self._names_left = _FREE_NAMES + stored_size // _STORED_PER_NAME
+        self.stored_size, self._names = stored_size, 0
         self._whiteouts = whiteouts
         self._xattrs = LinuxXattrs()
         # As the members come; what a later one replaces stays, and is not copied.
@@ -118,9 +118,9 @@ class TarTree:
         return self._heap.add(ROOT, b"", node, flags)
 
     def _count_name(self) -> None:
-        if not self._names_left:
+        if self._names >= _FREE_NAMES + self.stored_size // _STORED_PER_NAME:
             raise SourceError("the tar has more names than one of its size can have: is it a bomb?")
-        self._names_left -= 1
+        self._names += 1
 
     def _find(self, link: bytes, name: bytes) -> int:
         """The target of a hard link."""

@@ -16,7 +16,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -25,7 +24,7 @@ from rafs_v6.writer.background import Background
 from rafs_v6.writer.errors import SourceError
 
 _PIECE = 1 << 20
-_GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
 # A point for so many uncompressed bytes: 1.5 MB of memory for a GB, and a context begins that near.
 _SPACING = 16 << 10
 
@@ -91,15 +90,17 @@ class TarFile:
         self.file.close()
 
 
-def open_tar_file(source: Path, *, digest: bool) -> TarFile:
-    """Raises ``SourceError`` for a damaged gzip stream, ``OSError`` of reading and of the copy."""
-    stream = source.open("rb")
+def open_tar_file(stream: IO[bytes], first: bytes = b"", *, digest: bool) -> TarFile:
+    """Takes ``stream`` over, of which ``first`` was read already (two bytes, or none).
+
+    Raises ``SourceError`` for a damaged gzip stream, ``OSError`` of reading and of the copy.
+    """
     file: IO[bytes] = stream
     index = None
     sha256 = hashlib.sha256() if digest else None
     try:
-        first = stream.read(_PIECE)
-        if first.startswith(_GZIP_MAGIC):
+        first += stream.read(_PIECE)
+        if first.startswith(GZIP_MAGIC):
             file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
             index, size = _inflate(stream, first, file, sha256)
         elif not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):

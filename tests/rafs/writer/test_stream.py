@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -129,3 +133,52 @@ def test_what_the_stream_raises_is_raised(tmp_path: Path) -> None:
     with pytest.raises(ConnectionResetError):
         create_from_stream(Broken(LAYER[:200_000], 4096), len(LAYER), options)
     assert list(tmp_path.iterdir()) == []
+
+
+def _through_a_pipe(tmp_path: Path, data: bytes, name: str, *words: str, text: bytes = b"") -> Path:
+    """``nydus-image create`` of what comes through a named pipe; the bootstrap."""
+    pipe, boot = tmp_path / f"{name}.fifo", tmp_path / f"{name}.boot"
+    os.mkfifo(pipe)
+    feeding = threading.Thread(target=pipe.write_bytes, args=(data,), daemon=True)
+    feeding.start()
+    create = ["create", "-t", "tar-rafs", "-B", str(boot), "-D", str(tmp_path), *words, str(pipe)]
+    done = subprocess.run(
+        [sys.executable, "-c", _GUARDED, *create], input=text, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    feeding.join(10)
+    return boot
+
+
+# A temporary file of any kind is an error, where the test says so.
+_GUARDED = """
+import os, sys, tempfile
+from rafs_v6.cli import main
+def refuse(*args, **options): raise OSError("a temporary file")
+if "gz" not in sys.argv[-1] and "some" not in sys.argv[-1]: tempfile.TemporaryFile = refuse
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_tar_from_a_pipe_lies_nowhere(tmp_path: Path) -> None:
+    source, boot = tmp_path / "t.tar", tmp_path / "file.boot"
+    source.write_bytes(LAYER)
+    words = ["create", "-t", "tar-rafs", "-B", str(boot), "-D", str(tmp_path), str(source)]
+    assert main(words) == 0
+    want = image_tree(rafs_v6.open(boot, blobs=tmp_path))
+    policy = ("--prefetch-policy", "fs")
+    for name, data, words, text in (
+        ("plain", LAYER, (), b""), ("all", LAYER, policy, b"/"),
+        ("gz", gzip.compress(LAYER), (), b""), ("some", LAYER, policy, b"/d/again"),
+    ):  # fmt: skip
+        made = _through_a_pipe(tmp_path, data, name, *words, text=text)
+        assert image_tree(rafs_v6.open(made, blobs=tmp_path)) == want, name
+        assert main(["check", str(made), "-D", str(tmp_path)]) == 0
+
+
+def test_a_stream_of_too_many_names_is_refused(tmp_path: Path) -> None:
+    """Names that members imply: each directory on the way to them is one."""
+    deep = [member(f"{i}/" + "/".join("a" * 2000), DIR) for i in range(150)]
+    options = _options(inline_meta=False, bootstrap=tmp_path / "boot", blob_dir=tmp_path)
+    with pytest.raises(SourceError, match="is it a bomb"):
+        create_from_stream(io.BytesIO(tar(*deep)), None, options)
