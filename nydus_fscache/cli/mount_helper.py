@@ -30,9 +30,11 @@ examples:
   mount -t erofs.nydus registry.example/app:1.2-nydus /mnt/app
   mount -t erofs.nydus image.boot /mnt/app -o blob_dir=/srv/blobs
 
-In /etc/fstab, _netdev has it wait for the network:
+In /etc/fstab, _netdev has it wait for the network, and x-systemd.requires for the daemon's unit,
+which is stopped after the mount is gone (one line):
 
-  registry.example/app:1.2-nydus  /mnt/app  erofs.nydus  _netdev,nofail  0  0
+  registry.example/app:1.2-nydus  /mnt/app  erofs.nydus
+      _netdev,nofail,x-systemd.requires=nydus-fscache.service  0  0
 
 Options of its own are blob_dir=DIR, backend=FILE, plain_http, transport=T, prefetch=P,
 cache_limit=SIZE and root=DIR, with the meaning that they have for nydus-fscache mount. A comma in

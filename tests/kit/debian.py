@@ -7,10 +7,12 @@ own that is gone afterwards, with all that ran in it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -28,6 +30,11 @@ INSIDE = (
     "systemd-sysv", "dbus", "kmod", "ca-certificates",
 )  # fmt: skip
 PATIENCE_S = 600
+_STALE_S = 3600.0
+_DEVICES = {
+    "null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9),
+    "tty": (5, 0), "fuse": (10, 229),
+}  # fmt: skip
 
 
 def base() -> Path:
@@ -57,10 +64,11 @@ def base() -> Path:
 
 
 def package() -> Path:
-    """Built by ``scripts/package``, of the sources as they are now."""
+    """Built by ``scripts/package``, of the programs as they are now (documents may be older)."""
     names = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "csrc", "docs",
-         "nydus_fscache", "packaging", "rafs_v6", "resources", "scripts", "pyproject.toml"],
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "csrc",
+         "nydus_fscache", "packaging", "rafs_v6", "scripts/package", "scripts/manual",
+         "pyproject.toml"],
         cwd=ROOT, check=True, stdout=subprocess.PIPE,
     ).stdout.split(b"\0")  # fmt: skip
     digest = hashlib.sha256()
@@ -69,16 +77,22 @@ def package() -> Path:
         if file.is_file():
             digest.update(name + b"\0" + file.read_bytes())
     out = KEPT / digest.hexdigest()[:16]
-    found = list(out.glob("*.deb"))
-    if found:
-        return found[0]
-    for old in KEPT.glob("?" * 16):
-        shutil.rmtree(old)
-    done = subprocess.run(
-        [ROOT / "scripts" / "package", "--out", out], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with (KEPT / "lock").open("w") as lock:  # other tests may want it at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = list(out.glob("*.deb"))
+        if found:
+            return found[0]
+        for old in KEPT.glob("?" * 16):
+            if time.time() - old.stat().st_mtime > _STALE_S:
+                shutil.rmtree(old)
+        work = KEPT / "new"
+        shutil.rmtree(work, ignore_errors=True)
+        command = [ROOT / "scripts" / "package", "--out", work]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        work.rename(out)
+        return out / Path(done.stdout.strip()).name
 
 
 def renewed(deb: Path, version: str, work: Path) -> Path:
@@ -104,11 +118,17 @@ class Tree:
         self.path = path
         path.mkdir()
         subprocess.run(["tar", "-C", path, "-xf", base()], check=True)
+        # nothing of it is to outlive a power cut
+        (path / "etc/dpkg/dpkg.cfg.d/tests").write_text("force-unsafe-io\n")
 
     def __enter__(self) -> Tree:
         for kind, where in (("proc", "proc"), ("sysfs", "sys"), ("tmpfs", "run")):
             subprocess.run(["mount", "-t", kind, kind, self.path / where], check=True)
-        subprocess.run(["mount", "--bind", "/dev", self.path / "dev"], check=True)
+        # devices of its own: whoever deletes this tree must not be able to delete the machine's
+        devices = ["mount", "-t", "tmpfs", "-o", "mode=755", "dev", self.path / "dev"]
+        subprocess.run(devices, check=True)
+        for name, (major, minor) in _DEVICES.items():
+            os.mknod(self.path / "dev" / name, 0o666 | stat.S_IFCHR, os.makedev(major, minor))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -126,8 +146,8 @@ class Tree:
 
     def run(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         environment = {
-            "PATH": "/usr/sbin:/usr/bin", "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive",
-            "LC_ALL": "C.UTF-8",
+            "PATH": "/usr/local/bin:/usr/sbin:/usr/bin", "HOME": "/root", "LC_ALL": "C.UTF-8",
+            "DEBIAN_FRONTEND": "noninteractive",
         }  # fmt: skip
         done = subprocess.run(
             ["chroot", self.path, *words], capture_output=True, text=True, env=environment,
