@@ -68,7 +68,8 @@ def _fuse(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-B", "--bootstrap", metavar="FILE", type=Path, help="mount this image")
     parser.add_argument("-D", "--localfs-dir", metavar="DIR", type=Path, help="its blobs")
     parser.add_argument("--prefetch-files", metavar="FILE", type=Path, help="paths, one a line")
-    parser.add_argument("-m", "--virtual-mountpoint", metavar="PATH", default="/")
+    parser.add_argument("-m", "--virtual-mountpoint", metavar="PATH", default="/",
+                        help="of this image, below --mountpoint")  # fmt: skip
     parser.add_argument("-s", "--shared-dir", metavar="DIR", type=Path, help="not supported")
     parser.add_argument("--writable", action="store_true", help="not supported")
     for names in (
@@ -196,6 +197,8 @@ def _check_fuse(args: argparse.Namespace) -> None:
         )
     if args.bootstrap is not None and args.config is None and args.localfs_dir is None:
         raise UsageError("--bootstrap needs --config or --localfs-dir", hint="name the blobs")
+    if args.prefetch_files is not None and args.bootstrap is None:
+        raise UsageError("--prefetch-files needs --bootstrap", hint="name the image")
     if args.config is not None and args.localfs_dir is not None:
         raise UsageError("--config and --localfs-dir exclude each other", hint="name one of them")
     if args.id is not None and args.supervisor is None:
@@ -227,9 +230,13 @@ def _own_instance(args: argparse.Namespace) -> dict[str, Any]:
             text = configuration.with_registry_auth(text, auth, args.config)
     files = []
     if args.prefetch_files is not None:
-        files = [line for line in args.prefetch_files.read_text().splitlines() if line.strip()]
+        lines = args.prefetch_files.read_text().splitlines()
+        files = [line.strip() for line in lines if line.strip()]
+        if wrong := next((line for line in files if not line.startswith("/")), None):
+            raise UsageError(f"{args.prefetch_files}: {wrong!r} is not absolute", hint="/...")
     source = str(args.bootstrap.resolve())
-    return {"name": "/", "source": source, "config": text, "prefetch_files": files}
+    name = args.virtual_mountpoint
+    return {"name": name, "source": source, "config": text, "prefetch_files": files}
 
 
 def _crashed(apisock: Path | None) -> bool:

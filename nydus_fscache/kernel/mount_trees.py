@@ -59,11 +59,17 @@ def bind(source: Path, target: Path, *, read_only: bool = False, whole: bool = F
 def bind_with_ids(source: Path, target: Path, ids: IdMap) -> None:
     """``source`` also at ``target``, where owner ``ids[0] + n`` of a file is ``ids[1] + n``."""
     with ExitStack() as ends:
-        tree = clone(source)
-        ends.callback(os.close, tree)
-        namespace = _user_namespace(ids, ends)
+        bind_with_namespace(source, target, _user_namespace(ids, ends))
+
+
+def bind_with_namespace(source: Path, target: Path, namespace: int) -> None:
+    """``source`` also at ``target``, with owners as a user namespace (descriptor) maps them."""
+    tree = clone(source)
+    try:
         _set(tree, MOUNT_ATTR_IDMAP, namespace, f"mapping the ids of {source}")
         attach(tree, target)
+    finally:
+        os.close(tree)
 
 
 def _set(tree: int, attributes: int, namespace: int, what: str) -> None:

@@ -296,14 +296,15 @@ disabled_plugins = {json.dumps(disabled)}
 
 
 @contextlib.contextmanager
-def running(**options: Any) -> Iterator[Stack]:
-    """``stack`` around this checkout's ``nydusd``, with a root of its own."""
+def running(nydusd: Path | None = None, **options: Any) -> Iterator[Stack]:
+    """``stack`` around this checkout's ``nydusd``, or another one, with a root of its own."""
     base = Path(f"/var/tmp/nf{os.getpid()}-{time.monotonic_ns() % 1_000_000}")
     environment = {"NYDUS_FSCACHE_ROOT": str(base / "nf")}
     programs = Path(sys.executable).parent
     with stack(
-        base, programs / "nydusd", programs / "nydus-image", environment=environment, **options
-    ) as made:
+        base, nydusd or programs / "nydusd", programs / "nydus-image", environment=environment,
+        **options,
+    ) as made:  # fmt: skip
         yield made
 
 

@@ -170,7 +170,9 @@ class BoundImages:
                 except UsageError:
                     pass  # the node's daemon has given it up already
                 except FscacheError as e:
-                    raise _refused("DeleteBlobObject", told(e)) from e
+                    self._errors.add(f"unbind {entry.fsid}: {e}")
+                    if fsid is not None:  # of a whole domain it never fails
+                        raise _refused("DeleteBlobObject", told(e)) from e
                 del self._entries[key]
 
     def _list_call(self, query: Query, _: bytes | None) -> list[Document]:

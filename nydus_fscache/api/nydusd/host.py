@@ -26,6 +26,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from nydus_fscache.api.nydusd import node_checks
 from nydus_fscache.api.nydusd.documents import ErrorRing
 from nydus_fscache.api.nydusd.engine import NodeDaemon
 from nydus_fscache.api.nydusd.front import Front, Identity, State
@@ -103,7 +104,10 @@ class _Hosted:
         threading.Thread(target=self._prepare, args=(log,), name="prepare", daemon=True).start()
 
     def _prepare(self, log: logging.Logger) -> None:
-        """What the first mount would wait for."""
+        """What the first mount would wait for; and what would keep it from being seen."""
+        for finding in node_checks.at_start():
+            if not finding.ok:
+                log.warning("%s: %s; %s", finding.name, finding.detail, finding.remedy)
         try:
             self._daemon.start()
         except FscacheError as e:

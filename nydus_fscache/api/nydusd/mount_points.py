@@ -101,8 +101,9 @@ class MountPoints:
         policy = config.tuning.prefetch
         if not instance.prefetch_files or policy == "none":
             return
-        if not self._load(instance, point, instance.prefetch_files):
-            for path in instance.prefetch_files:
+        files = instance.prefetch_files
+        if not self._load(instance, point, files) and len(files) > 1:
+            for path in files:
                 self._load(instance, point, [path])
         if policy == "all":
             with contextlib.suppress(FscacheError):
@@ -177,9 +178,10 @@ class MountPoints:
                     raise mount_error(MISSING) from e
             except FscacheError as e:
                 raise mount_error(told(e)) from e
-            if name != "/":
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # those that others use are not empty
+                while point != self._mountpoint:
                     point.rmdir()
+                    point = point.parent
             with self._lock:
                 self._mounts.pop(name, None)
 

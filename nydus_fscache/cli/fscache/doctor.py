@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 
 from nydus_fscache.cli.fscache.common import add_root
 from nydus_fscache.errors import KernelRefused
 
 NAME = "doctor"
-HELP = "say which transports work here, and why others do not"
+HELP = "say which transports work here, why others do not, and what a nydusd would lack"
 EXAMPLES = """\
 examples:
   nydus-fscache doctor
@@ -32,15 +33,18 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
+    from nydus_fscache.api.nydusd import node_checks  # noqa: PLC0415
     from nydus_fscache.transport.registry import examine  # noqa: PLC0415 - start-up time of other commands
 
-    report = examine(args.root)
+    report, node = examine(args.root), node_checks.examine()
     if args.json:
-        print(json.dumps(report.document(), indent=2))
+        document = {**report.document(), "node": [asdict(finding) for finding in node]}
+        print(json.dumps(document, indent=2))
     else:
         for heading, findings in (
             ("machine", report.findings),
             ("transports", report.transports),
+            ("nydusd under nydus-snapshotter", node),
         ):
             print(heading)
             for finding in findings:

@@ -21,8 +21,8 @@ from pathlib import Path
 from nydus_fscache.api.client import Client
 from nydus_fscache.errors import BadImage, MountpointError, NoDaemon
 from nydus_fscache.kernel.mount import umount
+from nydus_fscache.kernel.mount_trees import bind_with_namespace
 from nydus_fscache.kernel.mountinfo import find_mount, mount_namespace
-from nydus_fscache.kernel.tree import clone_idmapped
 from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.pull import pull_bootstrap
 from nydus_fscache.runtimes.store.catalogue import Image, Layer
@@ -83,7 +83,7 @@ class Views:
             if find_mount(mine) is None:
                 userns = os.open(f"/proc/{viewer.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    clone_idmapped(host, userns, mine)
+                    bind_with_namespace(host, mine, userns)
                 finally:
                     os.close(userns)
             return mine

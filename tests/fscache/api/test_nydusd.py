@@ -95,6 +95,8 @@ class Engine:
         found = [m for m in self.mounts if (m["fsid"], m["domain"]) == (fsid, domain)]
         if not found:
             raise UsageError("not bound")
+        if self.busy:
+            raise MountpointError("in use")
         self.mounts.remove(found[0])
         return {}
 
@@ -207,6 +209,15 @@ def test_a_mount_appears_and_its_secrets_do_not(rig: Rig) -> None:
     assert rig.call("DELETE", "/api/v1/mount?mountpoint=/3") == (204, None)
     assert not (rig.mountpoint / "3").exists()
     assert rig.call("DELETE", "/api/v1/mount?mountpoint=/3")[0] == 500
+
+
+def test_directories_on_the_way_go_with_the_last_mount(rig: Rig) -> None:
+    for name in ("/a/b/1", "/a/2"):
+        assert rig.mount(name) == (204, None)
+    assert rig.call("DELETE", "/api/v1/mount?mountpoint=/a/b/1") == (204, None)
+    assert [path.name for path in (rig.mountpoint / "a").iterdir()] == ["2"]
+    assert rig.call("DELETE", "/api/v1/mount?mountpoint=/a/2") == (204, None)
+    assert list(rig.mountpoint.iterdir()) == []
 
 
 def test_a_mount_that_is_there_is_adopted(rig: Rig) -> None:
@@ -366,6 +377,9 @@ def test_images_by_fsid(singleton: Rig) -> None:
     status, error = call("DELETE", "/api/v2/blobs?domain_id=d&blob_id=other")
     assert (status, NOT_FOUND in error["message"]) == (500, True)
     assert call("DELETE", "/api/v2/blobs?domain_id=nobody") == (204, None)
+    singleton.engine.busy = True
+    assert call("DELETE", "/api/v2/blobs?domain_id=d&blob_id=f1")[0] == 500
+    singleton.engine.busy = False
     assert call("DELETE", "/api/v2/blobs?domain_id=d") == (204, None)
     assert singleton.engine.mounts == []
     assert call("DELETE", "/api/v2/blobs?blob_id=f1") == (204, None)
@@ -398,6 +412,7 @@ def test_the_snapshot_names_its_fsid(singleton: Rig) -> None:
         (["fuse", "--mountpoint", "/", "--bootstrap", "x"], "--config"),
         (["fuse", "--mountpoint", "/", "--upgrade"], "--supervisor"),
         (["--mountpoint", "/no/such/place"], "not a directory"),
+        (["fuse", "--mountpoint", "/", "--prefetch-files", "x"], "--bootstrap"),
     ],
 )
 def test_command_lines_that_cannot_be(
@@ -477,3 +492,17 @@ def test_prefetch_files_come_first(
     body = {"fs_type": "rafs", "source": "/i", "config": config, "prefetch_files": files}
     assert rig.call("POST", "/api/v1/mount?mountpoint=/3", body) == (204, None)
     assert rig.engine.prefetches == done
+
+
+def test_a_whole_domain_is_always_unbound(singleton: Rig) -> None:
+    entry = {
+        "type": "bootstrap", "id": "f1", "domain_id": "d",
+        "config_v2": {
+            "version": 2, "backend": {"type": "localfs", "localfs": {"dir": "/b"}},
+            "cache": {"type": "fscache", "fscache": {"work_dir": "/w"}}, "metadata_path": "/i",
+        },
+    }  # fmt: skip
+    assert singleton.call("PUT", "/api/v2/blobs", entry) == (204, None)
+    singleton.engine.busy = True
+    assert singleton.call("DELETE", "/api/v2/blobs?domain_id=d") == (204, None)
+    assert singleton.call("GET", "/api/v1/daemon/events")[1]["total_errors"] == 1
