@@ -177,8 +177,8 @@ disabled_plugins = {json.dumps(disabled)}
   [{plugin}.registry]
     config_path = "{self.base}/certs.d"
   [{plugin}.cni]
-    bin_dir = "/nonexistent"
-    conf_dir = "/nonexistent"
+    bin_dir = "{self.base}/cni"
+    conf_dir = "{self.base}/cni"
 """
 
     def push(self, image: Path, name: str = "", command: Sequence[str] = ()) -> str:
