@@ -38,6 +38,8 @@ from nydus_fscache.registry.store import BlobStore, Document, ImageStore
 
 log = logging.getLogger("converter")
 
+_LAYERS = 2  # at once: each builder uses all processors itself, and has 45 MB
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -229,7 +231,7 @@ class Conversion:
         return ImageConverter(
             source, images, packer, self._mover(source, images, work), builder, work, self._stop,
             Shape(request.oci, request.backend is not None, request.referrer,
-                  request.toc_digest, min(4, os.cpu_count() or 1)),
+                  request.toc_digest, min(_LAYERS, os.cpu_count() or 1)),
             Naming(str(request.source.name), document.digest, options.fs_version, version),
             dictionary,
         )  # fmt: skip

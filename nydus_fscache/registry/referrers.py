@@ -21,10 +21,9 @@ _LIMIT = 64  # artifacts of one type that are looked at
 
 def find(repository: Repository, subject: str, artifact_type: str) -> list[Descriptor]:
     """The manifests of that type that refer to ``subject``, the last one first."""
-    index = repository.referrers(subject)
-    if index is None:
-        index = _fallback(repository, subject)
-    entries = index.get("manifests") if index else None
+    entries = repository.referrers(subject, artifact_type)
+    if entries is None:
+        entries = _fallback(repository, subject).get("manifests")
     if not isinstance(entries, list):
         return []
     fitting = [

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import re
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from nydus_fscache.errors import BackendError
 from nydus_fscache.http.answer import StatusError
 from nydus_fscache.http.ranges import ResumingRange
 from nydus_fscache.registry.client import ACCEPT, RegistryClient
+from nydus_fscache.registry.manifest import parse_document
 from nydus_fscache.registry.media import INDEXES
 from nydus_fscache.registry.push import LONGEST_S, Spooled, Upload
 from nydus_fscache.registry.store import DOCUMENT_LIMIT, Document, document_of
+
+_PAGES = 16  # of an answer to a question for referrers
+_NEXT = re.compile(r"<[^<>\s?]*\?([!-;=?-~]{1,2048})>\s*;\s*rel=\"?next\"?")
 
 
 class _Range:
@@ -72,22 +77,33 @@ class Repository:
             raise BackendError(f"blob {digest}: {have} of {length} bytes came")
         return bytes(data)
 
-    def referrers(self, digest: str) -> dict[str, Any] | None:
-        """The index of what refers to ``digest``; None without the API (distribution 1.1)."""
-        with self.client.request(
-            "GET", self.repo, f"referrers/{digest}", deadline=deadline(),
-            headers={"Accept": INDEXES[0]},
-        ) as answer:  # fmt: skip
-            if answer.status in (400, 404, 405) or (
-                answer.status == 200
-                and not answer.headers.get("content-type", "").startswith(INDEXES[0])
-            ):
-                return None
-            if answer.status != 200:
-                raise StatusError(f"referrers of {digest}", answer)
-            body = answer.read(DOCUMENT_LIMIT)
-        found = json.loads(body)
-        return found if isinstance(found, dict) else None
+    def referrers(self, digest: str, artifact_type: str = "") -> list[dict[str, Any]] | None:
+        """The entries of what refers to ``digest``; None without the API (distribution 1.1).
+
+        ``artifact_type``: a registry may leave out others, or not.
+        """
+        words = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
+        place, found = f"referrers/{digest}{words}", []
+        for _ in range(_PAGES):
+            with self.client.request(
+                "GET", self.repo, place, deadline=deadline(), headers={"Accept": INDEXES[0]}
+            ) as answer:
+                if answer.status in (400, 404, 405) or (
+                    answer.status == 200
+                    and not answer.headers.get("content-type", "").startswith(INDEXES[0])
+                ):
+                    return None
+                if answer.status != 200:
+                    raise StatusError(f"referrers of {digest}", answer)
+                entries = parse_document(answer.read(DOCUMENT_LIMIT)).get("manifests")
+                link = _NEXT.search(answer.headers.get("link", ""))
+            entries = entries if isinstance(entries, list) else []
+            found += [entry for entry in entries if isinstance(entry, dict)]
+            # Only the query is taken: the place stays what was asked for.
+            if link is None:
+                break
+            place = f"referrers/{digest}?{link[1]}"
+        return found
 
     def writer(self) -> Upload | Spooled:
         if self._whole:

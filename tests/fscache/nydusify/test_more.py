@@ -11,11 +11,14 @@ import signal
 import subprocess
 import tarfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty import Answer, Proxy
 from oci_kit import (
+    OCI_INDEX,
     PREFIX,
     Entry,
     Layer,
@@ -29,6 +32,7 @@ from oci_kit import (
     tags,
     two_layers,
 )
+from rangeserver import RangeServer
 from servers import Pusher
 
 import rafs_v6
@@ -147,6 +151,61 @@ def test_a_trace_lies_beside_its_image(
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
     assert TRACE in found
+
+
+@dataclass
+class WithReferrers(Proxy):
+    """Answers ``/referrers/`` out of the manifests that were pushed, one on a page."""
+
+    pushed: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def route(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        if method == "PUT" and "/manifests/" in path:
+            manifest = json.loads(body)
+            if "subject" in manifest:
+                entry = {
+                    "mediaType": manifest["mediaType"], "size": len(body),
+                    "digest": f"sha256:{hashlib.sha256(body).hexdigest()}",
+                    "artifactType": manifest.get("artifactType", ""),
+                }  # fmt: skip
+                self.pushed.setdefault(manifest["subject"]["digest"], []).append(entry)
+        if "/referrers/" not in path:
+            return super().route(method, path, headers, body)
+        place, _, query = path.partition("?")
+        entries = self.pushed.get(place.rpartition("/")[2], [])
+        page = int(query.partition("page=")[2] or 0)
+        document = {
+            "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries[page : page + 1],
+        }  # fmt: skip
+        more = {"Content-Type": OCI_INDEX}
+        if page + 1 < len(entries):
+            more["Link"] = f'<{place}?page={page + 1}>; rel="next"'
+        return 200, more, json.dumps(document).encode()
+
+
+def test_a_registry_with_referrers_needs_no_tag(
+    registry: str, repo: str, nydusify: Nydusify, image: dict[str, Any], tmp_path: Path
+) -> None:
+    proxy = WithReferrers(registry)
+    with RangeServer(tmp_path, route=proxy.route) as server:
+        proxy.host = server.host
+        target = f"{server.host}/{repo}:n"
+        before = tags(registry, repo)
+        rows = json.loads(trace_of(image))["accesses"]
+        for start in (1, 2, 3):  # the last one counts
+            document = {"version": 1, "accesses": [[rows[0][0], 0, 5, 0, start]]}
+            (nydusify.directory / "my.trace").write_text(json.dumps(document))
+            nydusify.run("trace", "push", "--target", target, "--trace", "my.trace")
+        assert tags(registry, repo) == before
+        nydusify.run("trace", "pull", "--target", target, "--output", "got")
+        got = json.loads((nydusify.directory / "got").read_text())
+        assert got["accesses"] == [[rows[0][0], 0, 5, 0, 3]]
+        nydusify.run(
+            "convert", "--source", f"{server.host}/{repo}:v1", "--target-suffix", "-r",
+            "--with-referrer",
+        )  # fmt: skip
+        digest = hashlib.sha256(get(registry, repo, "v1").content).hexdigest()
+        assert len(proxy.pushed[f"sha256:{digest}"]) == 1
 
 
 @pytest.mark.parametrize(
