@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+from rangeserver import Fault, RangeServer
 from rig import Rig
 from trees import assert_tree
 
@@ -53,3 +55,26 @@ def test_a_complete_image_outlives_everything(rig: Rig, golden: Path) -> None:
     assert_tree(mount, image / "expected.jsonl")
     for point in (rig.base / "other", mount):
         rig.run("umount", point)
+
+
+def test_complete_in_spite_of_a_registry_that_was_away(rig: Rig, golden: Path) -> None:
+    """What failed of a prefetch of all is tried again until the image is whole."""
+    image = golden / "images" / "layers-zstd"
+    with RangeServer(image / "blobs") as server:
+        options = {"scheme": "http", "host": server.host, "repo": "test"}
+        backend = rig.base / "backend.json"
+        backend.write_text(json.dumps({"type": "registry", "registry": options}))
+        mount = rig.mountpoint("m")
+        rig.run("mount", image / "image.boot", mount, "--backend", backend, "--complete",
+                "--bandwidth", "2M")  # fmt: skip
+        server.always = Fault(status=404)  # 11 MB take longer than until here
+        deadline = time.monotonic() + 2 * PATIENCE_S
+        while not any(blob["errors"] for blob in rig.status()["blobs"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        server.always = Fault()
+        while not _mount_of(rig, mount)["independent"]:
+            assert time.monotonic() < deadline, rig.log()
+            time.sleep(0.2)
+    assert_tree(mount, image / "expected.jsonl")
+    rig.run("umount", mount)

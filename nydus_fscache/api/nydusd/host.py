@@ -36,9 +36,10 @@ from nydus_fscache.api.nydusd.host_link import SOCKET
 from nydus_fscache.api.nydusd.layer_view import LayerViews
 from nydus_fscache.api.nydusd.mount_points import Instance
 from nydus_fscache.api.nydusd.server import Listener, Refused
-from nydus_fscache.errors import FscacheError
+from nydus_fscache.errors import FscacheError, KernelRefused
 from nydus_fscache.files import claim_root, short_path
 from nydus_fscache.handover.front_state import FrontSupervisor
+from nydus_fscache.transport.cachefiles import probe
 
 LOCK = "fronts.lock"
 VIEWS = "views"
@@ -93,6 +94,8 @@ class _Hosted:
         if not wanted.waits:
             # the first answer is RUNNING: what the command line names must be there
             if isinstance(self._service, BoundImages):
+                if (lacks := probe.missing()) is not None:
+                    raise KernelRefused(lacks.detail, hint=lacks.remedy)
                 self._daemon.start()
                 for entry in wanted.blobs:
                     self._service.bind(entry)

@@ -14,28 +14,38 @@ from nydus_fscache.kernel.probe import NEED_ROOT, Finding
 _CACHEFILES = Path("/dev/cachefiles")
 
 
-def cachefiles(_root: Path) -> Finding:
-    """On-demand mode in both halves, cachefiles and EROFS, and a device that is free."""
-    name = "cachefiles"
-    remedy = (
-        "use Linux 5.19 to 7.0 with CONFIG_CACHEFILES_ONDEMAND and CONFIG_EROFS_FS_ONDEMAND "
-        "(modprobe cachefiles)"
-    )
+_NAME = "cachefiles"
+_REMEDY = (
+    "use Linux 5.19 to 7.0 with CONFIG_CACHEFILES_ONDEMAND and CONFIG_EROFS_FS_ONDEMAND "
+    "(modprobe cachefiles)"
+)
+
+
+def missing() -> Finding | None:
+    """What the kernel lacks of on-demand mode, whoever has the device."""
     if not _CACHEFILES.exists():
-        return Finding(name, False, f"there is no {_CACHEFILES}", remedy)
+        return Finding(_NAME, False, f"there is no {_CACHEFILES}", _REMEDY)
     with contextlib.suppress(OSError):  # a kernel without symbols has to be tried
         symbols = Path("/proc/kallsyms").read_text()
         if symbols and "cachefiles_ondemand_copen" not in symbols:
-            return Finding(name, False, "cachefiles was built without on-demand mode", remedy)
+            return Finding(_NAME, False, "cachefiles was built without on-demand mode", _REMEDY)
     try:
         if not erofs_has_option("fsid"):
-            return Finding(name, False, "EROFS was built without on-demand mode", remedy)
-        os.close(os.open(_CACHEFILES, os.O_RDWR | os.O_CLOEXEC))
+            return Finding(_NAME, False, "EROFS was built without on-demand mode", _REMEDY)
     except FscacheError as e:
-        return Finding(name, False, str(e), e.hint or remedy)
+        return Finding(_NAME, False, str(e), e.hint or _REMEDY)
+    return None
+
+
+def cachefiles(_root: Path) -> Finding:
+    """On-demand mode in both halves, cachefiles and EROFS, and a device that is free."""
+    if (lacks := missing()) is not None:
+        return lacks
+    try:
+        os.close(os.open(_CACHEFILES, os.O_RDWR | os.O_CLOEXEC))
     except OSError as e:
         if e.errno == errno.EBUSY:
             busy = f"another daemon has {_CACHEFILES}, and the kernel allows one"
-            return Finding(name, False, busy, "stop it (nydusd, cachefilesd, another --root)")
-        return Finding(name, False, f"cannot open {_CACHEFILES}: {e.strerror}", NEED_ROOT)
-    return Finding(name, True, "on-demand mode works")
+            return Finding(_NAME, False, busy, "stop it (nydusd, cachefilesd, another --root)")
+        return Finding(_NAME, False, f"cannot open {_CACHEFILES}: {e.strerror}", NEED_ROOT)
+    return Finding(_NAME, True, "on-demand mode works")

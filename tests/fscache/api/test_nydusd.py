@@ -26,7 +26,13 @@ from nydus_fscache.api.nydusd.fuse import FuseMounts
 from nydus_fscache.api.nydusd.layer_view import LayerViews
 from nydus_fscache.api.nydusd.server import Listener
 from nydus_fscache.cli.nydusd import main
-from nydus_fscache.errors import BackendError, BadImage, MountpointError, UsageError
+from nydus_fscache.errors import (
+    BackendError,
+    BadImage,
+    KernelRefused,
+    MountpointError,
+    UsageError,
+)
 
 CONFIG = json.dumps(
     {
@@ -506,3 +512,18 @@ def test_a_whole_domain_is_always_unbound(singleton: Rig) -> None:
     singleton.engine.busy = True
     assert singleton.call("DELETE", "/api/v2/blobs?domain_id=d") == (204, None)
     assert singleton.call("GET", "/api/v1/daemon/events")[1]["total_errors"] == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no daemon")
+@pytest.mark.skipif(Path("/dev/cachefiles").exists(), reason="this kernel may serve it")
+def test_singleton_does_not_start_where_the_kernel_cannot_serve(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("nydusd"), "singleton", "--fscache", tmp_path,
+         "--apisock", tmp_path / "api.sock"],
+        env={**os.environ, "NYDUS_FSCACHE_ROOT": str(tmp_path / "root")},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == KernelRefused.exit_code
+    assert "/dev/cachefiles" in done.stderr
+    assert "hint:" in done.stderr
+    assert not (tmp_path / "api.sock").exists()
