@@ -53,7 +53,18 @@ int nf_core_attach_fuse(struct nf_core *c, uint32_t connection, int fd)
 {
 	struct nf_transport *t = c->transports[NF_FUSE];
 
-	return t ? nf_core_attached(c, nf_fuse_connect(t, connection, fd)) : -EPROTO;
+	return t ? nf_core_attached(c, nf_fuse_attach_files(t, connection, fd)) : -EPROTO;
+}
+
+int nf_core_attach_fuse_tree(struct nf_core *c, uint32_t connection, int fd, const uint8_t *image,
+			     size_t len, const uint32_t *objects, uint32_t nobjects)
+{
+	struct nf_transport *t = c->transports[NF_FUSE];
+
+	if (!t)
+		return -EPROTO;
+	return nf_core_attached(c, nf_fuse_attach_tree(t, connection, fd, image, len, objects,
+						       nobjects));
 }
 
 int nf_core_detach_fuse(struct nf_core *c, uint32_t connection)

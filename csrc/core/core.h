@@ -88,14 +88,22 @@ int nf_core_attach_fanotify(struct nf_core *c, int group_fd);
 int nf_core_attach_cachefiles(struct nf_core *c, int dev_fd);
 /*
  * A connection of FUSE that is mounted: a non-blocking descriptor of /dev/fuse, borrowed until
- * the detach, under a number of the caller's, not 0.  Every object is a file in its root directory,
- * named by its id in decimal.  What it still owes is answered by nf_core_settle.
+ * the detach, under a number of the caller's, not 0.  What it still owes is answered by
+ * nf_core_settle.  Every object is a file in its root directory, named by its id in decimal.
  */
 int nf_core_attach_fuse(struct nf_core *c, uint32_t connection, int fd);
+/*
+ * The same of one that shows the tree of a bootstrap, which was validated.  objects: the ids of the
+ * objects of its devices, in order.  Both memories stay until the detach.  image NULL: it comes
+ * later, by another call with fd -1, and what is asked meanwhile waits as nf_core_fuse_hold says.
+ * -ENOENT, -EEXIST; -EINVAL: it is not a bootstrap.
+ */
+int nf_core_attach_fuse_tree(struct nf_core *c, uint32_t connection, int fd, const uint8_t *image,
+			     size_t len, const uint32_t *objects, uint32_t nobjects);
 /* The descriptor may be closed then; what waits is answered to nobody. */
 int nf_core_detach_fuse(struct nf_core *c, uint32_t connection);
-/* hold: READs of objects that are not known wait, until nf_core_fuse_look_again finds them or the
- * hold ends; else they get EIO. */
+/* hold: READs of objects that are not known wait, and all of trees that are not, until
+ * nf_core_fuse_look_again finds them or the hold ends; else they get EIO. */
 int nf_core_fuse_hold(struct nf_core *c, uint32_t hold);
 int nf_core_fuse_look_again(struct nf_core *c);
 /*

@@ -1,10 +1,11 @@
 /*
- * The fuse dialect: objects as files of a FUSE file system, on which the kernel's EROFS is mounted
- * (reference stock-kernels 4).
+ * The fuse dialect (reference stock-kernels 4): what the kernel asks over connections, and what of
+ * it waits for bytes.
  *
- * A connection (fuse_connections.c) is one mount, of one image.  Its root directory has a file
- * for every object, named by the object's id; object N is node N + 1.  A READ is the kernel's
- * question, and its answer carries the bytes, out of the cache file.
+ * A connection (fuse_connections.c) is one mount, of one image, and a server says what it shows:
+ * objects as files, on which the kernel's EROFS is mounted (fuse_files.c), or the image's own tree
+ * (fuse_tree.c).  A READ is the kernel's question, and its answer carries the bytes, out of the
+ * cache files.  A file may have pieces in several objects: a READ is admitted to one after another.
  *
  * Nothing depends on a handle: OPEN is refused with ENOSYS, after which the kernel opens files
  * without asking.
@@ -12,48 +13,82 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "fuse_internal.h"
 
 #define MAX_WRITE 4096u
-#define MAX_PAGES 256u		/* of one READ: 1 MiB */
+#define MAX_PAGES (NF_FUSE_BUFFER / NF_PAGE)
 #define MAX_BACKGROUND 64u
-#define VALID_S 86400u
-#define BUFFER_SIZE (MAX_PAGES * NF_PAGE)
-#define ROOT_NODE 1u
 
-/* -- answers ----------------------------------------------------------------------------------- */
+static void dispatch(struct nf_transport *t, uint32_t slot);
 
-static uint8_t *take_buffer(struct nf_fuse *f)
+/* Its answer was written, or it needs none. */
+static void finish(struct nf_transport *t, uint32_t slot)
 {
-	uint8_t *buffer = NULL;
-
-	pthread_mutex_lock(&f->lock);
-	if (f->nspare)
-		buffer = f->spare[--f->nspare];
-	pthread_mutex_unlock(&f->lock);
-	return buffer ? buffer : malloc(BUFFER_SIZE);
+	nf_fuse_clear(t, slot);
+	nf_request_release(&t->requests[slot]);
 }
 
-static void give_buffer(struct nf_fuse *f, uint8_t *buffer)
+static void fail(struct nf_transport *t, uint32_t slot, int err)
 {
+	nf_fuse_reply(t, slot, err == ENOSPC ? ENOSPC : EIO, NULL, 0);
+	finish(t, slot);
+}
+
+/* Something that the message needs is not known (yet), as `came` was: EIO, or it waits. */
+static void wait_or_fail(struct nf_transport *t, uint32_t slot, unsigned int came)
+{
+	struct nf_fuse *f = (struct nf_fuse *)t;
+	bool waits;
+
 	pthread_mutex_lock(&f->lock);
-	if (f->nspare < sizeof(f->spare) / sizeof(f->spare[0])) {
-		f->spare[f->nspare++] = buffer;
-		buffer = NULL;
+	waits = f->holding;
+	if (waits)
+		atomic_store(&f->unclaimed[slot], true);
+	pthread_mutex_unlock(&f->lock);
+	if (!waits) {
+		atomic_fetch_add(&t->core->denied, 1);
+		fail(t, slot, EIO);
+	} else if (atomic_load(&f->came) != came && atomic_exchange(&f->unclaimed[slot], false)) {
+		/* it came before somebody could see that it is waited for */
+		dispatch(t, slot);
 	}
-	pthread_mutex_unlock(&f->lock);
-	free(buffer);
 }
 
-static bool read_whole(int fd, uint8_t *to, size_t len, uint64_t off)
+/* -- READs ------------------------------------------------------------------------------------- */
+
+struct question {
+	uint64_t node;
+	uint64_t off;
+	uint64_t end;
+	uint32_t pid;
+};
+
+static bool question_of(struct nf_transport *t, uint32_t slot, struct question *q)
 {
+	struct fuse_in_header in;
+	struct fuse_read_in body;
+
+	memcpy(&in, nf_fuse_record(t, slot)->head, sizeof(in));
+	memcpy(&body, nf_fuse_body(t, slot), sizeof(body));
+	*q = (struct question){ in.nodeid, body.offset, body.offset + body.size, in.pid };
+	return in.len >= sizeof(in) + sizeof(body) && body.size <= NF_FUSE_BUFFER &&
+	       body.offset <= INT64_MAX - NF_FUSE_BUFFER;
+}
+
+/* Zeros behind the end of an object belong to its last page. */
+static bool read_whole(const struct nf_object *o, uint8_t *to, uint64_t len, uint64_t off)
+{
+	uint64_t there = off < o->size ? o->size - off : 0;
 	ssize_t n;
 
-	for (; len; to += n, len -= (size_t)n, off += (uint64_t)n) {
-		n = pread(fd, to, len, (off_t)off);
+	if (len > there) {
+		memset(to + there, 0, len - there);
+		len = there;
+	}
+	for (; len; to += n, len -= (uint64_t)n, off += (uint64_t)n) {
+		n = pread(o->fill_fd, to, len, (off_t)off);
 		if (n < 0 && errno == EINTR)
 			n = 0;
 		else if (n <= 0)
@@ -62,55 +97,122 @@ static bool read_whole(int fd, uint8_t *to, size_t len, uint64_t off)
 	return true;
 }
 
-/* The bytes of a request that is present; a positive errno when they cannot be had. */
-static int reply_bytes(struct nf_transport *t, const struct nf_request *r)
+static bool read_piece(struct nf_transport *t, const struct nf_fuse_piece *p, uint8_t *to)
 {
-	struct nf_fuse *f = (struct nf_fuse *)t;
-	struct nf_object *o = nf_object_by_id(&t->core->table, r->object);
-	uint8_t *buffer = NULL;
-	uint64_t len = r->len;
-	int err = EIO;
+	struct nf_object *o = nf_object_by_id(&t->core->table, (uint32_t)p->object);
+	bool right;
 
 	if (!o)
-		return EIO;
-	if (r->off >= o->size)
-		len = 0;
-	else if (len > o->size - r->off)
-		len = o->size - r->off;
-	if (len <= BUFFER_SIZE)
-		buffer = take_buffer(f);
+		return false;
 	/* what is lost meanwhile (a write-back failed) may have been read already */
-	if (buffer && read_whole(o->fill_fd, buffer, len, r->off) &&
-	    (!len || nf_object_present(o, r->off, len))) {
-		nf_fuse_reply(t, r->slot, 0, buffer, len);
-		err = 0;
-	}
-	if (buffer)
-		give_buffer(f, buffer);
+	right = read_whole(o, to, p->len, p->off) &&
+		(p->off >= o->size || nf_object_present(o, p->off, p->len));
 	nf_object_put(o);
+	return right;
+}
+
+/* All of its pieces are present; a positive errno when they cannot be had. */
+static int reply_bytes(struct nf_transport *t, uint32_t slot, const struct nf_fuse_connection *c,
+		       const struct question *q)
+{
+	uint8_t *buffer = nf_fuse_take_buffer(t);
+	struct nf_fuse_piece p = { .len = 1 };
+	uint64_t off = q->off;
+	int err = buffer ? 0 : EIO;
+
+	while (!err && off < q->end) {
+		err = -c->shown.server->piece(t, c, q->node, off, q->end - off, &p);
+		if (err || !p.len)
+			break;
+		if (!read_piece(t, &p, buffer + (off - q->off)))
+			err = EIO;
+		off += p.len;
+	}
+	if (!err)
+		nf_fuse_reply(t, slot, 0, buffer, off - q->off);
+	if (buffer)
+		nf_fuse_give_buffer(t, buffer);
 	return err;
+}
+
+/* The request waits for the next of its pieces, or is answered when there is none left. */
+static void advance(struct nf_transport *t, const struct nf_fuse_connection *c, uint32_t slot)
+{
+	struct nf_fuse *f = (struct nf_fuse *)t;
+	struct nf_request *r = &t->requests[slot];
+	unsigned int came = atomic_load(&f->came);
+	struct nf_fuse_piece p = { 0 };
+	struct nf_object *o;
+	struct question q;
+	int err = 0;
+
+	question_of(t, slot, &q);
+	if (f->done[slot] < q.end)
+		err = -c->shown.server->piece(t, c, q.node, f->done[slot], q.end - f->done[slot], &p);
+	if (!err && !p.len) {
+		err = reply_bytes(t, slot, c, &q);
+		if (!err) {
+			finish(t, slot);
+			return;
+		}
+	}
+	if (err) {
+		fail(t, slot, err);
+		return;
+	}
+	o = p.object && p.object <= UINT32_MAX ?
+		    nf_object_by_id(&t->core->table, (uint32_t)p.object) : NULL;
+	if (!o) {
+		wait_or_fail(t, slot, came);
+		return;
+	}
+	f->done[slot] += p.len;
+	r->off = p.off;
+	r->len = p.len;
+	r->object = o->id;
+	t->area.meta[slot].t_ns = atomic_load(&r->t_ns);
+	__atomic_store_n(&t->area.meta[slot].object, o->id, __ATOMIC_RELEASE);
+	nf_request_admit(o, r, (int)q.pid);
+	nf_object_put(o);
 }
 
 static void answer(struct nf_transport *t, struct nf_request *r, int err)
 {
-	if (!err)
-		err = reply_bytes(t, r);
-	if (err)
-		nf_fuse_reply(t, r->slot, err == ENOSPC ? ENOSPC : EIO, NULL, 0);
-	nf_fuse_clear(t, r->slot);
-	nf_request_release(r);
+	struct nf_fuse_connection *c = nf_fuse_get(t, r->slot);
+
+	if (!c)		/* nobody is there to be told */
+		finish(t, r->slot);
+	else if (err)
+		fail(t, r->slot, err);
+	else
+		advance(t, c, r->slot);
+	if (c)
+		nf_fuse_put(t, c);
 }
 
-/* -- messages ---------------------------------------------------------------------------------- */
-
-static void reply_init(struct nf_transport *t, uint32_t slot, const struct fuse_init_in *in)
+static void admit_read(struct nf_transport *t, const struct nf_fuse_connection *c, uint32_t slot)
 {
-	const uint32_t wanted = FUSE_ASYNC_READ | FUSE_MAX_PAGES | FUSE_PARALLEL_DIROPS;
+	struct nf_fuse *f = (struct nf_fuse *)t;
+	struct question q;
+
+	if (!question_of(t, slot, &q)) {
+		fail(t, slot, EIO);
+		return;
+	}
+	f->done[slot] = q.off;
+	atomic_store(&t->requests[slot].t_ns, nf_now_ns());
+	advance(t, c, slot);
+}
+
+/* -- other messages ---------------------------------------------------------------------------- */
+
+static void reply_init(struct nf_transport *t, uint32_t slot, const struct nf_fuse_connection *c)
+{
+	const uint64_t wanted = c->shown.server->init_flags | FUSE_ASYNC_READ | FUSE_MAX_PAGES |
+				FUSE_PARALLEL_DIROPS;
+	struct fuse_init_in in;
 	struct fuse_init_out out = {
 		.major = FUSE_KERNEL_VERSION,
-		.minor = in->minor < 31 ? in->minor : 31,
-		.max_readahead = in->max_readahead,
-		.flags = in->flags & wanted,
 		.max_background = MAX_BACKGROUND,
 		.congestion_threshold = MAX_BACKGROUND,
 		.max_write = MAX_WRITE,
@@ -118,147 +220,25 @@ static void reply_init(struct nf_transport *t, uint32_t slot, const struct fuse_
 		.max_pages = MAX_PAGES,
 	};
 
+	memcpy(&in, nf_fuse_body(t, slot), sizeof(in));
+	out.minor = in.minor < 31 ? in.minor : 31;
+	out.max_readahead = in.max_readahead;
+	out.flags = (uint32_t)(in.flags & wanted);
 	/* 7.23 (Linux 3.15) is the first with this answer */
-	if (in->major != FUSE_KERNEL_VERSION || in->minor < 23)
+	if (in.major != FUSE_KERNEL_VERSION || in.minor < 23)
 		nf_fuse_reply(t, slot, EPROTO, NULL, 0);
 	else
 		nf_fuse_reply(t, slot, 0, &out, sizeof(out));
 }
 
-/* False: it is not a node. */
-static bool attributes_of(struct nf_transport *t, uint64_t node, struct fuse_attr *attr)
-{
-	struct nf_object *o;
-
-	memset(attr, 0, sizeof(*attr));
-	attr->ino = node;
-	attr->nlink = 1;
-	attr->blksize = NF_PAGE;
-	if (node == ROOT_NODE) {
-		attr->mode = S_IFDIR | 0500;
-		return true;
-	}
-	o = node - 1 < UINT32_MAX ? nf_object_by_id(&t->core->table, (uint32_t)(node - 1)) : NULL;
-	if (!o)
-		return false;
-	attr->mode = S_IFREG | 0400;
-	attr->size = o->size;
-	attr->blocks = (o->size + 511) / 512;
-	nf_object_put(o);
-	return true;
-}
-
-static void reply_attributes(struct nf_transport *t, uint32_t slot, uint64_t node)
-{
-	struct fuse_attr_out out = { .attr_valid = VALID_S };
-
-	if (attributes_of(t, node, &out.attr))
-		nf_fuse_reply(t, slot, 0, &out, sizeof(out));
-	else
-		nf_fuse_reply(t, slot, EIO, NULL, 0);
-}
-
-/* The object of a file name: a decimal number without anything else.  0: none. */
-static uint64_t number_of(const char *name, size_t len)
-{
-	uint64_t number = 0;
-	size_t i;
-
-	for (i = 0; i < len && name[i]; i++) {
-		if (name[i] < '0' || name[i] > '9' || i > 9)
-			return 0;
-		number = number * 10 + (uint64_t)(name[i] - '0');
-	}
-	return i == len || name[0] == '0' ? 0 : number;
-}
-
-static void reply_lookup(struct nf_transport *t, uint32_t slot, const struct fuse_in_header *in)
-{
-	const char *name = (const char *)nf_fuse_record(t, slot)->head + sizeof(*in);
-	size_t room = NF_FUSE_HEAD - sizeof(*in), len = in->len - sizeof(*in);
-	struct fuse_entry_out out = { .entry_valid = VALID_S, .attr_valid = VALID_S };
-	uint64_t number = number_of(name, len < room ? len : room);
-
-	if (in->nodeid == ROOT_NODE && number && attributes_of(t, number + 1, &out.attr)) {
-		out.nodeid = number + 1;
-		nf_fuse_reply(t, slot, 0, &out, sizeof(out));
-	} else {
-		nf_fuse_reply(t, slot, ENOENT, NULL, 0);
-	}
-}
-
-/* A READ of an object that is not known is EIO, or waits: then true. */
-static bool admit_unknown(struct nf_transport *t, struct nf_request *r)
-{
-	struct nf_fuse *f = (struct nf_fuse *)t;
-	bool waits;
-
-	pthread_mutex_lock(&f->lock);
-	waits = f->holding;
-	if (waits)
-		atomic_store(&f->unclaimed[r->slot], true);
-	pthread_mutex_unlock(&f->lock);
-	if (!waits)
-		nf_request_answer(r, EIO);
-	return waits;
-}
-
-/* The request of the record is taken. */
-static void admit_read(struct nf_transport *t, uint32_t slot)
-{
-	struct nf_request *r = &t->requests[slot];
-	struct fuse_in_header in;
-	struct fuse_read_in body;
-	struct nf_object *o = NULL;
-
-	memcpy(&in, nf_fuse_record(t, slot)->head, sizeof(in));
-	memcpy(&body, nf_fuse_record(t, slot)->head + sizeof(in), sizeof(body));
-	r->unique = in.unique;
-	r->off = body.offset;
-	r->len = body.size;
-	atomic_store(&r->t_ns, nf_now_ns());
-	if (in.nodeid > ROOT_NODE && in.nodeid - 1 < UINT32_MAX)
-		o = nf_object_by_id(&t->core->table, (uint32_t)(in.nodeid - 1));
-	if (in.len < sizeof(in) + sizeof(body) || body.size > BUFFER_SIZE ||
-	    body.offset > INT64_MAX - BUFFER_SIZE) {
-		nf_request_answer(r, EIO);
-	} else if (!o) {
-		uint32_t id = (uint32_t)(in.nodeid - 1);
-
-		/* it may have come before somebody could see that it is waited for */
-		if (!admit_unknown(t, r) || !(o = nf_object_by_id(&t->core->table, id)))
-			return;
-		nf_object_put(o);
-		if (atomic_exchange(&((struct nf_fuse *)t)->unclaimed[slot], false))
-			admit_read(t, slot);
-		return;
-	} else {
-		r->object = o->id;
-		t->area.meta[slot].t_ns = atomic_load(&r->t_ns);
-		__atomic_store_n(&t->area.meta[slot].object, o->id, __ATOMIC_RELEASE);
-		nf_request_admit(o, r, (int)in.pid);
-	}
-	if (o)
-		nf_object_put(o);
-}
-
-/* Of a message in a record that is no READ: answered at once, and off the record. */
-static void handle(struct nf_transport *t, uint32_t slot)
+static void handle(struct nf_transport *t, const struct nf_fuse_connection *c, uint32_t slot)
 {
 	struct fuse_in_header in;
-	struct fuse_init_in init;
 
 	memcpy(&in, nf_fuse_record(t, slot)->head, sizeof(in));
 	switch (in.opcode) {
 	case FUSE_INIT:
-		memcpy(&init, nf_fuse_record(t, slot)->head + sizeof(in), sizeof(init));
-		reply_init(t, slot, &init);
-		break;
-	case FUSE_LOOKUP:
-		reply_lookup(t, slot, &in);
-		break;
-	case FUSE_GETATTR:
-		reply_attributes(t, slot, in.nodeid);
+		reply_init(t, slot, c);
 		break;
 	case FUSE_RELEASE:
 	case FUSE_RELEASEDIR:
@@ -271,21 +251,39 @@ static void handle(struct nf_transport *t, uint32_t slot)
 	case FUSE_INTERRUPT:	/* the kernel expects no answer of these */
 		break;
 	default:
-		nf_fuse_reply(t, slot, ENOSYS, NULL, 0);
+		if (in.len < sizeof(in) || !c->shown.server->handle(t, slot, c, &in))
+			nf_fuse_reply(t, slot, ENOSYS, NULL, 0);
 	}
-	nf_fuse_clear(t, slot);
+	finish(t, slot);
+}
+
+/* The request of the record is taken. */
+static void dispatch(struct nf_transport *t, uint32_t slot)
+{
+	struct nf_fuse *f = (struct nf_fuse *)t;
+	unsigned int came = atomic_load(&f->came);
+	struct nf_fuse_connection *c = nf_fuse_get(t, slot);
+	const struct fuse_in_header *in = (const void *)nf_fuse_record(t, slot)->head;
+
+	if (!c)
+		finish(t, slot);
+	else if (!__atomic_load_n(&c->shown.server, __ATOMIC_ACQUIRE))
+		wait_or_fail(t, slot, came);
+	else if (in->opcode == FUSE_READ)
+		admit_read(t, c, slot);
+	else
+		handle(t, c, slot);
+	if (c)
+		nf_fuse_put(t, c);
 }
 
 static void on_message(struct nf_transport *t, uint32_t slot)
 {
+	struct nf_request *r = nf_request_take(t, slot);
 	const struct fuse_in_header *in = (const void *)nf_fuse_record(t, slot)->head;
 
-	if (in->opcode == FUSE_READ) {
-		nf_request_take(t, slot);
-		admit_read(t, slot);
-	} else {
-		handle(t, slot);
-	}
+	r->unique = in->unique;
+	dispatch(t, slot);
 }
 
 /* -- take-over --------------------------------------------------------------------------------- */
@@ -299,7 +297,8 @@ static int occupy(struct nf_transport *t)
 	pthread_cond_init(&f->idle, NULL);
 	f->on_message = on_message;
 	f->unclaimed = calloc(t->slots, sizeof(*f->unclaimed));
-	if (!f->unclaimed)
+	f->done = calloc(t->slots, sizeof(*f->done));
+	if (!f->unclaimed || !f->done)
 		return -ENOMEM;
 	/* a message that the kernel cannot copy (a page fault of a process that is being killed)
 	 * is EIO for its reader */
@@ -312,39 +311,33 @@ static int occupy(struct nf_transport *t)
 
 static int settle(struct nf_transport *t, bool all_served)
 {
-	struct fuse_in_header in;
+	const struct fuse_in_header *in;
 	uint32_t slot;
 	int n = 0;
 
 	(void)all_served;	/* a READ says itself what it is for */
 	for (slot = 0; slot < *t->area.used; slot++) {
-		struct nf_request *r = &t->requests[slot];
-
-		if (!atomic_load(&r->used))
+		if (!atomic_load(&t->requests[slot].used))
 			continue;
-		memcpy(&in, nf_fuse_record(t, slot)->head, sizeof(in));
-		if (in.opcode == FUSE_READ && in.len >= sizeof(in)) {
-			admit_read(t, slot);
-			n++;
-		} else {
-			if (in.len >= sizeof(in))
-				handle(t, slot);
-			nf_fuse_clear(t, slot);
-			nf_request_release(r);
-		}
+		in = (const void *)nf_fuse_record(t, slot)->head;
+		n += in->opcode == FUSE_READ;
+		if (in->len < sizeof(*in))
+			finish(t, slot);
+		else
+			dispatch(t, slot);
 	}
 	return n;
 }
 
 /* Each once more, now that there may be an object for it, or nobody waits for one any more. */
-static void admit_unclaimed(struct nf_transport *t)
+static void dispatch_unclaimed(struct nf_transport *t)
 {
 	struct nf_fuse *f = (struct nf_fuse *)t;
 	uint32_t slot;
 
 	for (slot = 0; slot < t->slots; slot++)
 		if (atomic_exchange(&f->unclaimed[slot], false))
-			admit_read(t, slot);
+			dispatch(t, slot);
 }
 
 void nf_fuse_wait_for_objects(struct nf_transport *t, bool wait)
@@ -355,12 +348,33 @@ void nf_fuse_wait_for_objects(struct nf_transport *t, bool wait)
 	f->holding = wait;
 	pthread_mutex_unlock(&f->lock);
 	if (!wait)
-		admit_unclaimed(t);
+		dispatch_unclaimed(t);
 }
 
 void nf_fuse_objects_came(struct nf_transport *t)
 {
-	admit_unclaimed(t);
+	struct nf_fuse *f = (struct nf_fuse *)t;
+
+	atomic_fetch_add(&f->came, 1);
+	dispatch_unclaimed(t);
+}
+
+int nf_fuse_attach_files(struct nf_transport *t, uint32_t connection, int fd)
+{
+	return nf_fuse_connect(t, connection, fd, &(struct nf_fuse_shown){ .server = &nf_fuse_files });
+}
+
+int nf_fuse_attach_tree(struct nf_transport *t, uint32_t connection, int fd, const uint8_t *image,
+			size_t len, const uint32_t *objects, uint32_t nobjects)
+{
+	struct nf_fuse_shown shown = { .objects = objects, .nobjects = nobjects };
+	int rc = 0;
+
+	if (image) {
+		shown.server = &nf_fuse_tree;
+		rc = nf_tree_open(&shown.tree, image, len);
+	}
+	return rc ? rc : nf_fuse_connect(t, connection, fd, &shown);
 }
 
 static void destroy(struct nf_transport *t)
@@ -368,9 +382,8 @@ static void destroy(struct nf_transport *t)
 	struct nf_fuse *f = (struct nf_fuse *)t;
 
 	nf_fuse_free_connections(f);
-	while (f->nspare)
-		free(f->spare[--f->nspare]);
 	free(f->unclaimed);
+	free(f->done);
 	pthread_cond_destroy(&f->idle);
 	pthread_mutex_destroy(&f->lock);
 }

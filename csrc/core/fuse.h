@@ -17,7 +17,9 @@ struct nf_fuse_record {
 extern const struct nf_transport_ops nf_fuse;
 
 /* See core.h. */
-int nf_fuse_connect(struct nf_transport *t, uint32_t connection, int fd);
+int nf_fuse_attach_files(struct nf_transport *t, uint32_t connection, int fd);
+int nf_fuse_attach_tree(struct nf_transport *t, uint32_t connection, int fd, const uint8_t *image,
+			size_t len, const uint32_t *objects, uint32_t nobjects);
 int nf_fuse_disconnect(struct nf_transport *t, uint32_t connection);
 void nf_fuse_wait_for_objects(struct nf_transport *t, bool wait);
 void nf_fuse_objects_came(struct nf_transport *t);

@@ -9,18 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 #include "fuse_internal.h"
-
-struct nf_fuse_connection {
-	uint32_t id;		/* 0: free */
-	int fd;
-	bool ended;		/* the kernel has closed it: nothing is read any more */
-	uint32_t users;		/* who writes to fd */
-	struct nf_watch watch;	/* armed ones stay where they are, so connections are never freed */
-	struct nf_fuse_connection *next;
-};
 
 static struct nf_fuse_connection *find(struct nf_fuse *f, uint32_t id)
 {
@@ -32,9 +22,10 @@ static struct nf_fuse_connection *find(struct nf_fuse *f, uint32_t id)
 	return NULL;
 }
 
-/* The connection's descriptor stays what it is until put.  NULL: there is none. */
-static struct nf_fuse_connection *get(struct nf_fuse *f, uint32_t id)
+struct nf_fuse_connection *nf_fuse_get(struct nf_transport *t, uint32_t slot)
 {
+	struct nf_fuse *f = (struct nf_fuse *)t;
+	uint32_t id = __atomic_load_n(&nf_fuse_record(t, slot)->connection, __ATOMIC_ACQUIRE);
 	struct nf_fuse_connection *c;
 
 	pthread_mutex_lock(&f->lock);
@@ -45,44 +36,66 @@ static struct nf_fuse_connection *get(struct nf_fuse *f, uint32_t id)
 	return c;
 }
 
-static void put(struct nf_fuse *f, struct nf_fuse_connection *c)
+void nf_fuse_put(struct nf_transport *t, struct nf_fuse_connection *c)
 {
+	struct nf_fuse *f = (struct nf_fuse *)t;
+
 	pthread_mutex_lock(&f->lock);
 	c->users--;
 	pthread_cond_broadcast(&f->idle);
 	pthread_mutex_unlock(&f->lock);
 }
 
-int nf_fuse_connect(struct nf_transport *t, uint32_t id, int fd)
+/* With the lock.  NULL: no memory. */
+static struct nf_fuse_connection *new_connection(struct nf_fuse *f)
+{
+	struct nf_fuse_connection *c;
+
+	for (c = f->connections; c; c = c->next)
+		if (!c->id && !c->users && !c->watch.armed)
+			return c;
+	c = calloc(1, sizeof(*c));
+	if (c) {
+		c->next = f->connections;
+		f->connections = c;
+	}
+	return c;
+}
+
+static int connect_locked(struct nf_fuse *f, uint32_t id, int fd, const struct nf_fuse_shown *shown)
+{
+	struct nf_fuse_connection *c = find(f, id);
+
+	if (fd < 0) {
+		if (!c || c->shown.server)
+			return c ? -EEXIST : -ENOENT;
+		c->shown.tree = shown->tree;
+		c->shown.objects = shown->objects;
+		c->shown.nobjects = shown->nobjects;
+		__atomic_store_n(&c->shown.server, shown->server, __ATOMIC_RELEASE);
+		return 0;
+	}
+	if (c)
+		return -EEXIST;
+	c = new_connection(f);
+	if (!c)
+		return -ENOMEM;
+	c->fd = fd;
+	c->ended = false;
+	c->shown = *shown;
+	c->id = id;
+	return 0;
+}
+
+int nf_fuse_connect(struct nf_transport *t, uint32_t id, int fd, const struct nf_fuse_shown *shown)
 {
 	struct nf_fuse *f = (struct nf_fuse *)t;
-	struct nf_fuse_connection *c;
-	int rc = 0;
+	int rc;
 
-	if (!id || id == NF_FUSE_GONE || fd < 0)
+	if (!id || id == NF_FUSE_GONE)
 		return -EINVAL;
 	pthread_mutex_lock(&f->lock);
-	if (find(f, id)) {
-		rc = -EEXIST;
-	} else {
-		for (c = f->connections; c; c = c->next)
-			if (!c->id && !c->users && !c->watch.armed)
-				break;
-		if (!c) {
-			c = calloc(1, sizeof(*c));
-			if (c) {
-				c->next = f->connections;
-				f->connections = c;
-			}
-		}
-		if (c) {
-			c->fd = fd;
-			c->ended = false;
-			c->id = id;
-		} else {
-			rc = -ENOMEM;
-		}
-	}
+	rc = connect_locked(f, id, fd, shown);
 	pthread_mutex_unlock(&f->lock);
 	return rc;
 }
@@ -114,8 +127,7 @@ int nf_fuse_disconnect(struct nf_transport *t, uint32_t id)
  * more (ENOENT: answered; ENODEV: unmounted) is nothing to us. */
 void nf_fuse_reply(struct nf_transport *t, uint32_t slot, int err, const void *data, size_t len)
 {
-	struct nf_fuse *f = (struct nf_fuse *)t;
-	struct nf_fuse_connection *c = get(f, __atomic_load_n(&nf_fuse_record(t, slot)->connection, __ATOMIC_ACQUIRE));
+	struct nf_fuse_connection *c = nf_fuse_get(t, slot);
 	struct fuse_in_header in;
 	struct fuse_out_header out;
 	struct iovec iov[2] = { { &out, sizeof(out) }, { (void *)(uintptr_t)data, err ? 0 : len } };
@@ -128,7 +140,32 @@ void nf_fuse_reply(struct nf_transport *t, uint32_t slot, int err, const void *d
 					.error = -err, .unique = in.unique };
 	n = writev(c->fd, iov, iov[1].iov_len ? 2 : 1);
 	(void)n;
-	put(f, c);
+	nf_fuse_put(t, c);
+}
+
+uint8_t *nf_fuse_take_buffer(struct nf_transport *t)
+{
+	struct nf_fuse *f = (struct nf_fuse *)t;
+	uint8_t *buffer = NULL;
+
+	pthread_mutex_lock(&f->lock);
+	if (f->nspare)
+		buffer = f->spare[--f->nspare];
+	pthread_mutex_unlock(&f->lock);
+	return buffer ? buffer : malloc(NF_FUSE_BUFFER);
+}
+
+void nf_fuse_give_buffer(struct nf_transport *t, uint8_t *buffer)
+{
+	struct nf_fuse *f = (struct nf_fuse *)t;
+
+	pthread_mutex_lock(&f->lock);
+	if (f->nspare < sizeof(f->spare) / sizeof(f->spare[0])) {
+		f->spare[f->nspare++] = buffer;
+		buffer = NULL;
+	}
+	pthread_mutex_unlock(&f->lock);
+	free(buffer);
 }
 
 /* -- the loop ---------------------------------------------------------------------------------- */
@@ -206,7 +243,8 @@ static enum nf_more drain_connection(struct nf_transport *t, struct nf_fuse_conn
 }
 
 /* The next connection behind `c` that is in use, with its id; the loop's own way along the list. */
-static struct nf_fuse_connection *next_open(struct nf_fuse *f, struct nf_fuse_connection *c, uint32_t *id)
+static struct nf_fuse_connection *next_open(struct nf_fuse *f, struct nf_fuse_connection *c,
+					    uint32_t *id)
 {
 	pthread_mutex_lock(&f->lock);
 	for (c = c ? c->next : f->connections; c; c = c->next)
@@ -229,7 +267,7 @@ enum nf_more nf_fuse_drain(struct nf_transport *t, unsigned int budget)
 
 	for (c = next_open(f, NULL, &id); c; c = next_open(f, c, &id)) {
 		n++;
-		put(f, c);
+		nf_fuse_put(t, c);
 	}
 	/* each gets its part: one that is busy holds up no other */
 	for (c = next_open(f, NULL, &id); c; c = next) {
@@ -239,7 +277,7 @@ enum nf_more nf_fuse_drain(struct nf_transport *t, unsigned int budget)
 		if (one > all)
 			all = one;
 		next = one == NF_NO_SLOT ? NULL : next_open(f, c, &id);
-		put(f, c);
+		nf_fuse_put(t, c);
 	}
 	return all;
 }
@@ -255,7 +293,7 @@ void nf_fuse_arm(struct nf_transport *t, struct nf_waiter *w)
 		c->watch.ready = &t->ready;
 		nf_waiter_watch(w, &c->watch);
 		next = next_open(f, c, &id);
-		put(f, c);
+		nf_fuse_put(t, c);
 	}
 }
 
@@ -267,4 +305,6 @@ void nf_fuse_free_connections(struct nf_fuse *f)
 		next = c->next;
 		free(c);
 	}
+	while (f->nspare)
+		free(f->spare[--f->nspare]);
 }

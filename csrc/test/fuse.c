@@ -81,7 +81,7 @@ static void messages(struct answer *a)
 	CHECK(out->major == 7 && out->minor == 31 && out->max_pages == 256 && out->max_write == 4096);
 	CHECK(!(out->flags & ~(uint32_t)(FUSE_ASYNC_READ | FUSE_MAX_PAGES | FUSE_PARALLEL_DIROPS)));
 	CHECK(answered(a, ask_fuse(FUSE_LOOKUP, 1, "9", 2)) == (long)sizeof(*entry));
-	CHECK(entry->nodeid == 10 && entry->attr.size == SIZE && entry->attr.mode == 0100400);
+	CHECK(entry->nodeid == 10 && entry->attr.size == 4 * NF_PAGE && entry->attr.mode == 0100400);
 	CHECK(answered(a, ask_fuse(FUSE_LOOKUP, 1, "8", 2)) == -ENOENT);
 	CHECK(answered(a, ask_fuse(FUSE_LOOKUP, 1, "09", 3)) == -ENOENT);
 	CHECK(answered(a, ask_fuse(FUSE_LOOKUP, 1, "9x", 3)) == -ENOENT);
@@ -111,12 +111,13 @@ static void reads(struct answer *a)
 	CHECK(answered(a, ask_read(10, UINT64_MAX - 10, NF_PAGE)) == -EIO);
 	CHECK(answered(a, ask_fuse(FUSE_READ, 10, "short", 5)) == -EIO);
 
-	/* not there: it waits, and the last page is cut */
+	/* not there: it waits, and the last page is whole */
 	first = ask_read(10, 2 * NF_PAGE, 2 * NF_PAGE);
 	CHECK(nf_core_next(core, &ev, 1, PATIENCE_MS) == 1 && ev.type == NF_EV_MISS && ev.pid == 77);
 	check_silence();
 	CHECK(nf_filled(core, 9, 2 * NF_PAGE, NF_PAGE + 100) == 0);
-	CHECK(answered(a, first) == NF_PAGE + 100 && a->data[NF_PAGE] == 'x');
+	CHECK(answered(a, first) == 2 * NF_PAGE && a->data[NF_PAGE + 99] == 'x');
+	CHECK(!a->data[NF_PAGE + 100] && !a->data[2 * NF_PAGE - 1]);
 
 	/* more than there are records: those that are behind come when there is room */
 	for (i = 0; i < SLOTS + 4; i++) {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from nydus_fscache._core import ffi, lib
@@ -45,6 +46,7 @@ class Core:
         self._events = ffi.new("struct nf_event[]", _BATCH)
         self._pages: dict[int, Any] = {}
         self._asked: dict[int, Any] = {}
+        self._trees: dict[int, tuple[Any, Any]] = {}  # by connection: image, numbers of objects
         self.started = False
 
     @staticmethod
@@ -70,8 +72,30 @@ class Core:
         non-blocking, stays open until ``detach_fuse``."""
         _checked(lib.nf_core_attach_fuse(self._core, connection, fd))
 
+    def attach_fuse_tree(
+        self, connection: int, fd: int, image: mmap.mmap | bytes | None, objects: Sequence[int]
+    ) -> None:
+        """The same of a connection that shows the tree of a validated bootstrap, whose blobs are
+        ``objects`` by number, in the order of the device table.  No image: it comes by another
+        call, with ``fd`` -1."""
+        held = (
+            ffi.NULL if image is None else ffi.from_buffer("uint8_t[]", image),
+            ffi.new("uint32_t[]", list(objects)),
+        )
+        length = 0 if image is None else len(image)
+        _checked(
+            lib.nf_core_attach_fuse_tree(
+                self._core, connection, fd, held[0], length, held[1], len(objects)
+            )
+        )
+        if image is not None:
+            self._trees[connection] = held
+
     def detach_fuse(self, connection: int) -> None:
         _checked(lib.nf_core_detach_fuse(self._core, connection))
+        if connection in self._trees:
+            image, _objects = self._trees.pop(connection)
+            ffi.release(image)
 
     def hold_fuse(self, *, hold: bool) -> None:
         """Do READs of objects that are not known wait for them, or get EIO?"""
@@ -108,7 +132,8 @@ class Core:
         process.  No call may follow, and none be under way."""
         self.stop()
         lib.nf_core_free(self._core)
-        for held in (*self._pages.values(), *self._asked.values(), self._journal):
+        trees = (image for image, _ in self._trees.values())
+        for held in (*self._pages.values(), *self._asked.values(), *trees, self._journal):
             ffi.release(held)
 
     # -- objects -------------------------------------------------------------------------------

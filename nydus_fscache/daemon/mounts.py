@@ -24,11 +24,12 @@ from nydus_fscache.daemon.active_mount import ActiveMount, Phase
 from nydus_fscache.errors import DaemonEnding, DaemonError, MountpointError
 from nydus_fscache.image.binding import Binding
 from nydus_fscache.kernel import holders, mountinfo
-from nydus_fscache.kernel.mount import umount
+from nydus_fscache.kernel.mount import IMAGE_TYPES, umount
 from nydus_fscache.kernel.mountinfo import MountId
 from nydus_fscache.kernel.syscalls import boot_id
 from nydus_fscache.log import event
 from nydus_fscache.transport.registry import Transports
+from nydus_fscache.transport.umount import umount_apart
 
 log = logging.getLogger("mounts")
 
@@ -178,7 +179,7 @@ class MountTable:
             named = [_recorded(a.binding) for a in self.all() if a.mounted]
             others = mountinfo.look_up(name for name in named if name is not None)
             known = {m.id for m in others.values()}
-            old = [m for m in _at(binding.mountpoint) if m.fstype == "erofs"]
+            old = [m for m in _at(binding.mountpoint) if m.fstype in IMAGE_TYPES]
             name = _name_of([m for m in old if m.id not in known], binding.mountpoint)
         if name is None or (found := mountinfo.look_up([name]).get(name)) is None:
             return None
@@ -208,7 +209,10 @@ class MountTable:
             _check_reachable(name, point)
             self._ours = name
             try:
-                umount(point, lazy=lazy)
+                if now.source.startswith("/dev/loop"):
+                    umount_apart(point, lazy=lazy)
+                else:
+                    umount(point, lazy=lazy)
             except MountpointError as e:
                 if name not in mountinfo.look_up([name]):
                     return
@@ -324,10 +328,10 @@ def _at(point: str) -> list[mountinfo.Mount]:
 
 
 def _name_of(found: list[mountinfo.Mount], point: str) -> MountId | None:
-    """Of the lowest EROFS of these mounts at a place: ours is there before others mount on top."""
+    """Of the lowest image of these mounts at a place: ours is there before others mount on top."""
     if not found:
         return None
-    ours = next((m for m in found if m.fstype == "erofs"), found[0])
+    ours = next((m for m in found if m.fstype in IMAGE_TYPES), found[0])
     with contextlib.suppress(OSError):
         top = mountinfo.mount_id_at(Path(point))
         if top.id == ours.id:

@@ -16,6 +16,7 @@ from pathlib import Path
 from nydus_fscache.errors import KernelRefused, MountpointError, NotPrivileged
 from nydus_fscache.kernel.syscalls import AT_FDCWD, libc, refuse, syscall
 
+IMAGE_TYPES = ("erofs", "fuse.nydus")  # of mounted images, in mountinfo
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 MOUNT_ATTR_RDONLY = 0x1
@@ -138,16 +139,28 @@ def create_erofs(options: list[tuple[str, str]]) -> int:
 def create_fuse(device: int) -> int:
     """A detached, read-only FUSE mount (descriptor) of a descriptor of /dev/fuse, whose requests
     nobody but root can cause."""
+    attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+    return _create_fuse(device, (), attributes)
+
+
+def create_fuse_tree(device: int) -> int:
+    """The same for everybody, by the rights that its files have."""
+    return _create_fuse(device, ("allow_other", "default_permissions"), MOUNT_ATTR_RDONLY)
+
+
+def _create_fuse(device: int, flags: tuple[str, ...], attributes: int) -> int:
     fs = _fsopen("fuse")
     try:
-        options = {"source": "nydus-fscache", "fd": str(device), "rootmode": "40000"}
+        options = {"source": "nydus-fscache", "subtype": "nydus", "fd": str(device)}
+        options["rootmode"] = "40000"
         for key, value in {**options, "user_id": "0", "group_id": "0"}.items():
             if code := _fsconfig(fs, FSCONFIG_SET_STRING, key, value):
                 refuse(f"fuse refuses {key}={value}", code, _messages(fs))
-        _fsconfig(fs, FSCONFIG_SET_FLAG, "ro", None)
+        for flag in ("ro", *flags):
+            if code := _fsconfig(fs, FSCONFIG_SET_FLAG, flag, None):
+                refuse(f"fuse refuses {flag}", code, _messages(fs))
         if code := _fsconfig(fs, FSCONFIG_CMD_CREATE, None, None):
             refuse("fuse cannot be mounted", code, _messages(fs))
-        attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
         mount = syscall(_SYS_FSMOUNT, fs, FSMOUNT_CLOEXEC, attributes)
         if mount < 0:
             refuse("fsmount", ctypes.get_errno())

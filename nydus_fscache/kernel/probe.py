@@ -105,13 +105,18 @@ def require_cache_dir(root: Path) -> None:
         raise CacheDirError(finding.detail, hint=finding.remedy)
 
 
-def examine(root: Path, probes: Mapping[str, Callable[[Path], Finding]]) -> Report:
-    """``probes``: of transports by name, in the order in which ``auto`` takes them."""
-    findings = (privileges(), cache_dir(root), erofs_driver(), io_uring())
-    blocked = next((f for f in findings if not f.ok), None)
+def examine(
+    root: Path, probes: Mapping[str, Callable[[Path], Finding]], without_erofs: frozenset[str]
+) -> Report:
+    """``probes``: of transports by name, in the order in which ``auto`` takes them; those in
+    ``without_erofs`` work without the driver."""
+    driver = erofs_driver()
+    findings = (privileges(), cache_dir(root), driver, io_uring())
     transports = []
     for name, probe in probes.items():
         finding = probe(root)
+        needed = [f for f in findings if f is not driver or name not in without_erofs]
+        blocked = next((f for f in needed if not f.ok), None)
         if blocked is not None and finding.ok:
             finding = Finding(name, False, f"{blocked.name}: {blocked.detail}", blocked.remedy)
         transports.append(finding)

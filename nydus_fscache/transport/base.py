@@ -112,6 +112,7 @@ class Dialect(Protocol):
     """A kind of transport, whether or not it is in use.  To make one touches nothing."""
 
     name: str
+    needs_erofs: bool  # in the kernel
 
     def __init__(self, store: Store) -> None: ...
 

@@ -16,23 +16,37 @@ from nydus_fscache.errors import FscacheError, KernelRefused, NotPrivileged, Usa
 from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.image.binding import Binding
 from nydus_fscache.kernel import probe
-from nydus_fscache.kernel.probe import Finding, Report
+from nydus_fscache.kernel.probe import Report
 from nydus_fscache.transport.base import Dialect, Transport
 from nydus_fscache.transport.cachefiles.dialect import CachefilesDialect
 from nydus_fscache.transport.fanotify.dialect import FanotifyDialect
-from nydus_fscache.transport.fuse.dialect import FuseDialect
+from nydus_fscache.transport.fuse.dialect import (
+    FuseFileDialect,
+    FuseLoopDialect,
+    FuseTreeDialect,
+)
 
 DIALECTS: tuple[type[Dialect], ...] = (
     CachefilesDialect,  # first: without a daemon it fails closed
     FanotifyDialect,
-    FuseDialect,
+    FuseFileDialect,
+    FuseLoopDialect,
+    FuseTreeDialect,  # last: a round trip for each small file and each directory
 )
 TRANSPORTS = tuple(dialect.name for dialect in DIALECTS)
+FAMILIES = {
+    "auto": TRANSPORTS,
+    "fuse": tuple(name for name in TRANSPORTS if name.startswith("fuse-")),
+}
 
 
 def examine(root: Path) -> Report:
     """Everything, for ``doctor``."""
-    return probe.examine(root, {dialect.name: dialect.probe for dialect in DIALECTS})
+    return probe.examine(
+        root,
+        {dialect.name: dialect.probe for dialect in DIALECTS},
+        frozenset(dialect.name for dialect in DIALECTS if not dialect.needs_erofs),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +58,8 @@ class Choice:
 
 
 def choose(root: Path, wanted: str = "auto") -> Choice:
-    """The transport for ``wanted`` ("auto" or a name); only as many are probed as it takes.
+    """The transport for ``wanted`` (a name, or one of ``FAMILIES``); only as many are probed as it
+    takes.
 
     Raises ``NotPrivileged``, ``CacheDirError``, or ``KernelRefused`` with the reason
     and the remedy for each transport.
@@ -54,11 +69,11 @@ def choose(root: Path, wanted: str = "auto") -> Choice:
         raise NotPrivileged(rights.detail, hint=rights.remedy)
     probe.require_cache_dir(root)
     driver = probe.erofs_driver()
-    if not driver.ok:
-        raise KernelRefused(driver.detail, hint=driver.remedy)
-    failed: list[Finding] = []
+    failed = [] if driver.ok else [driver]
     for dialect in DIALECTS:
-        if wanted not in ("auto", dialect.name):
+        if dialect.name not in FAMILIES.get(wanted, (wanted,)):
+            continue
+        if dialect.needs_erofs and not driver.ok:
             continue
         finding = dialect.probe(root)
         if finding.ok:
@@ -66,7 +81,7 @@ def choose(root: Path, wanted: str = "auto") -> Choice:
         failed.append(finding)
     reasons = "; ".join(f"{f.name}: {f.detail}" for f in failed)
     remedies = ", or ".join(f.remedy for f in failed)
-    kind = "no transport works" if wanted == "auto" else "this transport does not work"
+    kind = "no transport works" if wanted in FAMILIES else "this transport does not work"
     raise KernelRefused(f"{kind}: {reasons}", hint=remedies)
 
 
@@ -127,15 +142,16 @@ class Transports:
 
     def choose(self, wanted: str) -> str:
         """One in use already is not probed again (a second open of the device is refused)."""
-        if wanted != "auto":
+        if wanted not in FAMILIES:
             self._dialect(wanted)
+        family = FAMILIES.get(wanted, (wanted,))
         with self._probing:
             known = self.in_use()
             usable = [name for name in TRANSPORTS if name in known]
             if not usable and self._automatic:
                 usable = [self._automatic]
-            if wanted in usable or (wanted == "auto" and usable):
-                return wanted if wanted in usable else usable[0]
+            if found := next((name for name in usable if name in family), ""):
+                return found
             found = choose(self._store.root, wanted).transport
             if wanted == "auto":
                 self._automatic = found

@@ -91,7 +91,7 @@ def _rounds(
         assert reached["requests"]["denied"] == 0, rig.log()
         reads += load.reads
         longest = max(longest, load.longest_s)
-        if rig.transport == "fuse":  # what the kernel reads ahead goes on without its reader
+        if rig.transport.startswith("fuse"):  # what is read ahead goes on without its reader
             deadline = time.monotonic() + PATIENCE_S
             while rig.status()["requests"]["waiting"] and time.monotonic() < deadline:
                 time.sleep(0.02)

@@ -167,7 +167,8 @@ class Rig:
             time.sleep(0.02)
 
 
-each_transport = pytest.mark.parametrize("rig", ["", "fuse"], indirect=True, ids=["auto", "fuse"])
+FUSE = ["fuse-file", "fuse-loop", "fuse-tree"]
+each_transport = pytest.mark.parametrize("rig", ["", *FUSE], indirect=True, ids=["auto", *FUSE])
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from nydus_fscache.transport.cachefiles.transport import DESCRIPTOR, NAME, Cache
 
 class CachefilesDialect:
     name = NAME
+    needs_erofs = True
 
     def __init__(self, store: Store) -> None:
         self._cache = KernelCache(store.cachefiles)

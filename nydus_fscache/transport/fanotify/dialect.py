@@ -18,6 +18,7 @@ from nydus_fscache.transport.fanotify.transport import GROUP, NAME, FanotifyTran
 
 class FanotifyDialect:
     name = NAME
+    needs_erofs = True
 
     def __init__(self, store: Store) -> None:
         self._images = store.images

@@ -6,15 +6,38 @@ stock-kernels 4.1; fs/fuse/dev.c.
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 from collections.abc import Iterable
+from enum import Enum
 
 from nydus_fscache.errors import KernelRefused
 from nydus_fscache.image.binding import Address
 
 DEVICE = "/dev/fuse"
 PREFIX = "fuse."  # of its name at the keeper, which knows what to do with it
+_SHAPES = 4  # a connection's number says its shape: its rest by this
+
+
+class Shape(Enum):
+    """What is mounted for an image; the values are names of transports."""
+
+    FILE = "fuse-file"  # EROFS on files of FUSE: Linux 6.12
+    LOOP = "fuse-loop"  # EROFS on loop devices on such files: Linux 5.16
+    TREE = "fuse-tree"  # FUSE itself
+
+    @property
+    def _rest(self) -> int:
+        return [Shape.FILE, Shape.LOOP, Shape.TREE].index(self) + 1
+
+    def has(self, number: int) -> bool:
+        """Is a connection of this number one of these?"""
+        return number > 0 and number % _SHAPES == self._rest
+
+    def free_number(self, taken: Iterable[int]) -> int:
+        used = set(taken)
+        return next(n for n in itertools.count(self._rest, _SHAPES) if n not in used)
 
 
 def open_device() -> int:
@@ -41,8 +64,3 @@ def number_of(address: Address) -> int:
 def number_of_name(name: str) -> int:
     """The same of a name at the keeper."""
     return number_of({"number": name.removeprefix(PREFIX)}) if name.startswith(PREFIX) else 0
-
-
-def free_number(taken: Iterable[int]) -> int:
-    used = set(taken)
-    return next(n for n in range(1, len(used) + 2) if n not in used)

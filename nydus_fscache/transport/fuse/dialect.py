@@ -1,4 +1,4 @@
-"""FUSE as a kind of transport."""
+"""FUSE as kinds of transport: one for each shape."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.image.binding import Binding
 from nydus_fscache.kernel.probe import Finding
 from nydus_fscache.transport.fuse import probe
-from nydus_fscache.transport.fuse.connection import PREFIX, is_alive, number_of
-from nydus_fscache.transport.fuse.transport import NAME, FuseTransport
+from nydus_fscache.transport.fuse.connection import (
+    PREFIX,
+    Shape,
+    is_alive,
+    number_of,
+    number_of_name,
+)
+from nydus_fscache.transport.fuse.transport import FuseTransport
 
 
-class FuseDialect:
-    name = NAME
+class _FuseDialect:
+    shape: Shape
+    needs_erofs = True
 
     def __init__(self, store: Store) -> None:
         self._opened: FuseTransport | None = None
 
-    @staticmethod
-    def probe(root: Path) -> Finding:
-        return probe.fuse(root)
-
     def open(self, core: Core, objects: Objects, park: Park) -> FuseTransport:
-        self._opened = FuseTransport(core, objects, park)
+        self._opened = FuseTransport(core, objects, park, self.shape)
         return self._opened
 
     def sources(self) -> list[EvictionSource]:
         return []
 
     def was_left(self, park: Park) -> bool:
-        return any(name.startswith(PREFIX) for name in park.inherited)
+        return any(self.shape.has(number_of_name(name)) for name in park.inherited)
 
     def holds(self, binding: Binding, park: Park) -> bool:
         number = number_of(binding.address)
@@ -46,3 +49,31 @@ class FuseDialect:
     def is_useless(self, binding: Binding, park: Park) -> bool:
         """Without its connection every read is an error."""
         return not self.holds(binding, park)
+
+
+class FuseFileDialect(_FuseDialect):
+    name = Shape.FILE.value
+    shape = Shape.FILE
+
+    @staticmethod
+    def probe(root: Path) -> Finding:
+        return probe.probe(Shape.FILE)
+
+
+class FuseLoopDialect(_FuseDialect):
+    name = Shape.LOOP.value
+    shape = Shape.LOOP
+
+    @staticmethod
+    def probe(root: Path) -> Finding:
+        return probe.probe(Shape.LOOP)
+
+
+class FuseTreeDialect(_FuseDialect):
+    name = Shape.TREE.value
+    shape = Shape.TREE
+    needs_erofs = False
+
+    @staticmethod
+    def probe(root: Path) -> Finding:
+        return probe.probe(Shape.TREE)

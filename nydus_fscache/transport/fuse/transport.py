@@ -1,9 +1,9 @@
-"""FUSE under the kernel's EROFS (Linux 6.12 and later): the image's files are files of a FUSE file
-system, on which EROFS is mounted.
+"""FUSE, in one of three shapes (connection.py): under the kernel's EROFS, where the image's files
+are files of a FUSE file system on which EROFS is mounted, or instead of it.
 
-A READ of FUSE asks for a range of an object, and its answer carries the bytes; data that are there
-are answered in C.  The bootstrap is an object like the blobs, so metadata are lazy too, and where
-nobody answers, readers get errors, never zeros.
+A READ of FUSE asks for a range of objects, and its answer carries the bytes; data that are there
+are answered in C, and so is all that is asked of a tree.  Under EROFS the bootstrap is an object
+like the blobs.  Where nobody answers, readers get errors, never zeros.
 
 Each image has a connection of its own, which ends when the kernel lets go of its superblock.
 Facts that the order of steps depends on (reference stock-kernels 4, 8): the descriptor is with
@@ -14,6 +14,7 @@ be in another process (mount_image.py).
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import threading
 from collections.abc import Collection, Mapping
@@ -33,7 +34,7 @@ from nydus_fscache.image.image import Image
 from nydus_fscache.transport.base import Bound
 from nydus_fscache.transport.fuse.connection import (
     PREFIX,
-    free_number,
+    Shape,
     is_alive,
     number_of,
     number_of_name,
@@ -43,14 +44,13 @@ from nydus_fscache.transport.fuse.mount_image import mount_apart
 
 log = logging.getLogger("fuse")
 
-NAME = "fuse"
-FILE = "file"  # the shape: EROFS mounted from a file
 BOOTSTRAPS = 1 << 30  # object numbers of bootstraps: this and the connection's
 
 
 @dataclass(slots=True)
 class BoundImage:
-    """``objects``: in the order of the device table.  ``pages``, ``fd``: of the bootstrap."""
+    """``objects``: in the order of the device table.  ``pages``, ``fd``: of the bootstrap as an
+    object; ``tree``: in memory, for the shape that shows it."""
 
     image: Image
     address: Address
@@ -58,6 +58,7 @@ class BoundImage:
     number: int
     fd: int = -1
     pages: PageMap | None = None
+    tree: mmap.mmap | None = None
 
     @property
     def bootstrap(self) -> int:
@@ -67,34 +68,42 @@ class BoundImage:
 class FuseTransport:
     """``_connections``: descriptors by number, of what is bound and of what was inherited."""
 
-    name = NAME
-
-    def __init__(self, core: Core, objects: Objects, park: Park) -> None:
+    def __init__(self, core: Core, objects: Objects, park: Park, shape: Shape) -> None:
+        self.name = shape.value
+        self._shape = shape
         self._core = core
         self._objects = objects
         self._park = park
         self._lock = threading.Lock()
         self._connections: dict[int, int] = {}
         self._attached: set[int] = set()
-        for name in [name for name in park.inherited if name.startswith(PREFIX)]:
+        for name in [name for name in park.inherited if shape.has(number_of_name(name))]:
             number, fd = number_of_name(name), park.take(name)
             if fd is None:
                 continue
-            if number and is_alive(fd):
+            if is_alive(fd):
                 self._connections[number] = fd
-                self._attach(number)
+                self._attach(number, None)  # a tree comes when it is bound
             else:
                 park.drop(name)
                 os.close(fd)
 
-    def _attach(self, number: int) -> None:
-        self._core.attach_fuse(number, self._connections[number])
+    def _attach(self, number: int, bound: BoundImage | None) -> None:
+        device = self._connections[number]
+        if self._shape is not Shape.TREE:
+            self._core.attach_fuse(number, device)
+        elif bound is None:
+            self._core.attach_fuse_tree(number, device, None, [])
+        else:
+            objects = [obj.oid for obj in bound.objects]
+            known = number in self._attached
+            self._core.attach_fuse_tree(number, -1 if known else device, bound.tree, objects)
         self._attached.add(number)
 
     def new_address(self, digest: str, taken: Collection[Address]) -> Address:
         with self._lock:
             numbers = {*self._connections, *map(number_of, taken)}
-        return {"shape": FILE, "number": str(free_number(numbers))}
+        return {"number": str(self._shape.free_number(numbers))}
 
     def user_address(self, request: Mapping[str, Any]) -> Address:
         raise UsageError(
@@ -103,17 +112,23 @@ class FuseTransport:
 
     def bind(self, image: Image, address: Address) -> BoundImage:
         number = number_of(address)
-        if not number or address.get("shape") != FILE:
+        if not self._shape.has(number):
             raise KernelRefused(f"no such way of FUSE: {address}", hint="mount the image anew")
         bound = BoundImage(image, address, [], number)
         try:
             for blob in image.blobs:
                 bound.objects.append(self._objects.open_file(blob, image.backend))
-            self._add_bootstrap(bound)
+            if self._shape is Shape.TREE:
+                with image.path.open("rb") as f:
+                    bound.tree = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
+            else:
+                self._add_bootstrap(bound)
             with self._lock:
                 if number not in self._connections:
                     self._connections[number] = device = open_device()
                     self._park.keep(f"{PREFIX}{number}", device)
+            if number in self._attached and self._shape is Shape.TREE:
+                self._attach(number, bound)
         except BaseException:
             self.unbind(bound)
             raise
@@ -132,9 +147,13 @@ class FuseTransport:
         assert isinstance(bound, BoundImage)
         if not self._core.started:  # nobody would answer; it is tried again when it runs
             raise DaemonError("the event core does not run yet", hint="wait a moment")
-        names = [str(oid) for oid in (bound.bootstrap, *(obj.oid for obj in bound.objects))]
+        names: list[str] = []
+        if self._shape is not Shape.TREE:
+            names = [str(oid) for oid in (bound.bootstrap, *(obj.oid for obj in bound.objects))]
         device = self._connections[bound.number]
-        mount_apart(device, str(target), names, lambda: self._attach(bound.number))
+        mount_apart(
+            self._shape, device, str(target), names, lambda: self._attach(bound.number, bound)
+        )
 
     def in_use(self, bound: Bound, mounted: Collection[Bound]) -> bool:
         return self.is_alive(number_of(bound.address))
@@ -160,6 +179,8 @@ class FuseTransport:
         if bound.pages is not None:
             self._core.remove_object(bound.bootstrap)
             bound.pages.close()
+        if bound.tree is not None:
+            bound.tree.close()
         if bound.fd >= 0:
             os.close(bound.fd)
         for obj in bound.objects:

@@ -1,0 +1,157 @@
+"""In the guest: images over FUSE on a kernel of the distribution, as it is."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from checks import DISK, IMAGES, GuestRig, check_all, drop_caches, wanted
+from rig import read_errno
+from trees import assert_tree, golden_names
+
+NAMES = golden_names()
+KILLS = 20
+READERS = 3
+KILLED = ("one-lz4", "chunk-dict")
+READER = """
+import hashlib, json, random, sys, time
+files, seed, share = json.load(sys.stdin), int(sys.argv[1]), int(sys.argv[2])
+wrong, longest = [], 0.0
+for path, digest in random.Random(seed).sample(files, len(files) // share):
+    at = time.monotonic()
+    try:
+        with open(path, "rb", buffering=0) as f:
+            data = f.read()
+    except OSError as e:
+        wrong.append(f"{path}: {e.strerror}")
+        continue
+    longest = max(longest, time.monotonic() - at)
+    if hashlib.sha256(data).hexdigest() != digest:
+        wrong.append(f"{path}: wrong bytes")
+print(json.dumps([wrong, longest]))
+"""
+
+rig = GuestRig(DISK / "stock")
+chance = random.Random(7)
+
+
+def mount(name: str, shape: str, at: str = "m") -> Path:
+    image = IMAGES / name
+    words = ("--transport", shape, "--prefetch", "none")
+    return rig.mount(image / "image.boot", image / "blobs", at, *words)
+
+
+def doctor(shapes: tuple[str, ...]) -> str:
+    report = json.loads(rig.run("doctor", "--json").stdout)
+    works = [name for name, found in report["transports"].items() if found["ok"]]
+    assert works == list(shapes), report
+    assert report["auto"] == shapes[0]
+    return f"{report['kernel']}: {', '.join(works)}"
+
+
+def tree(name: str, shape: str) -> str:
+    at = mount(name, shape)
+    assert_tree(at, IMAGES / name / "expected.jsonl")
+    status = rig.status()
+    assert [m["transport"] for m in status["mounts"]] == [shape]
+    fetched = rig.fetched()
+    rig.run("umount", at)
+    return f"{fetched} bytes fetched"
+
+
+def empty_cache() -> None:
+    stop()
+    for path in (rig.root / "cache").iterdir():
+        path.unlink()
+
+
+def stop() -> None:
+    deadline = time.monotonic() + 30
+    while rig.run("stop", check=False).returncode and time.monotonic() < deadline:
+        time.sleep(0.2)
+    rig.wait_for_end()
+
+
+def start_reader(files: list[tuple[str, str]], seed: int) -> subprocess.Popen[bytes]:
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(seed), "3"], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert reader.stdin is not None
+    reader.stdin.write(json.dumps(files).encode())
+    reader.stdin.close()
+    reader.stdin = None
+    return reader
+
+
+def killed_under_readers(shape: str) -> str:
+    kills, rounds, longest = 0, 0, 0.0
+    while kills < KILLS:
+        points = [(name, mount(name, shape, f"{name}-{shape}")) for name in KILLED]
+        files = [f for name, at in points for f in wanted(name, at)]
+        drop_caches()
+        readers = [start_reader(files, rounds * READERS + i) for i in range(READERS)]
+        while any(reader.poll() is None for reader in readers):
+            if kills == KILLS:
+                time.sleep(0.05)
+                continue
+            time.sleep(chance.uniform(0.0, 1.0))
+            pid = rig.any_service()
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+            while rig.any_service() == pid:
+                time.sleep(0.02)
+        for reader in readers:
+            wrong, pause = json.loads(reader.communicate()[0])
+            assert not wrong, f"after {kills} kills: {wrong[:5]}\n{rig.log()}"
+            longest = max(longest, pause)
+        rig.service_pid()
+        for _, at in points:
+            rig.run("umount", at)
+        empty_cache()
+        rounds += 1
+    return f"{kills} kills, {rounds} cold rounds, longest read of a file {longest:.2f} s"
+
+
+def everything_killed(shape: str) -> str:
+    """An error for readers, never zeros; the next start mounts again."""
+    at = mount("one-lz4", shape)
+    files = wanted("one-lz4", at)
+    while pids := rig.processes():
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)
+    failed = {read_errno(Path(path)) for path, _ in files}
+    assert failed <= {0, errno.EIO, errno.ENOTCONN}
+    assert failed - {0}, "nothing is an error"
+    other = mount("chunk-dict", shape, "other")
+    assert_tree(at, IMAGES / "one-lz4" / "expected.jsonl")
+    rig.run("umount", at)
+    rig.run("umount", other)
+    empty_cache()
+    return f"errors: {sorted(failed)}"
+
+
+def checks(shapes: tuple[str, ...]) -> dict[str, Callable[[], str]]:
+    found: dict[str, Callable[[], str]] = {"doctor": lambda: doctor(shapes)}
+    for shape in shapes:
+        for name in NAMES:
+            found[f"{name} over {shape}"] = lambda name=name, shape=shape: tree(name, shape)
+        found[f"{shape}: everything is killed"] = lambda shape=shape: everything_killed(shape)
+        found[f"{shape}: the service is killed under readers"] = (
+            lambda shape=shape: killed_under_readers(shape)
+        )
+    return found
+
+
+if __name__ == "__main__":
+    DISK.joinpath("stock").mkdir()
+    check_all(checks(tuple(sys.argv[1:])), 400.0)
