@@ -273,9 +273,12 @@ disabled_plugins = {json.dumps(disabled)}
                 self.ctr("images", "rm", "--sync", image, check=False)
         self.end("containerd")
         self.end("snapshotter")
-        for pid in self.daemon_pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        end = time.monotonic() + PATIENCE_S
+        while (pids := self.daemon_pids()) and time.monotonic() < end:
+            for pid in pids:  # until none is left: a keeper may just have started a service
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
         for point in reversed(self.mounts()):
             subprocess.run(["umount", "-l", point], check=False, capture_output=True)
 

@@ -155,9 +155,13 @@ def _end(daemon: Daemon) -> None:
 
 
 def end_all(base: Path) -> None:
-    for pid in named(base):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """Until none is left: a keeper may just have started a service."""
+    end = time.monotonic() + START_S
+    while (pids := named(base)) and time.monotonic() < end:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def named(base: Path) -> list[int]:

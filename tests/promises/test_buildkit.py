@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from containerd import Stack, peer, running
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no containers")
 START_S = 60.0
+STATE = Path("/run/buildkit")  # where it puts a socket, whatever its options say
 DOCKERFILE = """\
 FROM scratch
 COPY busybox /bin/busybox
@@ -34,6 +36,7 @@ def buildkitd(base: Path, registry: str) -> Iterator[str]:
         f'root = "{base}/bk"\n[worker.oci]\n  snapshotter = "native"\n[worker.containerd]\n'
         f'  enabled = false\n[registry."{registry}"]\n  http = true\n  insecure = true\n'
     )
+    own = not STATE.exists()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     words = ["--config", base / "bk.toml", "--addr", address, "--oci-worker-net=host"]
     with (base / "buildkitd.log").open("wb") as log:
@@ -55,6 +58,8 @@ def buildkitd(base: Path, registry: str) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if own:
+            shutil.rmtree(STATE, ignore_errors=True)
 
 
 def build(rig: Stack, address: str, context: Path, reference: str) -> None:
