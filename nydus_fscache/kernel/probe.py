@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nydus_fscache.errors import CacheDirError
+from nydus_fscache.kernel.distribution import erofs_remedy
 from nydus_fscache.kernel.mount import has_erofs
 from nydus_fscache.kernel.syscalls import fs_name, has_io_uring, is_admin
 
@@ -88,8 +89,7 @@ def cache_dir(root: Path) -> Finding:
 def erofs_driver() -> Finding:
     if has_erofs():
         return Finding("EROFS", True, "the kernel has the driver")
-    remedy = "install the kernel's modules, or a kernel with CONFIG_EROFS_FS"
-    return Finding("EROFS", False, "the kernel has no EROFS driver", remedy)
+    return Finding("EROFS", False, "the kernel has no EROFS driver", erofs_remedy())
 
 
 def io_uring() -> Finding:

@@ -60,8 +60,8 @@ def doctor(shapes: tuple[str, ...]) -> str:
 def tree(name: str, shape: str) -> str:
     at = mount(name, shape)
     assert_tree(at, IMAGES / name / "expected.jsonl")
-    status = rig.status()
-    assert [m["transport"] for m in status["mounts"]] == [shape]
+    mounts = [m for m in rig.status()["mounts"] if m["mountpoint"] == str(at)]
+    assert [m["transport"] for m in mounts] == [shape]
     fetched = rig.fetched()
     rig.run("umount", at)
     return f"{fetched} bytes fetched"
@@ -103,8 +103,8 @@ def killed_under_readers(shape: str) -> str:
             if kills == KILLS:
                 time.sleep(0.05)
                 continue
+            pid = rig.service_pid()  # one that never serves is another promise
             time.sleep(chance.uniform(0.0, 1.0))
-            pid = rig.any_service()
             os.kill(pid, signal.SIGKILL)
             kills += 1
             while rig.any_service() == pid:

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from nydus_fscache.errors import FscacheError
 from nydus_fscache.kernel import mountinfo
-from nydus_fscache.kernel.mount import umount
+from nydus_fscache.kernel.mount import IMAGE_TYPES, umount
 from nydus_fscache.kernel.mount_trees import bind
 from nydus_fscache.kernel.overlay import READ_ONLY, mount_overlay
 
 _BOOTSTRAP = ("fs", "image", "image.boot")
-_KINDS = ("overlay", "erofs")
+_KINDS = ("overlay", *IMAGE_TYPES)
 _SPECIAL = frozenset(",:\\")  # of an overlay's options
 
 

@@ -22,7 +22,7 @@ from nydus_fscache.config import nydusd as configuration
 from nydus_fscache.config.nydusd import Config
 from nydus_fscache.errors import BackendError, DaemonError, FscacheError, MountpointError
 from nydus_fscache.kernel import mountinfo
-from nydus_fscache.kernel.mount import umount
+from nydus_fscache.kernel.mount import IMAGE_TYPES, umount
 from nydus_fscache.kernel.mount_trees import IdMap, bind_with_ids
 
 # The snapshotter forgets that a mount failed, and waits 30 s for the answer: better try again here.
@@ -216,7 +216,8 @@ class MountPoints:
 
 def mapped_over(point: Path) -> bool:
     """Is the same file system mounted over a mount at ``point``?"""
-    found = [m.device for m in mountinfo.mounts("erofs") if m.mountpoint == str(point)]
+    at = [m for m in mountinfo.mounts() if m.mountpoint == str(point)]
+    found = [m.device for m in at if m.fstype in IMAGE_TYPES]
     return len(found) > 1 and found[-1] == found[-2]
 
 
