@@ -88,7 +88,7 @@ def mountpoint_of(request: dict[str, Any], store: Store, read: Iterable[str]) ->
         point.is_relative_to(d) for d in inside
     ):
         raise UsageError(f"{asked} would hide the daemon's own files", hint="mount it elsewhere")
-    for path in read:
+    for path in dict.fromkeys(read):  # many mounts read the same
         if Path(os.path.realpath(path)).is_relative_to(point):
             raise UsageError(
                 f"a mount at {asked} would hide {path}, which an image is read from",

@@ -35,7 +35,8 @@ log = logging.getLogger("mounts")
 
 END_PATIENCE_S = 90.0  # for work under way, when the daemon is to end
 WATCH_S = 1.0
-SETTLE_S = 0.05  # between two looks at the mount table: changes come in crowds
+SETTLE_S = 0.05  # between two looks at the mount table: changes come in crowds,
+SETTLE_TIMES = 10  # and of thousands of mounts a look takes long itself
 
 
 class MountTable:
@@ -161,17 +162,21 @@ class MountTable:
         binding = active.binding
         point = binding.mountpoint
         # of this place alone: the number of a mount that goes elsewhere may be given to this one
-        before = {m.id for m in _at(point)}
+        before = {m.id for m in mountinfo.mounts_at(point)}
         self._transports.get(binding.transport).mount(active.bound, Path(point))
         with self.lock:
-            active.mount = _name_of([m for m in _at(point) if m.id not in before], point)
+            new = [m for m in mountinfo.mounts_at(point) if m.id not in before]
+            active.mount = _name_of(new, point)
             # none: somebody has unmounted it already
             active.phase = Phase.MOUNTED if active.mount is not None else Phase.SUPERBLOCK
             if active.mount is not None:
                 _record(binding, active.mount)
 
-    def adopt(self, binding: Binding) -> MountId | None:
-        """The mount that an earlier service made, if it is still there; wherever it is now."""
+    def adopt(
+        self, binding: Binding, table: mountinfo.Table | None = None
+    ) -> MountId | None:
+        """The mount that an earlier service made, if it is still there; wherever it is now.
+        ``table``: a look at the mounts from before, which ``watch`` sets right later."""
         if not binding.mountpoint:
             return None
         name = _recorded(binding)
@@ -179,9 +184,10 @@ class MountTable:
             named = [_recorded(a.binding) for a in self.all() if a.mounted]
             others = mountinfo.look_up(name for name in named if name is not None)
             known = {m.id for m in others.values()}
-            old = [m for m in _at(binding.mountpoint) if m.fstype in IMAGE_TYPES]
+            there = mountinfo.mounts_at(binding.mountpoint)
+            old = [m for m in there if m.fstype in IMAGE_TYPES]
             name = _name_of([m for m in old if m.id not in known], binding.mountpoint)
-        if name is None or (found := mountinfo.look_up([name]).get(name)) is None:
+        if name is None or (found := mountinfo.look_up([name], table).get(name)) is None:
             return None
         binding.mountpoint = found.mountpoint
         _record(binding, name)
@@ -255,14 +261,16 @@ class MountTable:
     def watch(self, stopped: threading.Event) -> None:
         """Until then, in a thread of its own: ``refresh`` when the kernel's table has changed."""
         watch = mountinfo.Watch()
+        changed = True  # before it was watched
         try:
             while not stopped.is_set():
-                if watch.wait(WATCH_S):
+                if changed or watch.wait(WATCH_S):
+                    changed, began = False, time.monotonic()
                     try:
                         self.refresh()
                     except Exception:  # the next look may fare better
                         log.exception("the mount table cannot be read")
-                    stopped.wait(SETTLE_S)
+                    stopped.wait(max(SETTLE_S, SETTLE_TIMES * (time.monotonic() - began)))
         finally:
             watch.close()
 
@@ -321,10 +329,6 @@ def _recorded(binding: Binding) -> MountId | None:
             return None
         return MountId(int(told["unique"]), int(told["id"]), str(told["device"]))
     return None
-
-
-def _at(point: str) -> list[mountinfo.Mount]:
-    return [m for m in mountinfo.mounts() if m.mountpoint == point]
 
 
 def _name_of(found: list[mountinfo.Mount], point: str) -> MountId | None:

@@ -19,6 +19,7 @@ from nydus_fscache.daemon.record import Record
 from nydus_fscache.errors import DaemonEnding, MountpointError
 from nydus_fscache.handover.retry_queue import PendingRestore, RetryQueue
 from nydus_fscache.image.binding import Address, Binding
+from nydus_fscache.kernel import mountinfo
 from nydus_fscache.kernel.mountinfo import MountId
 from nydus_fscache.log import event
 
@@ -47,10 +48,11 @@ class TakeOver:
         engine, bindings = self._engine, self._engine.state.bindings
         known = engine.state_path.exists()
         useless = [not b.independent and engine.transports.is_useless(b) for b in bindings]
+        table = mountinfo.Table()  # for all of them
         for binding, is_useless in zip(bindings, useless, strict=True):
             waiting = PendingRestore(binding, is_useless, "not tried yet")
             try:
-                active = self._serve_again(waiting, may_ask=False)
+                active = self._serve_again(waiting, table, may_ask=False)
             except Exception as e:  # whatever it is, the other images must be served
                 self._log(waiting, e)
                 waiting.error = str(e)
@@ -74,11 +76,13 @@ class TakeOver:
             event("taken-over", images=len(taken), requests=settled)
         self._record.save()
 
-    def _serve_again(self, waiting: PendingRestore, *, may_ask: bool) -> ActiveMount | None:
+    def _serve_again(
+        self, waiting: PendingRestore, table: mountinfo.Table | None = None, *, may_ask: bool
+    ) -> ActiveMount | None:
         """None when nobody can read it any more.  Without ``may_ask`` no backend is waited for,
         or one that hangs would hold up all."""
         binding = waiting.binding
-        mount = self._mounts.adopt(binding)
+        mount = self._mounts.adopt(binding, table)
         if mount is not None and waiting.remount:
             self._unmount_useless(binding, mount)
             waiting.unmounted, mount = True, None

@@ -16,6 +16,7 @@ from nydus_fscache.errors import CacheDirError
 from nydus_fscache.files import replace_file
 from nydus_fscache.image.binding import Binding
 
+_FIELDS = tuple(f.name for f in dataclasses.fields(Binding))
 VERSION = 2  # 1: fsid and domain stood where the address of any transport stands
 
 
@@ -26,11 +27,19 @@ class State:
     cache_limit: int = 0  # bytes; 0: none
 
     def save(self, path: Path) -> None:
-        replace_file(path, json.dumps(self.document(), indent=1).encode())
+        """One line a binding: written twice for each mount, whatever number of others there is."""
+        document = self.document()
+        bindings = ",\n".join(json.dumps(b) for b in document.pop("bindings"))
+        rest = json.dumps(document)[1:]
+        replace_file(path, f'{{"bindings": [\n{bindings}\n],\n{rest}\n'.encode())
 
     def document(self) -> dict[str, Any]:
-        """What ``parse`` takes."""
-        return {"version": VERSION, **dataclasses.asdict(self)}
+        """What ``parse`` takes; it shares the bindings' values."""
+        bindings = [{name: getattr(b, name) for name in _FIELDS} for b in self.bindings]
+        numbers, limit = self.numbers, self.cache_limit
+        return {
+            "version": VERSION, "bindings": bindings, "numbers": numbers, "cache_limit": limit,
+        }  # fmt: skip
 
 
 def load(path: Path) -> State:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import select
 import struct
 from collections.abc import Iterable
@@ -65,9 +66,9 @@ def _unescaped(field: bytes) -> str:
     return os.fsdecode(first + b"".join(bytes([int(o[:3], 8)]) + o[3:] for o in others))
 
 
-def _parse(table: bytes, fstype: str | None) -> list[Mount]:
+def _parse(lines: Iterable[bytes], fstype: str | None = None) -> list[Mount]:
     found = []
-    for line in table.splitlines():
+    for line in lines:
         before, _, after = line.partition(b" - ")
         number, parent, device, _, point, *_ = before.split(b" ")
         kind, source, options = after.split(b" ", 2)
@@ -88,12 +89,44 @@ def mount_namespace() -> str:
 
 def mounts(fstype: str | None = None, pid: int | str = "self") -> list[Mount]:
     """All mounts of a process's namespace, or those of one file system type; lower ones first."""
-    return _parse(Path(f"/proc/{pid}/mountinfo").read_bytes(), fstype)
+    return _parse(_lines(pid), fstype)
+
+
+def _lines(pid: int | str = "self") -> list[bytes]:
+    return Path(f"/proc/{pid}/mountinfo").read_bytes().splitlines()
+
+
+class Table:
+    """One look at this namespace's mounts, of which there may be thousands: a line is taken apart
+    when it is asked for."""
+
+    def __init__(self) -> None:
+        self._lines = _lines()
+        self._by_id = {line[: line.index(b" ")]: line for line in self._lines}
+
+    def at(self, target: str) -> list[Mount]:
+        """What is mounted exactly there (absolute, resolved); lower ones first."""
+        # the kernel escapes no other bytes of a path
+        name = b" " + re.sub(rb"[ \t\n\\]", _escaped, os.fsencode(target)) + b" "
+        return [m for m in _parse(x for x in self._lines if name in x) if m.mountpoint == target]
+
+    def with_id(self, number: int) -> Mount | None:
+        line = self._by_id.get(b"%d" % number)
+        return None if line is None else _parse([line])[0]
+
+
+def _escaped(match: re.Match[bytes]) -> bytes:
+    return b"\\%03o" % match[0][0]
+
+
+def mounts_at(target: str) -> list[Mount]:
+    """What is mounted exactly at ``target`` now; lower ones first."""
+    return Table().at(target)
 
 
 def find_mount(target: Path) -> Mount | None:
     """What is mounted exactly at ``target`` (absolute, resolved); the topmost."""
-    found = [m for m in mounts() if m.mountpoint == str(target)]
+    found = mounts_at(str(target))
     return found[-1] if found else None
 
 
@@ -151,16 +184,17 @@ def _id_now(unique: int) -> int:
     return int(struct.unpack_from("=I", buffer, _SM_MNT_ID_OLD_OFF)[0])
 
 
-def look_up(names: Iterable[MountId]) -> dict[MountId, Mount]:
-    """Those of these mounts that are still in this namespace, as they are now."""
+def look_up(names: Iterable[MountId], table: Table | None = None) -> dict[MountId, Mount]:
+    """Those of these mounts that are still in this namespace, as they are now, or as ``table``
+    says of those that are."""
     numbers: dict[MountId, int] = {}
     for name in names:
         numbers[name] = name.id
         with contextlib.suppress(OSError):  # then the id of mountinfo has to do
             numbers[name] = _id_now(name.unique) if name.unique else name.id
-    by_id = {m.id: m for m in mounts()}
-    found = {name: by_id[number] for name, number in numbers.items() if number in by_id}
-    return {name: mount for name, mount in found.items() if mount.device == name.device}
+    table = table or Table()
+    found = {name: table.with_id(number) for name, number in numbers.items()}
+    return {name: m for name, m in found.items() if m is not None and m.device == name.device}
 
 
 class Watch:

@@ -99,6 +99,24 @@ def test_names_that_are_not_utf8(place: Path) -> None:
     assert look_up([ours])[ours].mountpoint == str(path)
 
 
+@pytest.mark.parametrize("name", ["a b", "tab\there", "line\nend", "back\\slash", "#1", "\udcff"])
+def test_a_place_is_found_by_its_name(place: Path, name: str) -> None:
+    """Without taking every other line apart, so as the kernel writes it."""
+    point = place / name
+    point.mkdir(exist_ok=True)
+    lower, upper = tmpfs(point, "lower"), tmpfs(point, "upper")
+    table = mountinfo.Table()
+    try:
+        assert [m.source for m in table.at(str(point))] == ["lower", "upper"]
+        assert table.at(str(place / "other")) == []
+        assert look_up([upper], table)[upper].source == "upper"
+    finally:
+        run("umount", point)
+        run("umount", point)
+    assert look_up([lower], mountinfo.Table()) == {}
+    assert mountinfo.find_mount(point) is None
+
+
 def test_changes_are_told(place: Path) -> None:
     watch = mountinfo.Watch()
     try:
