@@ -173,6 +173,10 @@ int nf_filled(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len);
 /* Pages of [off, off+len) may be lost (a write-back failed): who reads them from now on misses. */
 int nf_unfill(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len);
 
+/* The first 8 bytes at each of n offsets of a file, 0 where there are none: many small reads by
+ * one call, since each call out of Python may hand the interpreter to another thread. */
+void nf_read_heads(int fd, const uint64_t *offs, uint32_t n, uint64_t *heads);
+
 /* Free the memory that fills keep for the next ones. */
 void nf_fill_trim(struct nf_core *c);
 

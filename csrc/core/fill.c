@@ -363,3 +363,12 @@ int nf_fill_bytes(struct nf_fillers *f, uint32_t id, uint64_t off, const uint8_t
 	nf_object_put(o);
 	return rc;
 }
+
+void nf_read_heads(int fd, const uint64_t *offs, uint32_t n, uint64_t *heads)
+{
+	uint32_t i;
+
+	for (i = 0; i < n; i++)
+		if (pread(fd, &heads[i], sizeof(heads[i]), (off_t)offs[i]) != sizeof(heads[i]))
+			heads[i] = 0;
+}

@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from nydus_fscache.core.core import read_heads
 from nydus_fscache.fetch.extents import UnitTable
 from nydus_fscache.fetch.neighbours import file_of
 from nydus_fscache.fetch.units import Chunks
@@ -73,11 +74,14 @@ class Programs:
             ]  # fmt: skip
         for start, stop in expected:
             self._look(start, stop)
-        for unit in range(first, end):
-            is_start = unit == 0 or not self._units.is_full[unit - 1]
-            if is_start and unit not in self._known and self._is_program_file(unit):
-                self._marked.add(unit)
-                self._mark(self._chunks.unit_range(unit)[0])
+        is_full, known = self._units.is_full, self._known
+        starts = [
+            unit for unit in range(first, end)
+            if not (unit and is_full[unit - 1]) and unit not in known
+        ]  # fmt: skip
+        for unit, off in self._programs_among(starts):
+            self._marked.add(unit)
+            self._mark(off)
 
     def touched(self, unit: int) -> None:
         """A reader crossed a mark near the start of the unit."""
@@ -103,8 +107,15 @@ class Programs:
         except OSError:
             return b""
 
-    def _is_program_file(self, unit: int) -> bool:
-        return self._read(self._chunks.unit_range(unit)[0], 8).startswith(_MAGICS)
+    def _programs_among(self, starts: Sequence[int]) -> list[tuple[int, int]]:
+        """Of first units, those whose file is a program; with their flat offsets."""
+        places = [(unit, self._chunks.unit_range(unit)[0]) for unit in starts]
+        try:
+            with self._file.use() as fd:
+                heads = read_heads(fd, [off for _, off in places])
+        except OSError:
+            return []
+        return [at for i, at in enumerate(places) if heads.startswith(_MAGICS, 8 * i)]
 
     def _look(self, first: int, end: int) -> None:
         base, limit = self._chunks.unit_range(first)[0], self._chunks.unit_range(end - 1)[1]
