@@ -14,6 +14,7 @@ import io
 import json
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,16 @@ from pathlib import Path
 import pytest
 from containerd import Stack
 from podman import BIN, Podman, podman
-from servers import AUTH, PASSWORD, USER, Pusher, docker_registry, htpasswd_auth
+from servers import (
+    AUTH,
+    PASSWORD,
+    USER,
+    Pusher,
+    bootstrap_layer,
+    docker_registry,
+    htpasswd_auth,
+    nydus_manifest,
+)
 from trees import assert_tree
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no containers")
@@ -381,6 +391,42 @@ def test_lookups_by_toc_digest(rig: Podman, golden: Path) -> None:
         with pytest.raises(OSError, match="No such file") as gone:
             (names / layer["digest"]).rmdir()
         assert gone.value.errno == errno.ENOENT
+    assert (uses(rig), rig.erofs()) == (0, [])
+
+
+@pytest.mark.parametrize("where", ["registry", "directory"])
+def test_buildah_builds_on_an_image_that_lists_its_bootstrap_alone(
+    rig: Podman, golden: Path, where: str
+) -> None:
+    if shutil.which("buildah") is None:
+        pytest.skip("NO buildah: NOTHING IS BUILT ON A NYDUS IMAGE (scripts/setup --test)")
+    image, words = golden / "images" / "layers-zstd", []
+    with Pusher(rig.host, "base") as push:
+        if where == "registry":
+            for blob in (image / "blobs").iterdir():
+                push.blob(blob.read_bytes())
+        else:
+            backend = {"type": "localfs", "localfs": {"dir": str(image / "blobs")}}
+            (rig.base / "backend.json").write_text(json.dumps(backend))
+            words = ["--backend", str(rig.base / "backend.json")]
+        layer = bootstrap_layer((image / "image.boot").read_bytes())
+        push.manifest("1", nydus_manifest(push, layer, []))
+    base, policy = f"{rig.host}/base:1", ["--signature-policy", str(rig.policy)]
+    rig.start_store(*words)
+
+    def buildah(*argv: str) -> str:
+        done = rig.run(["buildah", *argv])
+        assert done.returncode == 0, f"{done.stderr}\n{rig.said()}"
+        return done.stdout
+
+    buildah("from", "--name", "work", *policy, base)
+    script = "import os; open('/new', 'w').write('n'); os.remove('/etc/passwd')"
+    buildah("run", "--isolation", "chroot", "work", *PYTHON, script)
+    buildah("commit", *policy, "work", "built:1")
+    script = "import os; print(open('/new').read(), os.path.exists('/etc/passwd'))"
+    assert rig.podman("run", "--rm", "localhost/built:1", *PYTHON, script).stdout == "n False\n"
+    buildah("rm", "work")
+    rig.podman("rmi", "localhost/built:1", base)
     assert (uses(rig), rig.erofs()) == (0, [])
 
 

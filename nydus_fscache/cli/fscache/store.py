@@ -34,6 +34,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "images only",
     )  # fmt: skip
     parser.add_argument(
+        "--backend", metavar="FILE", type=resolved_path,
+        help="where blobs are, when not in the image's registry: a configuration of nydusd, or its "
+        "backend object; for root's images only",
+    )  # fmt: skip
+    parser.add_argument(
         "--plain-http", metavar="HOST", action="append", default=[],
         help="this registry speaks http (of one on this machine it is found out); may be repeated",
     )  # fmt: skip
@@ -47,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     require_root("store")
     require_cache_dir(args.root)
-    words = service_words(args.store, args.root, args.authfile, args.plain_http)
+    words = service_words(args.store, args.root, args.authfile, args.backend, args.plain_http)
     program, service = keeper_argv(words)
     if sys.stdout is not None:
         sys.stdout.flush()

@@ -1,7 +1,7 @@
 """The store's service: started by the keeper, never by hand.
 
 usage: python -m nydus_fscache.runtimes.store.main --store DIR --root ROOT [--authfile FILE]
-                                                   [--plain-http HOST]...
+                                                   [--backend FILE] [--plain-http HOST]...
 
 Below DIR: ``names`` is the tree for storage.conf, ``mnt`` has the images, ``state`` is ours.
 """
@@ -15,10 +15,13 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from nydus_fscache import log
 from nydus_fscache.api.client import Client
+from nydus_fscache.config import nydusd as config
 from nydus_fscache.errors import DaemonError, FscacheError, MountpointError, RootInUse
 from nydus_fscache.handover.commands import keeper_argv
 from nydus_fscache.handover.link import Handover
@@ -40,11 +43,12 @@ _LOCK = "store.lock"  # its name at the keeper: who holds it is the store's serv
 
 
 def service_words(
-    store: Path, root: Path, authfile: Path | None, plain_http: list[str]
+    store: Path, root: Path, authfile: Path | None, backend: Path | None, plain_http: list[str]
 ) -> list[str]:
     """Behind the interpreter."""
     words = ["-m", "nydus_fscache.runtimes.store.main", "--store", str(store), "--root", str(root)]
     words += ["--authfile", str(authfile)] if authfile else []
+    words += ["--backend", str(backend)] if backend else []
     return words + [word for host in plain_http for word in ("--plain-http", host)]
 
 
@@ -53,6 +57,7 @@ def main() -> int:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--authfile", type=Path)
+    parser.add_argument("--backend", type=Path)
     parser.add_argument("--plain-http", action="append", default=[])
     args = parser.parse_args()
     (args.store / STATE).mkdir(0o700, parents=True, exist_ok=True)
@@ -75,7 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         ) from e
     ended, gone = _signals()
     program, service = keeper_argv(
-        service_words(args.store, args.root, args.authfile, args.plain_http)
+        service_words(args.store, args.root, args.authfile, args.backend, args.plain_http)
     )
     threading.Thread(
         target=handover.watch, args=(program, service), name="keeper", daemon=True
@@ -87,7 +92,8 @@ def _run(args: argparse.Namespace) -> int:
     connection = Connection(handover, store / NAMES)
     environ = auth_environment(args.authfile, os.environ)
     plain_http = frozenset(canonical_host(host) for host in args.plain_http)
-    views = Views(store / MOUNTS, Client(args.root), environ, plain_http)
+    blobs = _blobs(args.backend) if args.backend else {}
+    views = Views(store / MOUNTS, Client(args.root), environ, plain_http, blobs)
     uses = Uses(store / STATE / "uses.json", new_connection=connection.is_new)
     names = Names(Catalogue(environ, plain_http), views, uses)
     connection.serve(names.handle, lambda: os.write(gone, _GONE))
@@ -100,6 +106,12 @@ def _run(args: argparse.Namespace) -> int:
     umount(store, lazy=True)  # a running container has an overlay of its own
     handover.bye()
     return 0
+
+
+def _blobs(file: Path) -> dict[str, Any]:
+    """The members of a mount request."""
+    found = config.parse(config.read(file), file)
+    return {"backend": found.backend, "tuning": asdict(found.tuning)}
 
 
 def _claim(store: Path, handover: Handover) -> None:

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nydus_fscache.api.client import Client
 from nydus_fscache.errors import BadImage, MountpointError, NoDaemon
@@ -57,12 +58,15 @@ def viewer_of(uid: int, pid: int) -> Viewer:
 
 
 class Views:
-    """``directory``: of all mounts.  ``environ``: where credentials are found.  Thread-safe."""
+    """``directory``: of all mounts.  ``environ``: where credentials are found.  ``blobs``: members
+    of a mount request, where blobs are not in the registry; for the host's images only, as they
+    carry its credentials.  Thread-safe."""
 
     def __init__(
         self, directory: Path, client: Client, environ: Mapping[str, str],
-        plain_http: frozenset[str],
+        plain_http: frozenset[str], blobs: Mapping[str, Any],
     ) -> None:  # fmt: skip
+        self._blobs = blobs
         self._directory, self._client = directory, client
         self._environ, self._plain_http = environ, plain_http
         self._lock = threading.Lock()
@@ -140,6 +144,7 @@ class Views:
                 "bootstrap": str(bootstrap), "backend": pulled.backend, "mountpoint": str(at),
                 "transport": "auto", "prefetch": "auto", "cache_limit": None,
                 "source": image.name, "mount_namespace": mount_namespace(),
+                **({} if image.anonymous else self._blobs),
             }  # fmt: skip
             self._client.call_first("POST", "/v1/mounts", request)
         log.info("%s is mounted at %s", image.name, at)
