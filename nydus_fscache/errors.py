@@ -1,6 +1,6 @@
 """Every error that a user can meet, with its exit code and its remedy.
 
-The exit codes are a contract (README, "Exit codes"): scripts rely on them, so a
+The exit codes are a contract (docs/commands.md, "Exit codes"): scripts rely on them, so a
 number is never reused for something else.
 """
 

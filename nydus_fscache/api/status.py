@@ -1,4 +1,4 @@
-"""The document that ``status`` shows: a contract for scripts (README, "JSON")."""
+"""The document that ``status`` shows: a contract for scripts (docs/commands.md)."""
 
 from __future__ import annotations
 

@@ -83,7 +83,6 @@ def test_convert_and_mount(rig: Rig, registry: str) -> None:
 def test_build_and_look_inside(tmp_path: Path) -> None:
     (tmp_path / "tree" / "etc").mkdir(parents=True)
     (tmp_path / "tree" / "etc" / "hostname").write_text("app\n")
-    (tmp_path / "blobs").mkdir()
     out = run(block("Build and look inside"), tmp_path)
     assert "/etc/hostname" in out
     assert out.endswith("app\n")

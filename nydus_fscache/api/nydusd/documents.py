@@ -89,7 +89,7 @@ def fs_metrics(mountpoint: str) -> Document:
 
 
 def backend_metrics(kind: str, blobs: Iterable[Mapping[str, Any]]) -> Document:
-    """``blobs``: elements of ``status``'s ``blobs`` (README, "The document of status")."""
+    """``blobs``: elements of ``status``'s ``blobs`` (docs/commands.md)."""
     found = list(blobs)
     cells = [[0] * _BUCKETS for _ in range(_BUCKETS)]
     for blob in found:
