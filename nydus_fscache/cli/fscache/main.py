@@ -71,6 +71,11 @@ def parser_for(commands: Sequence[str]) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in commands:
         import_module(f"nydus_fscache.cli.fscache.{name}").register(subparsers)
+    for command in subparsers.choices.values():
+        with contextlib.suppress(argparse.ArgumentError):  # it has one of its own
+            command.add_argument(
+                "--json", action="store_true", help="print an error as one JSON object"
+            )
     return parser
 
 

@@ -36,9 +36,6 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="serve Prometheus' metrics there, too, such as 127.0.0.1:9230 (in any case they are "
         "at /metrics of ROOT/api.sock)",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="the error of a start that fails as one JSON object"
-    )
     add_root(parser)
 
 

@@ -20,7 +20,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=HELP,
         description="Serve an additional layer store in the foreground. Names come from here, "
         "data from the kernel's EROFS mounts: running containers do not need this process.",
-        epilog="storage.conf:\n  [storage.options]\n"
+        epilog=f"example:\n  nydus-fscache store {DEFAULT} &\n\n"
+        "In storage.conf, below [storage.options]:\n\n"
         f'  additionallayerstores = ["{DEFAULT}/names:ref"]\n',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
