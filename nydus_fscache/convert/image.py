@@ -38,6 +38,7 @@ from nydus_fscache.registry.store import BlobStore, Document, ImageStore, put_bl
 
 log = logging.getLogger("converter")
 
+_DICTIONARY_HISTORY = {"created_by": "Nydus Converter", "comment": "Nydus Chunk Dictionary Layer"}
 _MAX_LAYERS = 127  # of container run-times
 
 
@@ -208,7 +209,8 @@ class ImageConverter:
     ) -> Document:  # fmt: skip
         docker = document.media_type in media.DOCKER and not self.shape.oci
         notes = {media.BOOTSTRAP: "true", media.FS_VERSION: self.naming.fs_version}
-        history = [*history_of(config), BOOTSTRAP_HISTORY]
+        from_dict = [_DICTIONARY_HISTORY] * max(0, len(blobs) - len(source["layers"]))
+        history = [*history_of(config), *from_dict, BOOTSTRAP_HISTORY]
         if self.shape.detached:
             blobs, history = [], [BOOTSTRAP_HISTORY]
             notes[media.UNCOMPRESSED] = bootstrap.diff_id

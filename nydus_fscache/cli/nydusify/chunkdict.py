@@ -16,7 +16,7 @@ from nydus_fscache.convert.builder import Builder
 from nydus_fscache.convert.chunk_dict import output_blobs
 from nydus_fscache.convert.dictionary import Related, dictionary_image
 from nydus_fscache.convert.move import Attempts, Mover
-from nydus_fscache.convert.platforms import host
+from nydus_fscache.convert.platforms import Platform, host
 from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.convert.trace import image_of
 from nydus_fscache.convert.workdir import WorkDir
@@ -46,6 +46,7 @@ def run(args: Arguments, stop: threading.Event) -> None:
     sources = [ImageName.parse(text) for text in args.texts("sources")]
     target = ImageName.parse(args.text("target")) if args.text("target") else None
     backend = common.backend_of(args)
+    platform = _platform(args)
     with ExitStack() as stack:
         work = stack.enter_context(WorkDir(Path(args.text("work-dir")))).path
         registries = stack.enter_context(Registries())
@@ -53,7 +54,7 @@ def run(args: Arguments, stop: threading.Event) -> None:
         related = []
         for name in sources:
             store = registries.open(name, common.trust_of(args, "source", name, target, sources[0]))
-            document = image_of(store, name.reference.manifest, host().architecture)
+            document = image_of(store, name.reference.manifest, platform.architecture)
             layer = nydus_image(document.json, str(name)).bootstrap
             directory = work / re.sub(r"[/:]", ":", str(name))
             directory.mkdir()
@@ -83,6 +84,14 @@ def run(args: Arguments, stop: threading.Event) -> None:
         )  # fmt: skip
         images.put_manifest(target.reference.tag or final.digest, final)
         log.info("pushed chunk dictionary %s of %d blobs", target, len(blobs))
+
+
+def _platform(args: Arguments) -> Platform:
+    """A dictionary has one."""
+    chosen = common.platforms_of(args)
+    if args.flag("all-platforms") or len(chosen) > 1:
+        log.warning("a dictionary is of one platform: the first that is named, or this machine's")
+    return chosen[0] if chosen else host()
 
 
 def _open_backend(

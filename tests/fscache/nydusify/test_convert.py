@@ -398,6 +398,8 @@ def test_a_chunk_dictionary_saves_bytes(
     )  # fmt: skip
     manifest = get(registry, f"{repo}-t", "n").json()
     own, from_dict, _ = manifest["layers"]
+    body = json.loads(get_blob(registry, f"{repo}-t", manifest["config"]["digest"]))
+    assert len(body["history"]) == len(body["rootfs"]["diff_ids"]) == 3
     assert own["size"] < 30_000
     assert from_dict["size"] > own["size"]
     image = opened(registry, f"{repo}-t", manifest, tmp_path)
