@@ -164,6 +164,12 @@ class Session:
             answer.close()
         return self._exchange(call, deadline, {})
 
+    def environment_proxy(self, url: Url) -> str:
+        """What the environment names for ``url``, as a URL; empty for none."""
+        found = self._environment(url)
+        proxy = found.get(url.scheme) or found.get("all") or ""
+        return proxy if "://" in proxy or not proxy else f"http://{proxy}"
+
     def _environment(self, url: Url) -> dict[str, str]:
         if not self._environment_proxies:
             return {}

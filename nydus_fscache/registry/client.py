@@ -312,6 +312,9 @@ class RegistryClient:
             "client_key_file": tls.client_key_file,
             "auth": self._auth,
         }
+        proxy = self._session.environment_proxy(self.base)
+        if proxy.startswith("http"):
+            options["proxy"] = {"url": proxy, "fallback": False}
         return {name: value for name, value in options.items() if value}
 
     def policy(self, deadline: float) -> RetryPolicy:

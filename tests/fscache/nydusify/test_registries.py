@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 import trustme
+from faulty import Answer, Proxy
 from oci_kit import Nydusify, peer, push_image, two_layers
+from rangeserver import RangeServer
 from servers import AUTH, PASSWORD, USER, Pusher, TokenServer, docker_registry, htpasswd_auth
 
 from nydus_fscache.errors import UsageError
@@ -271,3 +273,31 @@ def test_certificates_are_found_for_their_host_alone(tmp_path: Path) -> None:
     )  # fmt: skip
     assert find_tls("reg.example", environ).ca_cert_files == ()
     assert find_tls("other.example:443", environ).ca_cert_files == (str(other / "ca.crt"),)
+
+
+def test_all_goes_through_the_proxy_of_the_environment(
+    registry: str, repo: str, push: Pusher, nydusify: Nydusify, tmp_path: Path
+) -> None:
+    """Also what the builder and the daemon read: the registry's name is known to the proxy only."""
+    push_image(push, "v1", two_layers())
+    behind = Proxy(registry)
+
+    def route(method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        assert path.startswith("http://registry.test/v2/"), path
+        behind.host = "registry.test"
+        return behind.route(method, path.removeprefix("http://registry.test"), headers, body)
+
+    with RangeServer(tmp_path, route=route) as server:
+        env = {"HTTP_PROXY": server.url, "http_proxy": server.url, "NO_PROXY": "other.test"}
+        (nydusify.directory / "list").write_text("/dir/new\n")
+        source, target, fast = (f"registry.test/{repo}:{tag}" for tag in ("v1", "n", "fast"))
+        for words in (
+            ("convert", "--source", source, "--target", target),
+            ("check", "--source", source, "--target", target),
+            ("optimize", "--source", target, "--target", fast, "--prefetch-files", "list"),
+        ):
+            nydusify.run(*words, "--plain-http", env=env)
+        if os.geteuid() == 0:
+            before = sum("GET" in line and "/blobs/" in line for line in behind.asked)
+            mount_and_read(nydusify, target, env, "--plain-http")
+            assert sum("GET" in line and "/blobs/" in line for line in behind.asked) > before + 1
