@@ -106,6 +106,11 @@ class Daemon:
         return (self.base / "log").read_text(errors="replace")
 
 
+def environment(base: Path) -> dict[str, str]:
+    """Of a daemon in ``base``, unless a root is set already."""
+    return {"NYDUS_FSCACHE_ROOT": str(base / "root"), **os.environ}
+
+
 @contextlib.contextmanager
 def started(program: Path, base: Path, *words: str, answers: bool = True) -> Iterator[Daemon]:
     """``nydusd fuse``; ``base``: a directory that is removed at the end.  ``words``: more of the
@@ -118,8 +123,7 @@ def started(program: Path, base: Path, *words: str, answers: bool = True) -> Ite
                 program, "fuse", "--mountpoint", base / "mnt", "--apisock", base / "api.sock",
                 "--log-level", "info", "--rlimit-nofile", "0", *words,
             ],
-            stdout=log, stderr=log,
-            env={"NYDUS_FSCACHE_ROOT": str(base / "root"), **os.environ},
+            stdout=log, stderr=log, env=environment(base),
         )  # fmt: skip
     made = Daemon(base, process)
     try:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_daemon import OURS, Answer, Daemon, ask, original, started
+from real_daemon import OURS, Answer, Daemon, ask, environment, original, started
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no mounts")
 
@@ -363,4 +364,93 @@ def test_dedicated(whose: str, golden: Path) -> None:
             assert not daemon.api.exists()
     finally:
         (base / "config").unlink()
+        base.rmdir()
+
+
+class Keeping:
+    """A supervisor: keeps the bytes and descriptors of one transfer, and gives them back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._data, self._fds = b"", list[int]()
+
+    def _listen(self) -> socket.socket:
+        self.path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.path))
+        listener.listen(1)
+        listener.settimeout(30)
+        return listener
+
+    def take(self, daemon: Daemon) -> Answer:
+        with self._listen() as listener, ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(daemon.ask, "PUT", SENDFD)
+            connection, _ = listener.accept()
+            with connection:
+                self._data, self._fds, _, _ = socket.recv_fds(connection, 1 << 16, 16)
+                while part := connection.recv(1 << 16):
+                    self._data += part
+            return asked.result(30)
+
+    def give(self, daemon: Daemon) -> Answer:
+        with self._listen() as listener, ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(daemon.ask, "PUT", TAKEOVER)
+            connection, _ = listener.accept()
+            with connection:
+                socket.send_fds(connection, [self._data], self._fds)
+            return asked.result(30)
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+
+def _state(daemon: Daemon) -> str:
+    with contextlib.suppress(OSError):
+        return str(daemon.ask("GET", DAEMON)[1]["state"])
+    return ""
+
+
+def test_failover(golden: Path) -> None:
+    """The same command after a kill waits in INIT, and goes on with what a supervisor kept.
+
+    Ours alone: the crate's 2.2.0 answers 204 to ``sendfd`` and connects to no supervisor."""
+    base = Path(f"/var/tmp/nff{os.getpid()}")
+    keeping = Keeping(base / "supervisor.sock")
+    base.mkdir()
+    try:
+        words = ("--id", "d1", "--supervisor", str(keeping.path))
+        with started(OURS, base / "ours", *words) as daemon:
+            info = daemon.ask("GET", DAEMON)[1]
+            assert (info["id"], info["supervisor"]) == ("d1", str(keeping.path))
+            assert _state(daemon) == "RUNNING"
+            body = {
+                "fs_type": "rafs", "source": str(image(golden) / "image.boot"),
+                "config": config(daemon, golden, "/1"),
+            }  # fmt: skip
+            assert daemon.ask("POST", f"{MOUNT}?mountpoint=/1", body) == (204, None)
+            assert keeping.take(daemon) == (204, None)
+            daemon.process.kill()
+            daemon.process.wait()
+            again = subprocess.Popen(
+                daemon.process.args, env=environment(daemon.base), stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            daemon.process = again
+            end = time.monotonic() + 30
+            while _state(daemon) != "INIT":
+                assert time.monotonic() < end, _state(daemon)
+                time.sleep(0.02)
+            assert daemon.ask("PUT", f"{DAEMON}/start")[0] == 400
+            assert keeping.give(daemon) == (204, None)
+            assert _state(daemon) == "READY"
+            assert daemon.ask("PUT", TAKEOVER)[0] == 400
+            assert daemon.ask("PUT", f"{DAEMON}/start") == (204, None)
+            assert _state(daemon) == "RUNNING"
+            assert list(daemon.ask("GET", DAEMON)[1]["backend_collection"]) == ["/1"]
+            assert (daemon.point / "1" / "etc").is_dir()
+            assert daemon.ask("DELETE", f"{MOUNT}?mountpoint=/1") == (204, None)
+    finally:
+        keeping.close()
+        keeping.path.unlink(missing_ok=True)
         base.rmdir()
