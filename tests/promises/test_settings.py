@@ -9,7 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from rig import COMMAND_S, Rig
+
+from nydus_fscache.api import client
+from nydus_fscache.errors import DaemonError
 
 
 def write(rig: Rig, text: str) -> Path:
@@ -68,3 +72,40 @@ def test_a_wrong_file_is_an_error_of_a_command_and_not_of_a_restart(rig: Rig) ->
     rig.run("upgrade")  # the service reads the wrong file, and says so
     events = rig.run("events", "--kind", "error").stdout
     assert "there is no key cache.limti" in events
+
+
+@pytest.fixture
+def systemctl(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of that name, found first; what it was told is in the file."""
+    program, told = rig.base / "bin" / "systemctl", rig.base / "told"
+    program.parent.mkdir()
+    serve = f"{sys.executable} -m nydus_fscache serve --root {rig.root}"
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >>{told}\n[ -z "$SERVES" ] || {{ {serve} >{rig.base}/log 2>&1 & }}\n'
+        f"while [ -n \"$SERVES\" ] && [ ! -S {rig.root}/api.sock ]; do sleep 0.05; done\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("NYDUS_FSCACHE_ROOT", str(rig.root))
+    monkeypatch.setenv("NYDUS_FSCACHE_UNIT", "ours.service")
+    monkeypatch.setattr(client, "_SYSTEMD", rig.base)
+    return told
+
+
+def test_a_unit_is_started_instead_of_a_daemon(
+    rig: Rig, systemctl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DaemonError, match=r"ours\.service did not start") as raised:
+        client.Client(rig.root).start_daemon()
+    assert raised.value.hint == "journalctl -u ours.service"
+    assert rig.processes() == []
+    monkeypatch.setenv("SERVES", "1")
+    assert not client.Client(rig.root).start_daemon(), "it counts as ours, and could be ended"
+    assert rig.status()["mounts"] == []
+    assert systemctl.read_text() == "start ours.service\n" * 2
+
+
+def test_another_root_is_no_business_of_the_unit(rig: Rig, systemctl: Path) -> None:
+    rig.root = rig.base / "other"
+    assert client.Client(rig.root).start_daemon()
+    assert not systemctl.exists()
