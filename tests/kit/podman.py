@@ -32,6 +32,15 @@ def _mounts(below: Path) -> list[str]:
     return [p for p in points if p == str(below) or p.startswith(f"{below}/")]
 
 
+def _processes(base: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"{base}/".encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+    return found
+
+
 @dataclass
 class Podman:
     """``uid``: 0, or of the user as whom podman runs."""
@@ -171,6 +180,9 @@ def podman(base: Path) -> Iterator[Podman]:
             [BIN / "nydus-fscache", "stop", "--root", base / "root"],
             check=False, capture_output=True, timeout=COMMAND_S,
         )  # fmt: skip
+        for pid in _processes(base):  # of a store or a daemon that did not end as it should
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for point in reversed(_mounts(base)):
             subprocess.run(["umount", "-l", point], check=False, capture_output=True)
         shutil.rmtree(base, ignore_errors=True)
