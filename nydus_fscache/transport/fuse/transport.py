@@ -115,6 +115,8 @@ class FuseTransport:
         if not self._shape.has(number):
             raise KernelRefused(f"no such way of FUSE: {address}", hint="mount the image anew")
         bound = BoundImage(image, address, [], number)
+        with self._lock:
+            inherited = number in self._connections
         try:
             for blob in image.blobs:
                 bound.objects.append(self._objects.open_file(blob, image.backend))
@@ -130,7 +132,9 @@ class FuseTransport:
             if number in self._attached and self._shape is Shape.TREE:
                 self._attach(number, bound)
         except BaseException:
-            self.unbind(bound)
+            if not inherited:  # else its readers wait: it is tried again
+                self._disconnect(number)
+            self._release(bound)
             raise
         self._core.look_again()
         return bound
@@ -168,14 +172,20 @@ class FuseTransport:
 
     def unbind(self, bound: Bound) -> None:
         assert isinstance(bound, BoundImage)
+        self._disconnect(bound.number)
+        self._release(bound)
+
+    def _disconnect(self, number: int) -> None:
         with self._lock:
-            device = self._connections.pop(bound.number, -1)
-        if bound.number in self._attached:
-            self._attached.discard(bound.number)
-            self._core.detach_fuse(bound.number)
+            device = self._connections.pop(number, -1)
+        if number in self._attached:
+            self._attached.discard(number)
+            self._core.detach_fuse(number)
         if device >= 0:
-            self._park.drop(f"{PREFIX}{bound.number}")
+            self._park.drop(f"{PREFIX}{number}")
             os.close(device)
+
+    def _release(self, bound: BoundImage) -> None:
         if bound.pages is not None:
             self._core.remove_object(bound.bootstrap)
             bound.pages.close()
