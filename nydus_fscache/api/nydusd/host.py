@@ -104,7 +104,10 @@ class _Hosted:
         self._listener = Listener(Path(wanted.apisock)) if wanted.apisock else None
         if self._listener is not None:
             self._listener.serve(self.front.answer)
-        threading.Thread(target=self._prepare, args=(log,), name="prepare", daemon=True).start()
+        self._preparing = threading.Thread(
+            target=self._prepare, args=(log,), name="prepare", daemon=True
+        )
+        self._preparing.start()
 
     def _prepare(self, log: logging.Logger) -> None:
         """What the first mount would wait for; and what would keep it from being seen."""
@@ -123,6 +126,7 @@ class _Hosted:
         if self._wanted.own is not None or not supervised:
             self._service.end()
         self._close(leave_file=supervised)
+        self._preparing.join()  # a daemon that is just being started would stay
         self._daemon.stop_if_idle()
 
     def died(self) -> None:
