@@ -211,7 +211,11 @@ class Checker:
             ["check", "--log-level", "warn", "--output-json", str(output), "--bootstrap", str(boot)]
         )
         ids = output_blobs(output)
-        layers = [layer.hex for layer in part.layers[:-1] if media.REF not in layer.annotations]
+        # The table names the gzip layer that a zran blob refers to, not the blob.
+        layers = [
+            layer.annotations.get(media.REF, layer.digest).removeprefix("sha256:")
+            for layer in part.layers[:-1]
+        ]
         missing = [blob_id for blob_id in ids if blob_id not in layers]
         if layers and missing:
             raise CheckFailed(

@@ -28,7 +28,7 @@ from nydus_fscache.convert.documents import (
     parse_config,
 )
 from nydus_fscache.convert.errors import ConvertError
-from nydus_fscache.convert.move import Mover
+from nydus_fscache.convert.move import Mover, with_originals
 from nydus_fscache.registry import media
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
 from nydus_fscache.registry.manifest import Descriptor, NydusImage, descriptor, nydus_image
@@ -72,7 +72,7 @@ class Commit:
         words = _options_of(boot)
         # All that takes long and does not need the container to stand still.
         log.info("pushing %d blobs of the base image", len(image.blobs))
-        self.mover.all(image.blobs)
+        self.mover.all(with_originals(self.source, image.blobs))
         made: list[Descriptor] = []
         with self.paused():
             for number, one in enumerate(changes):

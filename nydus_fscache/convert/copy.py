@@ -14,12 +14,12 @@ from typing import Any
 from nydus_fscache.convert.attach import attach, is_nydus
 from nydus_fscache.convert.documents import go_json
 from nydus_fscache.convert.image import check_type
-from nydus_fscache.convert.move import Attempts, Mover
+from nydus_fscache.convert.move import Attempts, Mover, with_originals
 from nydus_fscache.convert.platforms import Platform, choose, is_attestation
 from nydus_fscache.convert.progress import Progress
 from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.convert.run import Place, is_directory, open_local
-from nydus_fscache.errors import BackendError, BadImage
+from nydus_fscache.errors import BadImage
 from nydus_fscache.registry import media
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.archive import pack
@@ -146,6 +146,10 @@ class Copy:
 
 def blobs_of(store: ImageStore, document: Document) -> Iterator[Descriptor]:
     """Config, layers, and the gzip layers that zran blobs refer to; not foreign layers."""
+    return with_originals(store, _named_by(document))
+
+
+def _named_by(document: Document) -> Iterator[Descriptor]:
     found = document.json
     parts = [found.get("config"), *(found.get("layers") or found.get("blobs") or [])]
     for part in parts:
@@ -155,15 +159,6 @@ def blobs_of(store: ImageStore, document: Document) -> Iterator[Descriptor]:
         if part.get("urls") or "foreign" in place.media_type or "nondistrib" in place.media_type:
             continue
         yield place
-        original = place.annotations.get(media.REF)
-        if original:
-            size = store.has_blob(original)
-            if size is None:
-                raise BackendError(
-                    f"the gzip layer {original}, which {place.digest} refers to, is not there",
-                    hint="copy the image from the repository where it was converted",
-                )
-            yield descriptor({"mediaType": "", "digest": original, "size": size})
 
 
 def _entries(document: Document) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from nydus_fscache.convert.documents import (
     parse_config,
 )
 from nydus_fscache.convert.layer import Packed, Packer, once
-from nydus_fscache.convert.move import Mover
+from nydus_fscache.convert.move import Mover, with_originals
 from nydus_fscache.errors import BadImage
 from nydus_fscache.registry import media
 from nydus_fscache.registry.manifest import Descriptor, descriptor
@@ -125,7 +125,7 @@ class ImageConverter:
         config: Mapping[str, Any], config_place: Descriptor,
     ) -> Converted:  # fmt: skip
         """It is Nydus already: all is copied, only the annotations name their source."""
-        self.mover.all([config_place, *layers])
+        self.mover.all(with_originals(self.source, [config_place, *layers]))
         made = manifest(
             document.media_type, source["config"],
             self._annotated([as_json(layer) for layer in layers]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import TypeVar
 from nydus_fscache.convert.errors import Stopped
 from nydus_fscache.convert.progress import Progress
 from nydus_fscache.errors import BackendError
-from nydus_fscache.registry.manifest import Descriptor
+from nydus_fscache.registry import media
+from nydus_fscache.registry.manifest import Descriptor, descriptor
 from nydus_fscache.registry.push import PartsRefused, UploadLost
 from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.store import BlobStore, BlobStream, copy_blob
@@ -112,6 +113,22 @@ class Mover:
                 self._target.push_whole(self._scratch)
             raise
         task.end(f"copied in {time.monotonic() - started:.1f}s")
+
+
+def with_originals(store: BlobStore, blobs: Iterable[Descriptor]) -> Iterator[Descriptor]:
+    """``blobs``, and behind each of a zran image the gzip layer of ``store`` that it refers to."""
+    for blob in blobs:
+        yield blob
+        original = blob.annotations.get(media.REF)
+        if not original:
+            continue
+        size = store.has_blob(original)
+        if size is None:
+            raise BackendError(
+                f"the gzip layer {original}, which {blob.digest} refers to, is not there",
+                hint="copy the image from the repository where it was converted",
+            )
+        yield descriptor({"mediaType": "", "digest": original, "size": size})
 
 
 def mount(source: BlobStore, target: BlobStore, digest: str) -> bool:

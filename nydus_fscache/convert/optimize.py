@@ -22,7 +22,7 @@ from nydus_fscache.convert.documents import (
     manifest,
     parse_config,
 )
-from nydus_fscache.convert.move import Mover
+from nydus_fscache.convert.move import Mover, with_originals
 from nydus_fscache.errors import BadImage, UsageError
 from nydus_fscache.registry import media
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
@@ -105,7 +105,7 @@ def optimize(
     blob = Descriptor(media.NYDUS_BLOB, f"sha256:{hexed}", made.stat().st_size, {})
     if target.has_blob(blob.digest) is None:
         copy_blob(FileStream(made.open("rb"), blob.size), target.writer(), blob)
-    mover.all(image.blobs)
+    mover.all(with_originals(source, image.blobs))
     layer = store_layer(
         target,
         [

@@ -130,6 +130,25 @@ def consistent(host: str, repo: str, tag: str) -> dict[str, Any]:
     return manifest
 
 
+@pytest.mark.parametrize(
+    "mode", [(), ("--oci-ref",), ("--batch-size", "0x100000")], ids=["plain", "zran", "batch"]
+)
+def test_a_commit_over_an_image_of_each_kind(
+    registry: str, nydusify: Nydusify, tmp_path: Path, mode: tuple[str, ...]
+) -> None:
+    repo = f"kind{'-'.join(mode)}".replace("0x", "").replace("--", "-")
+    with Pusher(registry, repo) as push:
+        push_image(push, "v1", [Layer(layer_tar(LOWER))])
+    base, target = f"{registry}/{repo}:n", f"{registry}/other/{repo}:n"
+    nydusify.run("convert", "--source", f"{registry}/{repo}:v1", "--target", base, *mode)
+    with overlay(tmp_path / "o") as (merged, upper):
+        change(merged)
+        nydusify.run("commit", "--source", base, "--upper-dir", str(upper), "--target", target)
+        with mounted(nydusify, target) as root:
+            assert tree_of(root) == tree_of(merged)
+    nydusify.run("check", "--target", target)
+
+
 def test_overlay_directories_alone(
     registry: str, nydusify: Nydusify, tmp_path: Path
 ) -> None:

@@ -177,3 +177,21 @@ def test_convert_from_and_to_archives(
     subprocess.run(
         [peer("skopeo"), "inspect", f"oci-archive:{made}"], check=True, capture_output=True
     )
+
+
+def test_layers_that_zran_images_refer_to_come_along(
+    registry: str, repo: str, push: Pusher, nydusify: Nydusify
+) -> None:
+    """Whatever brings a zran image to another repository."""
+    push_image(push, "v1", two_layers())
+    source = f"{registry}/{repo}:n"
+    nydusify.run("convert", "--source", f"{registry}/{repo}:v1", "--target", source, "--oci-ref")
+    (nydusify.directory / "list").write_text("/dir/new\n")
+    for number, words in enumerate(
+        (("copy",), ("convert",), ("optimize", "--prefetch-files", "list"))
+    ):
+        target = f"{registry}/{repo}-{number}:n"
+        command, *more = words
+        nydusify.run(command, "--source", source, "--target", target, *more)
+        said = nydusify.run("check", "--source", f"{registry}/{repo}:v1", "--target", target)
+        assert "verified image" in said
