@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from select import POLLIN, poll
 from typing import Any
@@ -102,6 +103,13 @@ class Builder:
             child.finish(None)
 
 
+@cache
+def _mortal() -> tuple[str, ...]:
+    """So that a child does not outlive a killed parent: it would wait at a named pipe for ever."""
+    program = shutil.which("setpriv")  # of util-linux
+    return (program, "--pdeathsig", "KILL", "--") if program else ()
+
+
 @contextlib.contextmanager
 def secret_file(path: Path, config: Mapping[str, Any]) -> Iterator[Path]:
     """``config`` as JSON in a file for the block, as other users see the words of a process."""
@@ -122,8 +130,8 @@ class _Child:
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         # Its own group: Ctrl-C is ours to handle, and ends it in order.
         self.process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            process_group=0,
+            [*_mortal(), *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, process_group=0,
         )  # fmt: skip
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()

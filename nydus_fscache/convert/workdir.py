@@ -31,12 +31,18 @@ class WorkDir:
             if not base.exists():
                 base.mkdir(parents=True, mode=0o755)
                 (base / _MARK).touch()
-            self._remove_abandoned()
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+            # Held so that no other run takes the new directory for an abandoned one.
+            guard = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(guard, fcntl.LOCK_EX)
+                self._remove_abandoned()
+                self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+                self._lock = _open_lock(self.path)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(guard)
         except OSError as e:
             raise UsageError(f"cannot use --work-dir {base}: {e.strerror}") from e
-        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def __enter__(self) -> Self:
         return self
@@ -45,7 +51,7 @@ class WorkDir:
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove(self.path)
         os.close(self._lock)
         with contextlib.suppress(OSError):
             if {p.name for p in self.base.iterdir()} <= {_MARK}:
@@ -53,19 +59,38 @@ class WorkDir:
 
     def _remove_abandoned(self) -> None:
         for path in self.base.glob(f"{_PREFIX}*"):
-            lock = path / _LOCK
-            if not path.is_dir() or not lock.is_file():
+            if not path.is_dir():
                 continue
-            fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+            if not (path / _LOCK).is_file():
+                with contextlib.suppress(OSError):
+                    path.rmdir()  # killed before it was locked; what holds something is not ours
+                continue
+            try:
+                fd = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
             except BlockingIOError:
                 continue
             finally:
                 os.close(fd)
 
 
+def _remove(directory: Path) -> None:
+    """The lock last: without it, nobody would know what is left for abandoned."""
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != _LOCK:
+                path.unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _open_lock(directory: Path) -> int:
+    return os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def writable(path: Path) -> None:

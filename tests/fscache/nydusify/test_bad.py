@@ -30,6 +30,7 @@ from oci_kit import (
     two_layers,
 )
 from servers import AUTH, PASSWORD, USER, Pusher, docker_registry, htpasswd_auth
+from watched import family
 
 
 def refused(registry: str, repo: str, nydusify: Nydusify, *words: str) -> str:
@@ -224,7 +225,10 @@ def test_kills_at_random_moments(
         try:
             process.wait(moments.uniform(0.3, 3.0))
         except subprocess.TimeoutExpired:
+            pids = family(process.pid)
             process.kill()
+            process.wait()
+            until_gone(pids)
         _, said = process.communicate()
         answer = get(registry, f"{repo}-t", "n")
         assert answer.status_code == 404 or answer.content == good
@@ -233,6 +237,14 @@ def test_kills_at_random_moments(
     if process.returncode:  # the last one was killed: its layers are not built again
         assert not built(said.decode()) & built(last)
     assert nydusify.left() == []
+
+
+def until_gone(pids: list[int]) -> None:
+    """Builders wait at named pipes: nobody would ever come."""
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}/exe").exists() for pid in pids):
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.02)
 
 
 def built(log: str) -> set[str]:
