@@ -50,7 +50,7 @@ class MountTable:
         self._transports = transports
         self._umount_hint = f"nydus-fscache umount --root {root} "
         self._active: list[ActiveMount] = []
-        self._ours: MountId | None = None  # which is unmounted by us just now
+        self._ours: set[MountId] = set()  # which are unmounted by us just now
         self._claims: set[tuple[str, tuple[int, int]]] = set()  # path; device and inode below
         self._working = 0
         self._ending = False
@@ -201,9 +201,22 @@ class MountTable:
         Raises ``MountpointError`` when it is in use, or cannot be reached since something else is
         mounted on top of it.
         """
-        if active.mounted and active.mount is not None:
-            self.umount_name(active.mount, lazy=lazy)
+        if not active.mounted or active.mount is None:
+            return
+        name = active.mount
+        with self.lock:
+            self._ours.add(name)
+        try:
+            self.umount_name(name, lazy=lazy)
             active.phase = Phase.SUPERBLOCK
+        except MountpointError:
+            with self.lock:
+                self._ours.discard(name)
+            self.refresh()  # somebody else may have unmounted it meanwhile
+            raise
+        finally:
+            with self.lock:
+                self._ours.discard(name)
 
     def umount_name(self, name: MountId, *, lazy: bool = False) -> None:
         """The same, of a mount that is not bound."""
@@ -213,7 +226,6 @@ class MountTable:
                 return
             point = Path(now.mountpoint)
             _check_reachable(name, point)
-            self._ours = name
             try:
                 if now.source.startswith("/dev/loop"):
                     umount_apart(point, lazy=lazy)
@@ -237,8 +249,8 @@ class MountTable:
         changed = False
         with self.lock:
             named = {a.mount: a for a in self._active if a.mounted and a.mount is not None}
-            if self._ours is not None:
-                named.pop(self._ours, None)
+            for name in self._ours:
+                named.pop(name, None)
             if not named:
                 return
             found = mountinfo.look_up(named)

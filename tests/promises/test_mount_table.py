@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from gate import gated
-from rig import CLI, Rig, mounts_below
+from rig import CLI, Rig, mounts_below, regular_files
 from trees import assert_tree
 
 from nydus_fscache.api.client import Client
@@ -47,6 +47,22 @@ def test_an_umount_by_hand_is_noticed_without_a_question(rig: Rig, image: Path) 
         time.sleep(0.05)
     again = rig.mount(image / "image.boot", image / "blobs")
     assert_tree(again, image / "expected.jsonl")
+    rig.run("stop")
+    assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize("command", ["umount", "stop"])
+def test_an_umount_by_hand_after_one_of_ours_that_failed(
+    rig: Rig, image: Path, command: str
+) -> None:
+    mount = rig.mount(image / "image.boot", image / "blobs")
+    with regular_files(mount)[0].open("rb"):
+        words = [command, mount] if command == "umount" else [command]
+        assert rig.run(*words, check=False).returncode == MOUNTPOINT
+        run("umount", "-l", mount)
+        assert [m for m in rig.status()["mounts"] if m["mounted"]] == []
+        rig.mount(image / "image.boot", image / "blobs")
+    run("umount", mount)
     rig.run("stop")
     assert rig.leftovers() == []
 
