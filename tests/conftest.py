@@ -26,6 +26,15 @@ def pytest_configure() -> None:
             libc.mount(None, b"/", None, MS_REC | MS_SLAVE, None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("NYDUS_TEST_LONG"):
+        return
+    skip = pytest.mark.skip(reason="LONG: NOT TESTED IN A SHORT RUN: scripts/test --long does")
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The directory of the golden images, beside the checkout."""

@@ -130,6 +130,7 @@ def boot(kernel: Path, work: Path, disk: Path) -> str:
     return console.read_text(errors="replace")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["layers-zstd", "layers-zran"])
 def test_an_exported_image_is_the_root_of_a_machine(
     kernel: Path, tmp_path: Path, name: str

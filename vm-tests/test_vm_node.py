@@ -9,6 +9,8 @@ import node
 import node_machine
 import pytest
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def console(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:

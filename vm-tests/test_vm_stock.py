@@ -14,6 +14,7 @@ import pytest
 import stock
 from trees import GOLDEN
 
+pytestmark = pytest.mark.long
 HERE = Path(__file__).resolve().parent
 FETCH_S = 600
 LIMIT_S = 5400  # of a machine; on an idle one it takes a fraction

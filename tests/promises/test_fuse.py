@@ -91,6 +91,10 @@ def test_lost_daemon_is_an_error_and_never_zeros(rig: Rig, golden: Path) -> None
     assert {read_errno(path) for path in files} <= {0, errno.EIO, errno.ENOTCONN}
     assert read_errno(largest_of(files)) != 0
     rig.mount(image / "image.boot", image / "blobs", "other")
+    # a mount reads through the service, so it comes a moment after the service goes on
+    while str(mount) not in {m["mountpoint"] for m in rig.status()["mounts"] if m["mounted"]}:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert_tree(mount, image / "expected.jsonl")
     rig.run("umount", mount)
     rig.run("umount", rig.base / "other")

@@ -86,8 +86,12 @@ def convert(nydusify: Nydusify, rig: Stack, docker: bool, words: Sequence[str]) 
 @pytest.mark.parametrize(
     ("docker", "words"),
     [
-        (False, []), (True, []), (False, ["--oci-ref"]), (True, ["--oci-ref"]),
-        (False, ["--batch-size", "0x100000"]), (False, ["--with-referrer", "--compressor", "none"]),
+        (False, []),
+        pytest.param(True, [], marks=pytest.mark.long),
+        (False, ["--oci-ref"]),
+        pytest.param(True, ["--oci-ref"], marks=pytest.mark.long),
+        pytest.param(False, ["--batch-size", "0x100000"], marks=pytest.mark.long),
+        pytest.param(False, ["--with-referrer", "--compressor", "none"], marks=pytest.mark.long),
     ],
     ids=["oci", "docker", "zran", "docker-zran", "batch", "none"],
 )  # fmt: skip
@@ -96,6 +100,7 @@ def test_a_converted_image_runs(nydusify: Nydusify, docker: bool, words: list[st
         run_and_compare(rig, convert(nydusify, rig, docker, words), "one")
 
 
+@pytest.mark.long
 def test_optimized_and_deduplicated_images_run(nydusify: Nydusify) -> None:
     with running() as rig:
         source = convert(nydusify, rig, False, [])

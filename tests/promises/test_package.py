@@ -16,6 +16,7 @@ from load import Load
 from rangeserver import RangeServer
 
 APP = Path("mnt/app")
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,7 @@ def test_build_and_look_inside(tmp_path: Path) -> None:
     assert run(f"python -c '{program}'", tmp_path) == "['hostname'] b'app\\n'\n"
 
 
+@pytest.mark.long
 def test_a_node(registry: str, tmp_path: Path) -> None:
     """In a clean Debian, where the package is what ``scripts/package`` built."""
     lines = block("A node").splitlines()

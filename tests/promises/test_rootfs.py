@@ -210,9 +210,12 @@ MODES = {
     "merged": ("--merge-platform",),
     "dict": ("--chunk-dict", "bootstrap:registry:HOST/root:n-zstd"),
 }  # fmt: skip
+_SHORT = ("zstd", "zran", "merged")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [m if m in _SHORT else pytest.param(m, marks=pytest.mark.long) for m in MODES]
+)
 def test_each_mode_shows_the_tree(nydusify: Nydusify, image: Image, mode: str) -> None:
     target = f"{image.host}/root:n-{mode}"
     words = [word.replace("HOST", image.host) for word in MODES[mode]]
@@ -222,6 +225,7 @@ def test_each_mode_shows_the_tree(nydusify: Nydusify, image: Image, mode: str) -
     nydusify.run("check", "--source", image.source, "--target", target)
 
 
+@pytest.mark.long
 def test_blobs_in_a_directory_show_the_tree(
     nydusify: Nydusify, image: Image, here: Path
 ) -> None:
@@ -248,6 +252,7 @@ def test_reversed_it_unpacks_to_the_tree(nydusify: Nydusify, image: Image, here:
     assert_same(unpacked(nydusify, target, here / "again"), image.tree)
 
 
+@pytest.mark.long
 def test_the_same_digests_elsewhere(nydusify: Nydusify, image: Image) -> None:
     from oci_kit import get
 
