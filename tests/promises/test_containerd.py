@@ -245,7 +245,9 @@ EVENTS = {
 }
 
 
-@pytest.mark.parametrize("policy", ["restart", "failover"])
+@pytest.mark.parametrize(
+    "policy", [pytest.param("restart", marks=pytest.mark.long), "failover"]
+)
 def test_a_container_reads_on(cold: Path, policy: str) -> None:
     """Through every event, one after the other; a container that is started after each runs."""
     events = dict(EVENTS)

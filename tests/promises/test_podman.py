@@ -124,6 +124,7 @@ def test_pull_run_write_remove(rig: Podman, image: str, golden: Path) -> None:
     assert rig.stop_store() == 0
 
 
+@pytest.mark.long
 def test_pull_by_digest_and_an_ordinary_image_beside(rig: Podman, golden: Path) -> None:
     reference = push(rig, golden / "images" / "layers-zran")
     plain = plain_image(rig.host, "plain")
@@ -258,6 +259,7 @@ def test_the_keeper_dies_alone(rig: Podman, image: str) -> None:
     wait_for(lambda: not is_mounted(rig.store), "the store does not end")
 
 
+@pytest.mark.long
 def test_a_stopped_store_leaves_podman_alone(rig: Podman, image: str) -> None:
     plain = plain_image(rig.host, "plain")
     rig.start_store()
@@ -394,6 +396,7 @@ def test_lookups_by_toc_digest(rig: Podman, golden: Path) -> None:
     assert (uses(rig), rig.erofs()) == (0, [])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("where", ["registry", "directory"])
 def test_buildah_builds_on_an_image_that_lists_its_bootstrap_alone(
     rig: Podman, golden: Path, where: str
@@ -430,6 +433,7 @@ def test_buildah_builds_on_an_image_that_lists_its_bootstrap_alone(
     assert (uses(rig), rig.erofs()) == (0, [])
 
 
+@pytest.mark.long
 def test_names_that_mean_nothing(rig: Podman, image: str) -> None:
     rig.start_store()
     names = rig.store / "names"

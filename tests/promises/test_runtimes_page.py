@@ -65,6 +65,7 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_podman(golden: Path) -> None:
     title = "Podman, Buildah, CRI-O"
     (settings,), (block,) = blocks(title, "toml"), blocks(title, "sh")
@@ -84,6 +85,7 @@ def test_podman(golden: Path) -> None:
         assert rig.erofs() == []
 
 
+@pytest.mark.long
 def test_docker(golden: Path) -> None:
     (block,) = blocks("Docker", "sh")
     image = golden / "images" / "layers-zstd"

@@ -29,7 +29,7 @@ def run_mapped(rig: Stack, reference: str, outside: int) -> list[list[str]]:
     return [line.split() for line in said.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("mode", ["shared", "dedicated"])
+@pytest.mark.parametrize("mode", ["shared", pytest.param("dedicated", marks=pytest.mark.long)])
 def test_owners_are_the_containers(cold: Path, mode: str) -> None:
     with running(daemon_mode=mode) as rig:
         reference = rig.push(cold)
