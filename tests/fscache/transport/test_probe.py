@@ -74,12 +74,15 @@ def test_the_probe_of_fuse_leaves_nothing(shape: Shape) -> None:
     descriptors, threads = os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")
     for _ in range(3):
         fuse.mount_from_fuse(shape, tiny_image())
-    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
-    assert len(os.listdir("/proc/self/task")) == len(threads)
+    assert len(os.listdir("/proc/self/fd")) <= len(descriptors)
+    deadline = time.monotonic() + 30  # a thread that was joined is listed a moment longer
+    while len(os.listdir("/proc/self/task")) > len(threads):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     # a tree is our own to refuse: it was validated before
     with pytest.raises(OSError if shape is Shape.TREE else KernelRefused):
         fuse.mount_from_fuse(shape, b"no image" * 1024)
-    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
+    assert len(os.listdir("/proc/self/fd")) <= len(descriptors)
 
 
 def test_report_is_json_and_agrees_with_the_choice(root: Path) -> None:
