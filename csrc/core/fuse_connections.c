@@ -261,17 +261,17 @@ static struct nf_fuse_connection *next_open(struct nf_fuse *f, struct nf_fuse_co
 enum nf_more nf_fuse_drain(struct nf_transport *t, unsigned int budget)
 {
 	struct nf_fuse *f = (struct nf_fuse *)t;
-	struct nf_fuse_connection *c = NULL, *next;
+	struct nf_fuse_connection *c, *next;
 	enum nf_more all = NF_EMPTY, one;
 	uint32_t id = 0, n = 0;
 
-	for (c = next_open(f, NULL, &id); c; c = next_open(f, c, &id)) {
-		n++;
-		nf_fuse_put(t, c);
-	}
-	/* each gets its part: one that is busy holds up no other */
+	pthread_mutex_lock(&f->lock);
+	for (c = f->connections; c; c = c->next)
+		n += c->id && !c->ended;
+	pthread_mutex_unlock(&f->lock);
+	/* each gets its part: one that is busy holds up no other, and one more may come meanwhile */
 	for (c = next_open(f, NULL, &id); c; c = next) {
-		unsigned int share = budget / n ? budget / n : 1;
+		unsigned int share = n && n < budget ? budget / n : 1;
 
 		one = drain_connection(t, c, id, &share);
 		if (one > all)
