@@ -182,19 +182,19 @@ def test_bugreport_has_all_and_no_secret(rig: Rig, golden: Path, tmp_path: Path)
 def test_bugreport_without_a_daemon(rig: Rig) -> None:
     """Credentials of images are known from the state that it left."""
     rig.run("gc")  # makes the root
-    pair = base64.b64encode(b"bob:planted-4711").decode()
+    pair = base64.b64encode(b"bob:planted-quixotry").decode()
     secret = {"access_key_secret": "plant-12"}
     backends = [{"registry": {"auth": pair, "host": "h"}}, {"oss": secret}]
     state = {"version": 2, "bindings": [{"backend": backend} for backend in backends]}
     (rig.root / "state.json").write_text(json.dumps(state))
-    (rig.root / "daemon.log").write_text(f"here is plant-12, planted-4711 and {pair}\n")
+    (rig.root / "daemon.log").write_text(f"here is plant-12, planted-quixotry and {pair}\n")
     done = rig.run("bugreport", "--output", rig.base / "r.tar.gz", "--json")
     found = members(Path(json.loads(done.stdout)["file"]).read_bytes())
     assert b"no daemon runs" in found["status.json.missing"]
     assert found["processes.txt"] == b"none\n"
     assert found["daemon.log"] == b"here is <removed>, <removed> and <removed>\n"
     everything = b"".join(found.values())
-    assert all(secret not in everything for secret in (b"plant-12", b"4711", pair.encode()))
+    assert all(secret not in everything for secret in (b"plant-12", b"quixotry", pair.encode()))
     assert b'"host": "h"' in found["state.json"]
 
 
