@@ -5,21 +5,11 @@
 #include <unistd.h>
 
 #include "cachefiles.h"
-#include "core_internal.h"
-#include "fuzz.h"
+#include "fuzz_core.h"
 
 #define SLOTS 8u
 #define STEPS 64u
 #define OP_OPEN 0u
-
-static struct nf_transport *transport(struct nf_core *c)
-{
-	for (unsigned int i = 0; i < c->ntransports; i++)
-		if (c->transports[i]->ops == &nf_cachefiles)
-			return c->transports[i];
-	MUST(0);
-	return NULL;
-}
 
 /* As the kernel would, but for what it says; an OPEN's descriptor is one that is there. */
 static void send_message(struct input *in, int kernel)
@@ -81,7 +71,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	MUST(mem != MAP_FAILED && nf_journal_format(mem, len, SLOTS) == 0);
 	c = nf_core_new(mem, len, NF_NO_URING);
 	MUST(c);
-	t = transport(c);
+	t = transport_of(c, &nf_cachefiles);
 	MUST(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, device) == 0);
 	MUST(nf_core_attach_cachefiles(c, device[0]) == 0);
 	memset(pages, 0, sizeof(pages));

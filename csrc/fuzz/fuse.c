@@ -5,22 +5,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "core_internal.h"
 #include "fuse.h"
-#include "fuzz.h"
+#include "fuzz_core.h"
 
 #define SLOTS 8u
 #define STEPS 64u
 #define SIZE 20000u
-
-static struct nf_transport *transport(struct nf_core *c)
-{
-	for (unsigned int i = 0; i < c->ntransports; i++)
-		if (c->transports[i]->ops == &nf_fuse)
-			return c->transports[i];
-	MUST(0);
-	return NULL;
-}
 
 /* As the kernel would, but for what it says. */
 static void send_message(struct input *in, int kernel)
@@ -41,23 +31,7 @@ static void send_message(struct input *in, int kernel)
 	free(body);
 	if (take(in, 1) % 8 == 0)
 		n %= sizeof(h) + 1;
-	if (send(kernel, message, n, MSG_DONTWAIT) < 0)
-		return;
-}
-
-/* Whatever is answered is one answer, and says how long it is. */
-static void take_answers(int kernel)
-{
-	static uint8_t answer[sizeof(struct fuse_out_header) + (1u << 20)];
-	struct fuse_out_header h;
-	ssize_t n;
-
-	while ((n = recv(kernel, answer, sizeof(answer), MSG_DONTWAIT)) > 0) {
-		MUST((size_t)n >= sizeof(h));
-		memcpy(&h, answer, sizeof(h));
-		MUST(h.len == (uint32_t)n && h.error <= 0 && h.error > -1000);
-		MUST(!h.error || (size_t)n == sizeof(h));
-	}
+	send(kernel, message, n, MSG_DONTWAIT);
 }
 
 static void take_events(struct nf_core *c, struct input *in)
@@ -85,7 +59,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	MUST(mem != MAP_FAILED && nf_journal_format(mem, len, SLOTS) == 0);
 	c = nf_core_new(mem, len, NF_NO_URING);
 	MUST(c);
-	t = transport(c);
+	t = transport_of(c, &nf_fuse);
 	MUST(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, device) == 0);
 	MUST(nf_core_attach_fuse(c, 1, device[0]) == 0);
 	memset(pages, 0, sizeof(pages));
@@ -105,7 +79,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		case 3:
 			id = 1 + (uint32_t)take(&in, 1) % 3;
 			MUST(nf_object_remove(c, id) == 0);
-			take_answers(device[1]);
+			take_fuse_answers(device[1]);
 			MUST(nf_object_add(c, id, 0, 0, file, SIZE - id, pages[id], 0) == 0);
 			break;
 		case 4:
@@ -119,7 +93,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			send_message(&in, device[1]);
 			t->ops->drain(t, 4);
 			take_events(c, &in);
-			take_answers(device[1]);
+			take_fuse_answers(device[1]);
 		}
 	}
 	while (t->ops->drain(t, 64) == NF_MORE)

@@ -6,24 +6,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "core_internal.h"
 #include "fuse.h"
-#include "fuzz.h"
+#include "fuzz_core.h"
 
 #define SLOTS 8u
 #define STEPS 48u
 #define OBJECT_SIZE 20000u
 #define IMAGE_MAX 8192u
 #define SUPER 1024u
-
-static struct nf_transport *transport(struct nf_core *c)
-{
-	for (unsigned int i = 0; i < c->ntransports; i++)
-		if (c->transports[i]->ops == &nf_fuse)
-			return c->transports[i];
-	MUST(0);
-	return NULL;
-}
 
 /* Of the input, but with a superblock and a root directory, so that it is looked into. */
 static uint8_t *make_image(struct input *in, size_t *len)
@@ -80,22 +70,7 @@ static void send_message(struct input *in, int kernel)
 	}
 	h.len = (uint32_t)n;
 	memcpy(message, &h, sizeof(h));
-	if (send(kernel, message, n, MSG_DONTWAIT) < 0)
-		return;
-}
-
-static void take_answers(int kernel)
-{
-	static uint8_t answer[sizeof(struct fuse_out_header) + (1u << 20)];
-	struct fuse_out_header h;
-	ssize_t n;
-
-	while ((n = recv(kernel, answer, sizeof(answer), MSG_DONTWAIT)) > 0) {
-		MUST((size_t)n >= sizeof(h));
-		memcpy(&h, answer, sizeof(h));
-		MUST(h.len == (uint32_t)n && h.error <= 0 && h.error > -1000);
-		MUST(!h.error || (size_t)n == sizeof(h));
-	}
+	send(kernel, message, n, MSG_DONTWAIT);
 }
 
 static void take_events(struct nf_core *c)
@@ -124,7 +99,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	MUST(mem != MAP_FAILED && nf_journal_format(mem, len, SLOTS) == 0);
 	c = nf_core_new(mem, len, NF_NO_URING);
 	MUST(c);
-	t = transport(c);
+	t = transport_of(c, &nf_fuse);
 	MUST(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, device) == 0);
 	memset(pages, 0, sizeof(pages));
 	for (id = 1; id <= 2; id++)
@@ -134,7 +109,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			send_message(&in, device[1]);
 			t->ops->drain(t, 4);
 			take_events(c);
-			take_answers(device[1]);
+			take_fuse_answers(device[1]);
 		}
 	for (id = 1; id <= 2; id++)
 		MUST(nf_object_remove(c, id) == 0);

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,6 +208,30 @@ class Nydusify:
         said = done.stderr.decode()
         assert done.returncode == code, f"{done.returncode}\n{done.stdout.decode()}\n{said}"
         return said
+
+    @contextlib.contextmanager
+    def mounted(self, target: str, *words: str) -> Iterator[Path]:
+        """Where ``mount`` shows it; it must end with 0."""
+        log = self.directory / "log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                self.argv("mount", "--target", target, "--mount-path", "mnt", *words),
+                cwd=self.directory, env=self.environment(), stderr=out,
+            )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while b"Please send signal" not in log.read_bytes():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+            yield self.directory / "mnt"
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                code = process.wait(90)
+            finally:
+                process.kill()
+        assert code == 0
 
     def left(self) -> list[str]:
         """What lies in the directory."""

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from containerd import peer
+from oci_kit import Layer, push_image
 from servers import Pusher, docker_registry
 
 import rafs_v6
@@ -68,29 +69,8 @@ SECOND = tar_of(**{"etc__.wh.one": b"", "etc__three": b"three"})
 
 
 def push_source(host: str) -> str:
-    import hashlib
-
-    tars = (FIRST, SECOND)
-    ids = [f"sha256:{hashlib.sha256(tar).hexdigest()}" for tar in tars]
-    config = json.dumps(
-        {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": ids}}
-    ).encode()
-    kind = "application/vnd.oci.image"
     with Pusher(host, "app") as push:
-        layers = [gzip.compress(tar, 1, mtime=0) for tar in tars]
-        push.manifest(
-            "1",
-            {
-                "schemaVersion": 2, "mediaType": f"{kind}.manifest.v1+json",
-                "config": {"mediaType": f"{kind}.config.v1+json", "size": len(config),
-                           "digest": f"sha256:{push.blob(config)}"},
-                "layers": [
-                    {"mediaType": f"{kind}.layer.v1.tar+gzip", "size": len(data),
-                     "digest": f"sha256:{push.blob(data)}"}
-                    for data in layers
-                ],
-            },
-        )  # fmt: skip
+        push_image(push, "1", [Layer(FIRST), Layer(SECOND)])
     return f"{host}/app:1"
 
 

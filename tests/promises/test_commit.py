@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 from containerd import Stack, stack
 from oci_kit import Entry, Layer, Nydusify, get, get_blob, layer_tar, noise, push_image
-from servers import Pusher, docker_registry
+from servers import Pusher
 from trees import shown
 
 BIN = Path(sys.executable).parent
@@ -33,12 +32,6 @@ LOWER = (
     Entry("dir/deep/x", b"x"), Entry("dir/y", b"y"), Entry("moved/a", noise(50_000, 1)),
     Entry("big", noise(1_500_000, 2)), Entry("attr", b"z", xattrs={"user.a": b"1"}),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with docker_registry(tmp_path_factory.mktemp("registry")) as host:
-        yield host
 
 
 @pytest.fixture
@@ -99,29 +92,6 @@ def tree_of(root: Path, without: tuple[str, ...] = ()) -> dict[str, dict[str, An
     return found
 
 
-@contextlib.contextmanager
-def mounted(nydusify: Nydusify, target: str) -> Iterator[Path]:
-    log = nydusify.directory / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            nydusify.argv("mount", "--target", target, "--mount-path", "mnt"),
-            cwd=nydusify.directory, env=nydusify.environment(), stderr=out,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while b"Please send signal" not in log.read_bytes():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield nydusify.directory / "mnt"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(90)
-        finally:
-            process.kill()
-
-
 def consistent(host: str, repo: str, tag: str) -> dict[str, Any]:
     manifest: dict[str, Any] = get(host, repo, tag).json()
     config = json.loads(get_blob(host, repo, manifest["config"]["digest"]))
@@ -144,7 +114,7 @@ def test_a_commit_over_an_image_of_each_kind(
     with overlay(tmp_path / "o") as (merged, upper):
         change(merged)
         nydusify.run("commit", "--source", base, "--upper-dir", str(upper), "--target", target)
-        with mounted(nydusify, target) as root:
+        with nydusify.mounted(target) as root:
             assert tree_of(root) == tree_of(merged)
     nydusify.run("check", "--target", target)
 
@@ -161,7 +131,7 @@ def test_overlay_directories_alone(
         words = ("--upper-dir", str(upper), "--target")
         nydusify.run("commit", "--source", base, *words, first)
         expected = tree_of(merged)
-        with mounted(nydusify, first) as root:
+        with nydusify.mounted(first) as root:
             assert tree_of(root) == expected
         one = consistent(registry, "new/app", "n")
         notes = one["layers"][-1]["annotations"]
@@ -175,7 +145,7 @@ def test_overlay_directories_alone(
         (merged / "secret" / "key").write_text("k")
         (merged / "later").write_text("later")
         nydusify.run("commit", "--source", first, *words, second, "--with-path", "!/secret")
-        with mounted(nydusify, second) as root:
+        with nydusify.mounted(second) as root:
             assert tree_of(root) == tree_of(merged, ("/secret",))
         two = consistent(registry, "app", "2")
         blobs = two["layers"][-1]["annotations"]["containerd.io/snapshot/nydus-commit-blobs"]

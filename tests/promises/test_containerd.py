@@ -7,12 +7,10 @@ is replaced, a container that reads cold data from the registry gets every byte 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +21,7 @@ from typing import Any
 import cold_image
 import pytest
 from containerd import PAUSE, Stack, peer, running
+from real_daemon import Unix
 from trees import assert_tree
 
 START_S = 60.0
@@ -279,18 +278,8 @@ def _fronts(rig: Stack) -> list[int]:
     return []
 
 
-class _Unix(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=60)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(str(self._path))
-
-
 def call(path: Path, method: str, target: str, body: Any = None) -> tuple[int, Any]:
-    connection = _Unix(path)
+    connection = Unix(path)
     try:
         connection.request(method, target, None if body is None else json.dumps(body))
         answer = connection.getresponse()

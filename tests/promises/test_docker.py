@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
-import json
 import os
 import signal
 import tarfile
@@ -14,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from docker_engine import Docker, docker_engine, mounts
+from oci_kit import Layer, push_image
 from servers import Pusher, bootstrap_layer, nydus_manifest
 from trees import assert_tree
 
@@ -56,26 +54,8 @@ def push_plain(rig: Docker) -> str:
     shell = file_of("bin/busybox", 0o755)
     first = layer_of((shell, Path("/bin/busybox").read_bytes()), (file_of("etc/gone"), b"x"))
     second = layer_of((file_of("etc/.wh.gone"), b""), (file_of("../../../etc/up"), b"up"))
-    ids = [f"sha256:{hashlib.sha256(tar).hexdigest()}" for tar in (first, second)]
-    config = json.dumps(
-        {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": ids}}
-    ).encode()
-    kind = "application/vnd.oci.image"
     with Pusher(rig.host, "plain") as push:
-        layers = [gzip.compress(tar, 1) for tar in (first, second)]
-        push.manifest(
-            "1",
-            {
-                "schemaVersion": 2, "mediaType": f"{kind}.manifest.v1+json",
-                "config": {"mediaType": f"{kind}.config.v1+json", "size": len(config),
-                           "digest": f"sha256:{push.blob(config)}"},
-                "layers": [
-                    {"mediaType": f"{kind}.layer.v1.tar+gzip", "size": len(data),
-                     "digest": f"sha256:{push.blob(data)}"}
-                    for data in layers
-                ],
-            },
-        )  # fmt: skip
+        push_image(push, "1", [Layer(first), Layer(second)])
     return f"{rig.host}/plain:1"
 
 

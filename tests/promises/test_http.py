@@ -5,25 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rangeserver import Fault, RangeServer
 from rig import Rig, mounts_below, read_errno, regular_files
-from servers import Pusher, docker_registry, free_port
+from servers import Pusher, free_port
 from trees import assert_tree, golden_names
 
 BACKEND = 4
 # tarfs and a blob that was changed after it was named have no place in a registry's layout
 NOT_IN_A_REGISTRY = ("one-prefetch", "tarfs")
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with docker_registry(tmp_path_factory.mktemp("registry")) as host:
-        yield host
 
 
 def _push(host: str, image: Path) -> str:

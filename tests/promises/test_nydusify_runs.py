@@ -3,20 +3,18 @@ those of the snapshotter's own conversion library."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import subprocess
 import sys
 import tarfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from containerd import Stack, peer, stack
+from containerd import Stack, peer, running
 from oci_kit import Entry, Layer, Nydusify, get, layer_tar, noise, push_image, real_builder
-from servers import Pusher, docker_registry
+from servers import Pusher
 
 BIN = Path(sys.executable).parent
 BUSYBOX = Path("/bin/busybox")
@@ -44,20 +42,6 @@ SCRIPT = "cat /etc/kept; ls /etc; ls /gone; sha256sum < /data"
 def layers() -> list[Layer]:
     program = Entry("bin/busybox", BUSYBOX.read_bytes(), mode=0o755)
     return [Layer(layer_tar([*LOWER, program])), Layer(layer_tar(UPPER))]
-
-
-@contextlib.contextmanager
-def running(nydusd: Path = BIN / "nydusd") -> Iterator[Stack]:
-    base = Path(f"/var/tmp/ny{os.getpid()}-{time.monotonic_ns() % 1_000_000}")
-    environment = {"NYDUS_FSCACHE_ROOT": str(base / "nf")}
-    with stack(base, nydusd, BIN / "nydus-image", environment=environment) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with docker_registry(tmp_path_factory.mktemp("registry")) as host:
-        yield host
 
 
 @pytest.fixture

@@ -7,16 +7,13 @@ The tree that our daemon mounts is the one that umoci unpacks.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,30 +169,6 @@ def image(here: Path, nydusify: Nydusify) -> Iterator[Image]:
         yield Image(host, source, unpacked(nydusify, source, here / "unpacked"))
 
 
-@contextlib.contextmanager
-def mounted(nydusify: Nydusify, target: str, *words: str) -> Iterator[Path]:
-    log = nydusify.directory / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            nydusify.argv("mount", "--target", target, "--mount-path", "mnt", *words),
-            cwd=nydusify.directory, env=nydusify.environment(), stderr=out,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while b"Please send signal" not in log.read_bytes():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield nydusify.directory / "mnt"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            code = process.wait(90)
-        finally:
-            process.kill()
-    assert code == 0
-
-
 def assert_same(found: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]) -> None:
     assert sorted(found.keys() ^ expected.keys()) == []
     different = {path for path, entry in found.items() if entry != expected[path]}
@@ -220,7 +193,7 @@ def test_each_mode_shows_the_tree(nydusify: Nydusify, image: Image, mode: str) -
     target = f"{image.host}/root:n-{mode}"
     words = [word.replace("HOST", image.host) for word in MODES[mode]]
     nydusify.run("convert", "--source", image.source, "--target", target, *words)
-    with mounted(nydusify, target) as root:
+    with nydusify.mounted(target) as root:
         assert_same(tree_of(root), image.tree)
     nydusify.run("check", "--source", image.source, "--target", target)
 
@@ -233,7 +206,7 @@ def test_blobs_in_a_directory_show_the_tree(
     words = ("--backend-type", "localfs", "--backend-config", config)
     target = f"{image.host}/local:n"
     nydusify.run("convert", "--source", image.source, "--target", target, *words)
-    with mounted(nydusify, target, *words) as root:
+    with nydusify.mounted(target, *words) as root:
         assert_same(tree_of(root), image.tree)
 
 
@@ -242,7 +215,7 @@ def test_an_optimized_image_shows_the_tree(nydusify: Nydusify, image: Image) -> 
     programs = [p for p in image.tree if p.startswith("/usr/bin/")][::7]
     (nydusify.directory / "list").write_text("\n".join(programs))
     nydusify.run("optimize", "--source", source, "--target", target, "--prefetch-files", "list")
-    with mounted(nydusify, target) as root:
+    with nydusify.mounted(target) as root:
         assert_same(tree_of(root), image.tree)
 
 

@@ -12,12 +12,11 @@ import os
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from containerd import Stack, stack
+from containerd import Stack, running
 from servers import AUTH, OCI_INDEX, PASSWORD, USER, Pusher, docker_registry, htpasswd_auth
 from trees import assert_tree
 
@@ -28,9 +27,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no containe
 
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Stack]:
-    base = Path(f"/var/tmp/nr{os.getpid()}-{time.monotonic_ns() % 1_000_000}")
-    environment = {"NYDUS_FSCACHE_ROOT": str(base / "nf")}
-    with stack(base, BIN / "nydusd", BIN / "nydus-image", environment=environment) as made:
+    with running() as made:
         yield made
 
 
