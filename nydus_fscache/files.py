@@ -38,6 +38,17 @@ def open_state_file(path: Path) -> int:
         ) from e
 
 
+def try_lock(path: Path) -> int | None:
+    """The descriptor of a lock file that is ours now; None when another process has it."""
+    lock = open_state_file(path)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
 def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file anew, or not at all (``OSError``).
 

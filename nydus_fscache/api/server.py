@@ -163,7 +163,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         super().__init__(listener.getsockname(), _Handler)
         self.socket = listener
         self.routes = routes
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._open: dict[socket.socket, float] = {}  # when its request has to be here
 
     def finish(self) -> None:
@@ -174,7 +174,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
             time.sleep(_FINISH_POLL_S)
 
     def _is_busy(self) -> bool:
-        with self._changed:
+        with self._lock:
             # a call is being answered, or its connection is so new that it comes in this moment
             newest = max(self._open.values(), default=0.0)
             if newest > time.monotonic() + CALL_TIMEOUT_S - _SENDING_S:
@@ -196,17 +196,16 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
             raise
 
     def expect_request(self, connection: socket.socket) -> None:
-        with self._changed:
+        with self._lock:
             self._open[connection] = time.monotonic() + CALL_TIMEOUT_S
-            self._changed.notify_all()
 
     def expect_nothing(self, connection: socket.socket) -> None:
         """The request is here; what it asks for has deadlines of its own."""
-        with self._changed:
+        with self._lock:
             self._open[connection] = _NEVER
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        with self._changed:
+        with self._lock:
             has_room = len(self._open) < MAX_CONNECTIONS
         if has_room:
             self.expect_request(request)
@@ -220,15 +219,14 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
     def service_actions(self) -> None:
         """Between calls, twice a second: end the connections whose request does not come."""
         now = time.monotonic()
-        with self._changed:
+        with self._lock:
             for connection in [c for c, until in self._open.items() if until < now]:
                 with contextlib.suppress(OSError):  # its thread sees the end of the stream
                     connection.shutdown(socket.SHUT_RD)
 
     def shutdown_request(self, request: Any) -> None:
-        with self._changed:
+        with self._lock:
             self._open.pop(request, None)
-            self._changed.notify_all()
         request.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -168,6 +168,10 @@ class Evictor:
             "evicted": [asdict(blob) for blob in evicted],
         }
 
+    def size(self) -> int:
+        """Bytes on disk of all that is cached."""
+        return _total(self._found())
+
     def _found(self) -> _Found:
         return [(blob, source) for source in self._sources for blob in source.blobs()]
 

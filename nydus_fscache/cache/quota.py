@@ -51,7 +51,7 @@ class Quota:
 
     def size(self) -> int:
         """Bytes on disk of all that is cached."""
-        return sum(blob.bytes for source in self._sources for blob in source.blobs())
+        return self._evictor.size()
 
     def keep(self, stopped: threading.Event) -> None:
         """Until then; in a thread of its own, since to delete much takes long."""

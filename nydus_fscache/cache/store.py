@@ -14,7 +14,6 @@ Everything is root's alone (0700); no file is opened through a symbolic link.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import threading
@@ -22,9 +21,7 @@ from pathlib import Path
 
 from nydus_fscache.cache.blob_files import BlobFiles
 from nydus_fscache.errors import CacheDirError, RootInUse
-from nydus_fscache.files import claim_root, open_state_file, replace_file, status_of_ours
-
-DEFAULT_ROOT = Path("/var/lib/nydus-fscache")
+from nydus_fscache.files import claim_root, replace_file, status_of_ours, try_lock
 
 
 def _private_dir(path: Path) -> Path:
@@ -45,14 +42,11 @@ def _private_dir(path: Path) -> Path:
 
 
 def _locked(root: Path) -> int:
-    lock = open_state_file(root / "lock")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
+    lock = try_lock(root / "lock")
+    if lock is None:
         raise RootInUse(
             f"another daemon uses {root}", hint=f"see nydus-fscache status --root {root}"
-        ) from None
+        )
     return lock
 
 

@@ -10,7 +10,6 @@ import argparse
 import getpass
 import logging
 import os
-import platform
 import re
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 PROG = "ctr-remote"
 _ADDRESS = "/run/containerd/containerd.sock"
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -98,16 +96,15 @@ def _run(words: list[str]) -> int:
         format=f"{PROG}: %(message)s", level=logging.INFO if args.debug else logging.WARNING
     )
     from nydus_fscache.registry.image_name import ImageName  # noqa: PLC0415 - start-up time
+    from nydus_fscache.registry.manifest import own_architecture  # noqa: PLC0415
     from nydus_fscache.runtimes.containerd.origin import open_origin  # noqa: PLC0415
     from nydus_fscache.runtimes.containerd.pull import pull  # noqa: PLC0415
     from nydus_fscache.runtimes.containerd.services import Containerd  # noqa: PLC0415
 
-    machine = platform.machine()
-    architecture = _ARCHITECTURES.get(machine, machine)
     with Containerd(args.address, args.namespace, args.timeout or None) as containerd:
         origin = open_origin(ImageName.parse(args.reference), _access(args))
         try:
-            done = pull(containerd, origin, args.snapshotter, architecture, dict(args.label))
+            done = pull(containerd, origin, args.snapshotter, own_architecture(), dict(args.label))
         finally:
             origin.close()
     print(origin.name, done.target.digest)

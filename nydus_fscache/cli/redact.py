@@ -82,15 +82,12 @@ class Redactor:
     def document(self, document: Any) -> Any:
         if isinstance(document, Mapping):
             return {
-                self._plain(str(k)): GONE if v and is_secret_name(str(k)) and not _is_count(v)
+                self.text(str(k)): GONE if v and is_secret_name(str(k)) and not _is_count(v)
                 else self.document(v) for k, v in document.items()
             }  # fmt: skip
         if isinstance(document, list):
             return [self.document(v) for v in document]
-        return self._plain(document) if isinstance(document, str) else document
-
-    def _plain(self, text: str) -> str:
-        return self.text(text)
+        return self.text(document) if isinstance(document, str) else document
 
 
 def _is_count(value: Any) -> bool:

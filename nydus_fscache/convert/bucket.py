@@ -19,7 +19,7 @@ from xml.sax.saxutils import escape
 
 from nydus_fscache.backend.make import make_backend
 from nydus_fscache.backend.oss import Oss
-from nydus_fscache.backend.s3 import S3
+from nydus_fscache.backend.s3 import EMPTY_SHA256, S3
 from nydus_fscache.config.http_options import take_http_options
 from nydus_fscache.config.options import Options
 from nydus_fscache.convert.errors import Stopped
@@ -133,7 +133,7 @@ class Bucket:
 
     def _send(
         self, method: str, name: str, query: Mapping[str, str], body: bytes | Upload,
-        digest: str = hashlib.sha256(b"").hexdigest(), *, retries: int | None = None,
+        digest: str = EMPTY_SHA256, *, retries: int | None = None,
     ) -> SessionAnswer:  # fmt: skip
         deadline = Deadline(time.monotonic() + _LONGEST_S, _STALL_S)
         policy = RetryPolicy(

@@ -34,13 +34,16 @@ class Related:
     boot: Path
 
 
-def _place_of(
-    blob_id: str, related: Sequence[Related], backend: BackendBlobs | None
-) -> tuple[BlobStore, Descriptor]:
+def _places(related: Sequence[Related]) -> dict[str, tuple[BlobStore, Descriptor]]:
+    """Of blobs that are layers; the first image that has one counts."""
+    found: dict[str, tuple[BlobStore, Descriptor]] = {}
     for one in related:
-        found = {b.hex: b for b in nydus_image(one.document.json, "an image").blobs}
-        if blob_id in found:
-            return one.store, found[blob_id]
+        for blob in nydus_image(one.document.json, "an image").blobs:
+            found.setdefault(blob.hex, (one.store, blob))
+    return found
+
+
+def _in_backend(blob_id: str, backend: BackendBlobs | None) -> tuple[BlobStore, Descriptor]:
     if backend is None:
         raise BadImage(
             f"blob {blob_id} is in none of the images",
@@ -58,8 +61,9 @@ def dictionary_image(
     ``backend``: where blobs are that are layers of none of the images.
     """
     layers: list[dict[str, Any]] = []
+    places = _places(related)
     for blob_id in blobs:
-        store, blob = _place_of(blob_id, related, backend)
+        store, blob = places.get(blob_id) or _in_backend(blob_id, backend)
         mover_of(store).one(blob)
         layers.append(described(media.NYDUS_BLOB, blob.digest, blob.size, {media.BLOB: "true"}))
     layer = store_layer(

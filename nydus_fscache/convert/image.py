@@ -33,7 +33,7 @@ from nydus_fscache.convert.layer import Packed, Packer, once
 from nydus_fscache.convert.move import Mover, with_originals
 from nydus_fscache.errors import BadImage
 from nydus_fscache.registry import media
-from nydus_fscache.registry.manifest import Descriptor, descriptor
+from nydus_fscache.registry.manifest import Descriptor, descriptor, list_of
 from nydus_fscache.registry.store import BlobStore, Document, ImageStore, put_blob, read_blob
 
 log = logging.getLogger("converter")
@@ -104,7 +104,7 @@ class ImageConverter:
     def convert(self, document: Document) -> Converted:
         check_type(document)
         source = document.json
-        layers = [descriptor(e) for e in _entries(source)]
+        layers = [descriptor(e) for e in list_of(source, "layers")]
         config_place = descriptor(_entry(source, "config"))
         config = parse_config(read_blob(self.source, config_place))
         if layers and layers[-1].marked("nydus-bootstrap"):
@@ -248,7 +248,7 @@ def bring_dictionary(
     """The blobs of the dictionary that the image uses come to the target, too."""
     if chunk_dict is None or chunk_dict.store is None:
         return
-    layers = [descriptor(e) for e in _entries(converted.json)]
+    layers = [descriptor(e) for e in list_of(converted.json, "layers")]
     used = [chunk_dict.blobs[layer.hex] for layer in layers if layer.hex in chunk_dict.blobs]
     mover_of(chunk_dict.store).all(used)
 
@@ -296,13 +296,6 @@ def platform_of(config: Mapping[str, Any]) -> dict[str, str]:
     found["os"] = str(config.get("os") or "")
     if config.get("variant"):
         found["variant"] = str(config["variant"])
-    return found
-
-
-def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = document.get("layers")
-    if not isinstance(found, list) or not all(isinstance(e, dict) for e in found):
-        raise BadImage("the manifest has no valid list of layers", hint="is this an image?")
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform as machine
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import Any
 
 from nydus_fscache.errors import BadImage, UsageError
 from nydus_fscache.registry import media
+from nydus_fscache.registry.manifest import own_architecture
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 _ALIASES = {
     "x86_64": ("amd64", ""), "x86-64": ("amd64", ""), "aarch64": ("arm64", ""),
     "armhf": ("arm", "v7"), "armel": ("arm", "v6"), "i386": ("386", ""),
@@ -55,7 +54,7 @@ class Platform:
 
 
 def host() -> Platform:
-    return Platform("linux", _ARCHITECTURES.get(machine.machine(), machine.machine()))
+    return Platform("linux", own_architecture())
 
 
 def parse_all(text: str) -> tuple[Platform, ...]:

@@ -277,7 +277,7 @@ class Calls:
         return metrics_text(
             Snapshot(
                 version=nydus_fscache.__version__,
-                starts=int(os.environ.get(keeper.STARTS) or 1),
+                starts=keeper.starts(),
                 started_at=self._started_time,
                 stats=engine.core.stats(),
                 mounts=[_sample_of(active) for active in self._mounts.all()],

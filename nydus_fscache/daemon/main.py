@@ -12,7 +12,6 @@ import errno
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -28,7 +27,7 @@ from nydus_fscache.daemon.service import Service
 from nydus_fscache.errors import CacheDirError, DaemonError, FscacheError, UsageError
 from nydus_fscache.handover import keeper, upgrade
 from nydus_fscache.handover.commands import daemon_argv
-from nydus_fscache.handover.link import Handover
+from nydus_fscache.handover.link import Handover, signal_pipe
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -81,12 +80,7 @@ def _failed(root: Path, error: FscacheError) -> int:
 
 
 def _run(root: Path) -> int:
-    try:
-        handover = Handover(int(os.environ.pop("NYDUS_KEEPER_FD")))
-    except (KeyError, ValueError) as e:
-        raise DaemonError(
-            "the service is started by the keeper", hint="use nydus-fscache serve"
-        ) from e
+    handover = Handover.of_service("nydus-fscache serve")
     # from the start: all that the keeper held is here alone when it dies now
     threading.Thread(
         target=handover.watch, args=daemon_argv(root), name="keeper", daemon=True
@@ -113,7 +107,7 @@ def _run(root: Path) -> int:
         "started",
         version=nydus_fscache.__version__,
         pid=os.getpid(),
-        starts=int(os.environ.get(keeper.STARTS) or 1),
+        starts=keeper.starts(),
         successor=socket_was_kept,
     )
     if error := os.environ.get(keeper.UPGRADE_ERROR):
@@ -134,13 +128,7 @@ def _run(root: Path) -> int:
 
 
 def _stop_on_signals(service: Service) -> None:
-    """By a pipe that the interpreter writes to from whichever thread got the signal: the main
-    thread looks for signals between two steps only, and could be about to wait for ever."""
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
-    os.set_blocking(theirs, False)
-    signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+    ours, _ = signal_pipe()
 
     def obey() -> None:
         while os.read(ours, 1):

@@ -203,17 +203,21 @@ class MountTable:
         """
         if not active.mounted or active.mount is None:
             return
-        name = active.mount
+        try:
+            with self._by_us(active.mount):
+                self.umount_name(active.mount, lazy=lazy)
+                active.phase = Phase.SUPERBLOCK
+        except MountpointError:
+            self.refresh()  # somebody else may have unmounted it meanwhile
+            raise
+
+    @contextlib.contextmanager
+    def _by_us(self, name: MountId) -> Iterator[None]:
+        """For ``refresh``: what is gone now was not unmounted by others."""
         with self.lock:
             self._ours.add(name)
         try:
-            self.umount_name(name, lazy=lazy)
-            active.phase = Phase.SUPERBLOCK
-        except MountpointError:
-            with self.lock:
-                self._ours.discard(name)
-            self.refresh()  # somebody else may have unmounted it meanwhile
-            raise
+            yield
         finally:
             with self.lock:
                 self._ours.discard(name)

@@ -69,6 +69,25 @@ def fail_all(kept: dict[str, int]) -> int:
     return failed
 
 
+def _open_slots(
+    memory: mmap.mmap, slots: list[tuple[int, int]], age_s: float
+) -> list[tuple[int, int]]:
+    """Those that are open since ``age_s`` or longer (0: all that are open)."""
+    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(age_s * 1e9)
+    found = []
+    for at, meta in slots:
+        (length,) = struct.unpack_from("=I", memory, at)
+        since, known, _ = META.unpack_from(memory, meta)
+        if length and (not age_s or (known and since < before)):
+            found.append((at, meta))
+    return found
+
+
+def _close(memory: mmap.mmap, at: int, meta: int) -> None:
+    memory[meta + 8 : meta + 12] = bytes(4)
+    memory[at : at + 4] = bytes(4)
+
+
 # -- fuse -------------------------------------------------------------------------------------
 
 
@@ -85,18 +104,13 @@ def fuse_connections(kept: dict[str, int]) -> dict[int, int]:
 def fail_fuse_journal(connections: dict[int, int], journal: int, age_s: float) -> int:
     """READs that are open in the journal since ``age_s`` or longer (0: everything)."""
     failed = 0
-    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(age_s * 1e9)
     with _mapped(journal) as memory:
-        for at, meta in fuse_slots(memory):
-            length, opcode, unique = FUSE_IN.unpack_from(memory, at)
-            since, known, _ = META.unpack_from(memory, meta)
-            if not length or (age_s and not (known and since < before)):
-                continue
+        for at, meta in _open_slots(memory, fuse_slots(memory), age_s):
+            _, opcode, unique = FUSE_IN.unpack_from(memory, at)
             (number,) = struct.unpack_from("=I", memory, at + FUSE_CONNECTION)
             if number in connections:
                 failed += _fail_fuse(connections[number], opcode, unique)
-            memory[meta + 8 : meta + 12] = bytes(4)
-            memory[at : at + 4] = bytes(4)
+            _close(memory, at, meta)
     return failed
 
 
@@ -142,16 +156,11 @@ def _fail_fuse(connection: int, opcode: int, unique: int) -> bool:
 def fail_journal(group: int, journal: int, age_s: float) -> int:
     """What is open in the journal since ``age_s`` or longer (0: everything)."""
     failed = 0
-    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(age_s * 1e9)
     with _mapped(journal) as memory:
-        for at, meta in journal_slots(memory):
-            (length,) = struct.unpack_from("=I", memory, at)
-            since, known, _ = META.unpack_from(memory, meta)
-            if length and (not age_s or (known and since < before)):
-                answer(group, struct.unpack_from("=i", memory, at + 16)[0])
-                memory[meta + 8 : meta + 12] = bytes(4)
-                memory[at : at + 4] = bytes(4)
-                failed += 1
+        for at, meta in _open_slots(memory, journal_slots(memory), age_s):
+            answer(group, struct.unpack_from("=i", memory, at + 16)[0])
+            _close(memory, at, meta)
+            failed += 1
     return failed
 
 

@@ -64,6 +64,11 @@ SOL_SOCKET, SCM_RIGHTS, MESSAGE = _socket.SOL_SOCKET, _socket.SCM_RIGHTS, 4096
 FD = struct.Struct("i").size
 
 
+def starts() -> int:
+    """In a service: how many there were, with itself."""
+    return int(os.environ.get(STARTS) or 1)
+
+
 def say(text: str) -> None:
     try:
         os.write(2, f"keeper[{os.getpid()}]: {text}\n".encode())

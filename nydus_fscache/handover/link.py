@@ -27,6 +27,7 @@ import logging
 import mmap
 import os
 import select
+import signal
 import socket
 import struct
 import threading
@@ -47,6 +48,16 @@ _RENEWAL_PAUSE_S = 0.1
 
 class Handover:
     """``inherited``: what a predecessor left, by name; taken with ``take``."""
+
+    @classmethod
+    def of_service(cls, command: str) -> Handover:
+        """In a process that a keeper started; raises ``DaemonError``, which names the command that
+        starts keepers."""
+        try:
+            fd = int(os.environ.pop("NYDUS_KEEPER_FD"))
+        except (KeyError, ValueError) as e:
+            raise DaemonError("the service is started by the keeper", hint=f"use {command}") from e
+        return cls(fd)
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
@@ -252,3 +263,17 @@ def _send_one(to: socket.socket, text: str, fd: int | None) -> None:
     if fd is not None:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
     to.sendmsg([text.encode()], ancillary)
+
+
+def signal_pipe() -> tuple[int, int]:
+    """Of a service: a pipe that can be read when it is to end, by SIGTERM or SIGINT.
+
+    The interpreter writes to it from whichever thread got the signal: the main thread looks for
+    signals between two steps only, and could be about to wait for ever.
+    """
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(theirs, False)
+    signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return ours, theirs

@@ -44,10 +44,6 @@ def _fsopen(name: str) -> int:
     return fs
 
 
-def _fsopen_erofs() -> int:
-    return _fsopen("erofs")
-
-
 def _fsconfig(fs: int, command: int, key: str | None, value: str | None) -> int:
     """0, or an errno."""
     rc = syscall(
@@ -59,6 +55,20 @@ def _fsconfig(fs: int, command: int, key: str | None, value: str | None) -> int:
         0,
     )
     return ctypes.get_errno() if rc < 0 else 0
+
+
+def _set_strings(fs: int, fstype: str, options: list[tuple[str, str]]) -> None:
+    for key, value in options:
+        if code := _fsconfig(fs, FSCONFIG_SET_STRING, key, value):
+            refuse(f"{fstype} refuses {key}={value}", code, _messages(fs))
+
+
+def _detached(fs: int, attributes: int) -> int:
+    """The mount (descriptor) of a superblock that was created."""
+    mount = syscall(_SYS_FSMOUNT, fs, FSMOUNT_CLOEXEC, attributes)
+    if mount < 0:
+        refuse("fsmount", ctypes.get_errno())
+    return mount
 
 
 def _messages(fs: int) -> str:
@@ -97,7 +107,7 @@ def _logged(log: int) -> str:
 def has_erofs() -> bool:
     """Is the driver there?  Loads the module if it has to."""
     try:
-        os.close(_fsopen_erofs())
+        os.close(_fsopen("erofs"))
     except NotPrivileged:
         return "\terofs\n" in Path("/proc/filesystems").read_text()
     except KernelRefused:
@@ -111,7 +121,7 @@ def erofs_has_option(key: str) -> bool:
     An option that was configured out is no error by itself: the kernel only says
     "not supported" and ignores it, so its messages are what counts.
     """
-    fs = _fsopen_erofs()
+    fs = _fsopen("erofs")
     try:
         return _fsconfig(fs, FSCONFIG_SET_STRING, key, "probe") == 0 and not _messages(fs)
     finally:
@@ -120,18 +130,12 @@ def erofs_has_option(key: str) -> bool:
 
 def create_erofs(options: list[tuple[str, str]]) -> int:
     """A detached, read-only EROFS mount (descriptor); nothing is attached to the tree."""
-    fs = _fsopen_erofs()
+    fs = _fsopen("erofs")
     try:
-        for key, value in options:
-            code = _fsconfig(fs, FSCONFIG_SET_STRING, key, value)
-            if code:
-                refuse(f"erofs refuses {key}={value}", code, _messages(fs))
+        _set_strings(fs, "erofs", options)
         _fsconfig(fs, FSCONFIG_SET_FLAG, "ro", None)
         _create_superblock(fs)
-        mount = syscall(_SYS_FSMOUNT, fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY)
-        if mount < 0:
-            refuse("fsmount", ctypes.get_errno())
-        return mount
+        return _detached(fs, MOUNT_ATTR_RDONLY)
     finally:
         os.close(fs)
 
@@ -151,20 +155,15 @@ def create_fuse_tree(device: int) -> int:
 def _create_fuse(device: int, flags: tuple[str, ...], attributes: int) -> int:
     fs = _fsopen("fuse")
     try:
-        options = {"source": "nydus-fscache", "subtype": "nydus", "fd": str(device)}
-        options["rootmode"] = "40000"
-        for key, value in {**options, "user_id": "0", "group_id": "0"}.items():
-            if code := _fsconfig(fs, FSCONFIG_SET_STRING, key, value):
-                refuse(f"fuse refuses {key}={value}", code, _messages(fs))
+        options = [("source", "nydus-fscache"), ("subtype", "nydus"), ("fd", str(device))]
+        options += [("rootmode", "40000"), ("user_id", "0"), ("group_id", "0")]
+        _set_strings(fs, "fuse", options)
         for flag in ("ro", *flags):
             if code := _fsconfig(fs, FSCONFIG_SET_FLAG, flag, None):
                 refuse(f"fuse refuses {flag}", code, _messages(fs))
         if code := _fsconfig(fs, FSCONFIG_CMD_CREATE, None, None):
             refuse("fuse cannot be mounted", code, _messages(fs))
-        mount = syscall(_SYS_FSMOUNT, fs, FSMOUNT_CLOEXEC, attributes)
-        if mount < 0:
-            refuse("fsmount", ctypes.get_errno())
-        return mount
+        return _detached(fs, attributes)
     finally:
         os.close(fs)
 

@@ -15,12 +15,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from nydus_fscache.errors import KernelRefused
-from nydus_fscache.kernel.mount import attach
+from nydus_fscache.kernel.mount import MOUNT_ATTR_RDONLY, attach
 from nydus_fscache.kernel.syscalls import AT_FDCWD, refuse, syscall
 
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 0x1, os.O_CLOEXEC
 AT_EMPTY_PATH, AT_RECURSIVE = 0x1000, 0x8000
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP = 0x1, 0x100000
+MOUNT_ATTR_IDMAP = 0x100000
 _SYS_OPEN_TREE, _SYS_MOUNT_SETATTR = 428, 442  # the same on every architecture
 _MOUNT_ATTR = struct.Struct("=QQQQ")  # set, cleared, propagation, user namespace
 

@@ -13,6 +13,8 @@ from nydus_fscache.kernel.mountinfo import find_mount
 from nydus_fscache.kernel.syscalls import libc, refuse
 
 _NOSUID, _NODEV, _NOEXEC, _BIND, _SHARED = 2, 4, 8, 4096, 1 << 20
+
+
 def share(directory: Path) -> None:
     """Make ``directory`` a mount whose later mounts are seen in mount namespaces made from now."""
     name = os.fsencode(directory)

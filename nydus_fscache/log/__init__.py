@@ -19,7 +19,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from nydus_fscache.log import targets
 
@@ -30,6 +30,7 @@ RATE = "NYDUS_FSCACHE_LOG_RATE"  # lines of one kind a second, in the long run; 
 DEFAULT_RATE = 10.0
 _BURST_S = 20.0  # of such lines that may come at once
 _KINDS = 1024
+_Key = TypeVar("_Key")
 
 
 class _DroppingHandler(logging.handlers.QueueHandler):
@@ -57,34 +58,47 @@ class _Allowance:
     omitted: int = 0
 
 
+class _Allowances(Generic[_Key]):
+    """Of lines of each key: ``burst`` at once, then one each ``every_s`` seconds.  Thread-safe."""
+
+    def __init__(self, burst: float, every_s: float) -> None:
+        self._burst, self._every_s = burst, every_s
+        self._lock = threading.Lock()
+        self._by_key: OrderedDict[_Key, _Allowance] = OrderedDict()
+
+    def take(self, key: _Key) -> int | None:
+        """How many were left out before this one; None: it is left out, too."""
+        now = time.monotonic()
+        with self._lock:
+            one = self._by_key.setdefault(key, _Allowance(self._burst, now))
+            self._by_key.move_to_end(key)
+            if len(self._by_key) > _KINDS:
+                self._by_key.popitem(last=False)
+            one.left = min(self._burst, one.left + (now - one.since) / self._every_s)
+            one.since = now
+            if one.left < 1:
+                one.omitted += 1
+                return None
+            one.left -= 1
+            omitted, one.omitted = one.omitted, 0
+            return omitted
+
+
 class Sparingly:
     """A logger for what readers can cause in a loop: of each key ``BURST`` lines, then one each
     ``EVERY_S`` seconds, with the number of those left out.  Thread-safe."""
 
     BURST = 5
     EVERY_S = 5.0
-    KEYS = 1024
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
-        self._lock = threading.Lock()
-        self._allowances: OrderedDict[str, _Allowance] = OrderedDict()
+        self._allowances: _Allowances[str] = _Allowances(self.BURST, self.EVERY_S)
 
     def __call__(self, level: int, key: str, message: str, *args: object) -> None:
-        now = time.monotonic()
-        with self._lock:
-            allowance = self._allowances.setdefault(key, _Allowance(self.BURST, now))
-            self._allowances.move_to_end(key)
-            if len(self._allowances) > self.KEYS:
-                self._allowances.popitem(last=False)
-            regained = (now - allowance.since) / self.EVERY_S
-            allowance.left = min(float(self.BURST), allowance.left + regained)
-            allowance.since = now
-            if allowance.left < 1:
-                allowance.omitted += 1
-                return
-            allowance.left -= 1
-            omitted, allowance.omitted = allowance.omitted, 0
+        omitted = self._allowances.take(key)
+        if omitted is None:
+            return
         if omitted:
             message += " (%d like it left out)"
             args = (*args, omitted)
@@ -97,27 +111,16 @@ class _RateLimit(logging.Filter):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self._rate = rate
-        self._lock = threading.Lock()
-        self._allowances: OrderedDict[tuple[str, int], _Allowance] = OrderedDict()
+        self._allowances: _Allowances[tuple[str, int]] | None = None
+        if rate:
+            self._allowances = _Allowances(rate * _BURST_S, 1 / rate)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not self._rate or record.name == targets.EVENTS:
+        if self._allowances is None or record.name == targets.EVENTS:
             return True
-        now, burst = time.monotonic(), self._rate * _BURST_S
-        with self._lock:
-            kind = record.pathname, record.lineno
-            allowance = self._allowances.setdefault(kind, _Allowance(burst, now))
-            self._allowances.move_to_end(kind)
-            if len(self._allowances) > _KINDS:
-                self._allowances.popitem(last=False)
-            allowance.left = min(burst, allowance.left + (now - allowance.since) * self._rate)
-            allowance.since = now
-            if allowance.left < 1:
-                allowance.omitted += 1
-                return False
-            allowance.left -= 1
-            omitted, allowance.omitted = allowance.omitted, 0
+        omitted = self._allowances.take((record.pathname, record.lineno))
+        if omitted is None:
+            return False
         if omitted:
             record.msg = f"{record.getMessage()} ({omitted} like it left out)"
             record.args = None

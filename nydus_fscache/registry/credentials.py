@@ -36,7 +36,7 @@ def find_auth(host: str, environ: Mapping[str, str] = os.environ) -> str:
     if override:
         return check_auth(override)
     host = canonical_host(host)
-    path = _config_path(environ)
+    path = auth_file(environ)
     config = _read_config(path)
     keys = (*_HUB_KEYS, HUB_HOST) if host == HUB_HOST else (host,)
     helpers = _mapping(config, "credHelpers")
@@ -58,7 +58,8 @@ def find_auth(host: str, environ: Mapping[str, str] = os.environ) -> str:
     return ""
 
 
-def _config_path(environ: Mapping[str, str]) -> Path:
+def auth_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """Podman's or Docker's; whether it exists is not looked at."""
     if environ.get("REGISTRY_AUTH_FILE"):  # containers-auth.json(5): the same form
         return Path(environ["REGISTRY_AUTH_FILE"])
     directory = environ.get("DOCKER_CONFIG") or os.path.join(environ.get("HOME", "/"), ".docker")

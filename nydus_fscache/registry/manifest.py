@@ -7,6 +7,7 @@ form, and unknown shapes are refused with the reason.
 from __future__ import annotations
 
 import json
+import platform as machine
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ NYDUS_ARTIFACT = "application/vnd.nydus.image.manifest.v1+json"
 NYDUS_BLOB_TYPE = "application/vnd.oci.image.layer.nydus.blob.v1"
 
 _PREFIX = "containerd.io/snapshot/"
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -75,11 +77,16 @@ def is_index(document: Mapping[str, Any], content_type: str) -> bool:
     return media_type in INDEX_TYPES or ("manifests" in document and "layers" not in document)
 
 
+def own_architecture() -> str:
+    """This machine's, as images name it."""
+    return _ARCHITECTURES.get(machine.machine(), machine.machine())
+
+
 def choose_manifest(index: Mapping[str, Any], architecture: str) -> Descriptor:
     """The Nydus manifest for this machine; a plain one when none says that it is Nydus."""
     fitting: list[tuple[bool, Descriptor]] = []
     seen: set[str] = set()
-    for entry in _list(index, "manifests"):
+    for entry in list_of(index, "manifests"):
         platform = entry.get("platform")
         platform = platform if isinstance(platform, dict) else {}
         seen.add(f"{platform.get('os', '?')}/{platform.get('architecture', '?')}")
@@ -116,7 +123,7 @@ def descriptor(entry: Mapping[str, Any]) -> Descriptor:
 
 def nydus_image(manifest: Mapping[str, Any], name: str) -> NydusImage:
     """``BadImage`` for an image that is not Nydus, or is RAFS v5."""
-    layers = [descriptor(layer) for layer in _list(manifest, "layers")]
+    layers = [descriptor(layer) for layer in list_of(manifest, "layers")]
     marked = [layer for layer in layers if layer.marked("nydus-bootstrap")]
     if not marked or marked[-1] is not layers[-1]:
         raise BadImage(
@@ -149,7 +156,8 @@ def _references(bootstrap: Descriptor) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def _list(document: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+def list_of(document: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """A member of a manifest or index; ``BadImage`` when it is not a list of objects."""
     entries = document.get(name)
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise BadImage(f"the manifest has no valid list of {name}", hint="is this an image?")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from nydus_fscache.registry.manifest import (
     choose_manifest,
     is_index,
     nydus_image,
+    own_architecture,
     parse_document,
 )
 from nydus_fscache.registry.options import take_registry_options
@@ -26,7 +26,6 @@ from nydus_fscache.registry.reference import Reference, canonical_host
 from nydus_fscache.registry.scheme import find_scheme
 
 _DEADLINE_S = 120.0
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +109,7 @@ def _image(client: RegistryClient, ref: Reference, deadline: float) -> tuple[Nyd
     found = client.manifest(ref.repo, ref.manifest, deadline=deadline)
     document = parse_document(found.body)
     if is_index(document, found.media_type):
-        architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
-        chosen = choose_manifest(document, architecture)
+        chosen = choose_manifest(document, own_architecture())
         found = client.manifest(ref.repo, chosen.digest, deadline=deadline)
         document = parse_document(found.body)
     return nydus_image(document, str(ref)), found.digest

@@ -81,7 +81,7 @@ class FuseMounts:
         self._points.adopt(mounts)
         for instance in mounts:  # they are there, unless all of the node's daemon was lost
             with contextlib.suppress(Refused):
-                self.mount(instance)
+                self._points.mount(instance)
 
     def mount(self, instance: Instance) -> None:
         """Raises ``Refused``, with nothing left behind."""
@@ -98,7 +98,7 @@ class FuseMounts:
     # -- calls -------------------------------------------------------------------------------
 
     def _mount_call(self, query: Query, body: bytes | None) -> None:
-        self.mount(self._instance(query, body))
+        self._points.mount(self._instance(query, body))
 
     def _remount_call(self, query: Query, body: bytes | None) -> None:
         instance = self._instance(query, body)
@@ -107,9 +107,9 @@ class FuseMounts:
             raise mount_error(MISSING)
         self._points.umount(instance.name)
         try:
-            self.mount(instance)
+            self._points.mount(instance)
         except Refused:
-            self.mount(before)
+            self._points.mount(before)
             raise
 
     def _umount_call(self, query: Query, _: bytes | None) -> None:

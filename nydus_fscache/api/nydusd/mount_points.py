@@ -216,8 +216,7 @@ class MountPoints:
 
 def mapped_over(point: Path) -> bool:
     """Is the same file system mounted over a mount at ``point``?"""
-    at = [m for m in mountinfo.mounts() if m.mountpoint == str(point)]
-    found = [m.device for m in at if m.fstype in IMAGE_TYPES]
+    found = [m.device for m in mountinfo.mounts_at(str(point)) if m.fstype in IMAGE_TYPES]
     return len(found) > 1 and found[-1] == found[-2]
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import pwd
 import subprocess
 import sys
 import tarfile
@@ -95,9 +96,12 @@ def _archive(root: Path, stem: str) -> bytes:
 
 def _redactor(root: Path) -> Redactor:
     """Knows every credential that this node has for images."""
+    from nydus_fscache.registry.credentials import auth_file  # noqa: PLC0415 - start-up time
+
     redactor = Redactor()
-    docker = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
-    for file in (root / "state.json", docker, Path("/root/.docker/config.json")):
+    docker = {k: v for k, v in os.environ.items() if k != "REGISTRY_AUTH_FILE"}
+    of_root = {"HOME": pwd.getpwuid(0).pw_dir}  # sudo may have kept the caller's
+    for file in (root / "state.json", *map(auth_file, (os.environ, docker, of_root))):
         with contextlib.suppress(OSError, ValueError, RecursionError):
             redactor.learn(json.loads(file.read_bytes()))
     redactor.learn(dict(os.environ))

@@ -10,10 +10,8 @@ from nydus_fscache.cli.nydusify import common
 from nydus_fscache.cli.nydusify.options import NO_ENV, Arguments, Option
 from nydus_fscache.convert.builder import Builder
 from nydus_fscache.convert.check import Checker, Side, parse, platform_for
-from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.image_name import ImageName
-from nydus_fscache.registry.store import BlobStore
 
 HELP = "Verify Nydus image format and content"
 EXAMPLES = """\
@@ -42,12 +40,8 @@ def run(args: Arguments, stop: threading.Event) -> None:
 
         def side(label: str, name: ImageName) -> Side:
             store = registries.open(name, common.trust_of(args, label, name, target, source))
-            blobs: BlobStore = store
-            backend = common.backend_of(args, label)
-            if backend is not None:
-                blobs = BackendBlobs(*backend)
-                stack.callback(blobs.close)
-            found = Side(str(name), label, store, blobs)
+            backend = common.open_backend(common.backend_of(args, label), stack)
+            found = Side(str(name), label, store, store if backend is None else backend)
             return parse(found, name.reference.manifest, platform)
 
         after = side("target", target)

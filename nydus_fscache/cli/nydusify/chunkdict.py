@@ -7,7 +7,6 @@ import re
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from nydus_fscache.cli.nydusify import common
 from nydus_fscache.cli.nydusify.options import Arguments, Option
@@ -17,7 +16,6 @@ from nydus_fscache.convert.chunk_dict import output_blobs
 from nydus_fscache.convert.dictionary import Related, dictionary_image
 from nydus_fscache.convert.move import Attempts, Mover
 from nydus_fscache.convert.platforms import Platform, host
-from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.convert.trace import image_of
 from nydus_fscache.convert.workdir import WorkDir
 from nydus_fscache.registry.access import Registries
@@ -80,7 +78,7 @@ def run(args: Arguments, stop: threading.Event) -> None:
         final = dictionary_image(
             related, images, made, blobs,
             lambda store: Mover(store, images, work, stop, board, Attempts()),
-            _open_backend(backend, stack),
+            common.open_backend(backend, stack),
         )  # fmt: skip
         images.put_manifest(target.reference.tag or final.digest, final)
         log.info("pushed chunk dictionary %s of %d blobs", target, len(blobs))
@@ -92,13 +90,3 @@ def _platform(args: Arguments) -> Platform:
     if args.flag("all-platforms") or len(chosen) > 1:
         log.warning("a dictionary is of one platform: the first that is named, or this machine's")
     return chosen[0] if chosen else host()
-
-
-def _open_backend(
-    config: tuple[str, dict[str, Any]] | None, stack: ExitStack
-) -> BackendBlobs | None:
-    if config is None:
-        return None
-    blobs = BackendBlobs(*config)
-    stack.callback(blobs.close)
-    return blobs

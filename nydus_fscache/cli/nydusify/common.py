@@ -8,17 +8,20 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from nydus_fscache.cli.nydusify.options import NO_ENV, Arguments, Option
 from nydus_fscache.convert.platforms import Platform, parse_all
+from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.convert.run import Place
 from nydus_fscache.errors import UsageError
 from nydus_fscache.registry.access import Trust
 from nydus_fscache.registry.auth import basic, check_auth
 from nydus_fscache.registry.image_name import ImageName
+from nydus_fscache.registry.repository import Repository
 
 BACKENDS = ("oss", "s3", "localfs")
 _CONFIG_LIMIT = 1 << 20
@@ -183,3 +186,19 @@ def one_of(args: Arguments, name: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise UsageError(f"--{name} should be one of [{' '.join(allowed)}]")
     return value
+
+
+def registry_backend(store: Repository) -> tuple[str, dict[str, Any]]:
+    """How a builder or daemon reads the blobs of a repository."""
+    return "registry", {**store.client.backend_options(), "repo": store.repo}
+
+
+def open_backend(
+    config: tuple[str, dict[str, Any]] | None, stack: ExitStack
+) -> BackendBlobs | None:
+    """Closed by ``stack``."""
+    if config is None:
+        return None
+    blobs = BackendBlobs(*config)
+    stack.callback(blobs.close)
+    return blobs

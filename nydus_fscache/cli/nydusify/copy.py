@@ -11,7 +11,6 @@ from nydus_fscache.cli.nydusify.options import NO_ENV, Arguments, Option
 from nydus_fscache.cli.nydusify.progress import Board
 from nydus_fscache.convert.copy import Copy
 from nydus_fscache.convert.move import Attempts
-from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.convert.run import Place
 from nydus_fscache.convert.workdir import WorkDir
 from nydus_fscache.errors import UsageError
@@ -47,10 +46,7 @@ def run(args: Arguments, stop: threading.Event) -> None:
         work = stack.enter_context(WorkDir(Path(args.text("work-dir"))))
         registries = stack.enter_context(Registries())
         board = stack.enter_context(Board())
-        blobs = None
-        if backend is not None:
-            blobs = BackendBlobs(*backend)
-            stack.callback(blobs.close)
+        blobs = common.open_backend(backend, stack)
         copy = Copy(
             registries, work.path, stop=stop, progress=board, attempts=Attempts(), backend=blobs
         )

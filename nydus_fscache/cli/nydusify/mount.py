@@ -7,7 +7,6 @@ machine is not touched.  At the end the mount, the daemon and its data are gone.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import subprocess
@@ -19,6 +18,7 @@ from nydus_fscache.cli.nydusify import common
 from nydus_fscache.cli.nydusify.interrupted import Interrupted
 from nydus_fscache.cli.nydusify.options import NO_ENV, Arguments, Option
 from nydus_fscache.convert import trace
+from nydus_fscache.convert.builder import secret_file
 from nydus_fscache.convert.check import platform_for
 from nydus_fscache.convert.errors import ConvertError
 from nydus_fscache.convert.workdir import WorkDir
@@ -61,23 +61,15 @@ def run(args: Arguments, stop: threading.Event) -> None:
         data = extract_bootstrap(read_blob(repository, layer, LAYER_LIMIT))
         boot, root = work.path / "image.boot", (work.path / "daemon").absolute()
         boot.write_bytes(data)
-        words = [str(boot), "--backend", str(_write_backend(args, repository, work.path))]
-        if args.flag("prefetch"):
-            words += ["--prefetch", "all"]
-        else:
-            kept = root / "images" / f"{hashlib.sha256(data).hexdigest()}.trace"
-            _bring_trace(repository, document.digest, kept)
-        _serve(Path(args.text("mount-path")).absolute(), words, root, stop)
-
-
-def _write_backend(args: Arguments, repository: Repository, work: Path) -> Path:
-    """For the daemon; a file, as other users see the words of a process."""
-    options = {**repository.client.backend_options(), "repo": repository.repo}
-    kind, config = common.backend_of(args) or ("registry", options)
-    file = work / "backend.json"
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-        json.dump({"type": kind, kind: config}, out)
-    return file
+        kind, config = common.backend_of(args) or common.registry_backend(repository)
+        with secret_file(work.path / "backend.json", {"type": kind, kind: config}) as backend:
+            words = [str(boot), "--backend", str(backend)]
+            if args.flag("prefetch"):
+                words += ["--prefetch", "all"]
+            else:
+                kept = root / "images" / f"{hashlib.sha256(data).hexdigest()}.trace"
+                _bring_trace(repository, document.digest, kept)
+            _serve(Path(args.text("mount-path")).absolute(), words, root, stop)
 
 
 def _bring_trace(repository: Repository, digest: str, target: Path) -> None:

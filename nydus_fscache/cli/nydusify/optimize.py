@@ -7,7 +7,6 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from nydus_fscache.cli.nydusify import common
 from nydus_fscache.cli.nydusify.options import NO_ENV, Arguments, Option
@@ -21,7 +20,6 @@ from nydus_fscache.convert.workdir import WorkDir
 from nydus_fscache.errors import UsageError
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.image_name import ImageName
-from nydus_fscache.registry.repository import Repository
 
 log = logging.getLogger("nydusify")
 
@@ -67,7 +65,7 @@ def run(args: Arguments, stop: threading.Event) -> None:
                 )
             listed = found
         builder = Builder(args.text("nydus-image"), b"", stop)
-        backend = common.backend_of(args, "source") or registry_backend(store)
+        backend = common.backend_of(args, "source") or common.registry_backend(store)
         mover = Mover(store, images, work, stop, board, Attempts())
         began = time.monotonic()
         made = optimize(
@@ -79,8 +77,3 @@ def run(args: Arguments, stop: threading.Event) -> None:
         began = time.monotonic()
         images.put_manifest(target.reference.tag or made.digest, made)
         log.info("pushed new image, elapsed: %.3fs", time.monotonic() - began)
-
-
-def registry_backend(store: Repository) -> tuple[str, dict[str, Any]]:
-    """How the builder reads the blobs."""
-    return "registry", {**store.client.backend_options(), "repo": store.repo}

@@ -17,9 +17,8 @@ from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.manifest import Descriptor
 from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.scheme import find_scheme
-from nydus_fscache.registry.store import Document, read_blob
+from nydus_fscache.registry.store import PIECE, Document, read_blob
 from nydus_fscache.runtimes.containerd.hosts import endpoints
-from nydus_fscache.runtimes.containerd.services import PIECE
 
 log = logging.getLogger("rpull")
 

@@ -25,9 +25,10 @@ from nydus_fscache.registry.manifest import (
     choose_manifest,
     descriptor,
     is_index,
+    list_of,
     parse_document,
 )
-from nydus_fscache.registry.media import MANIFESTS
+from nydus_fscache.registry.media import MANIFESTS, SNAPSHOT
 from nydus_fscache.registry.store import Document
 from nydus_fscache.runtimes.containerd.origin import Origin
 from nydus_fscache.runtimes.containerd.services import AlreadyThere, Containerd, Target
@@ -36,8 +37,7 @@ log = logging.getLogger("rpull")
 
 LEASE_H = 24  # as containerd's client: longer than any pull
 LABEL_LIMIT = 4096  # bytes of a label, key and value (containerd, labels.Validate)
-_SNAPSHOT = "containerd.io/snapshot/"
-_CRI = f"{_SNAPSHOT}cri."
+_CRI = f"{SNAPSHOT}cri."
 _GC = "containerd.io/gc.ref."
 _DOWNLOADS = 3  # at once, as containerd
 _TRIES = 3  # a snapshot that came and went between two calls
@@ -83,7 +83,7 @@ class _Pull:
     def run(self, labels: Mapping[str, str]) -> Pulled:
         top, found, manifest = self._manifest()
         config = descriptor(_table(manifest, "config"))
-        layers = [descriptor(layer) for layer in _tables(manifest, "layers")]
+        layers = [descriptor(layer) for layer in list_of(manifest, "layers")]
         body = self._origin.blob(config)
         diff_ids = _diff_ids(body)
         if len(diff_ids) != len(layers):
@@ -198,7 +198,7 @@ class _Pull:
 
     def _labels(self, manifest: str, rest: list[Descriptor], chain: str) -> dict[str, str]:
         """For the layer ``rest[0]``, which becomes ``chain``; the others are those above it."""
-        own = {key: v for key, v in rest[0].annotations.items() if key.startswith(_SNAPSHOT)}
+        own = {key: v for key, v in rest[0].annotations.items() if key.startswith(SNAPSHOT)}
         return own | {
             "containerd.io/snapshot.ref": chain,
             f"{_CRI}image-ref": str(self._origin.name),
@@ -245,11 +245,4 @@ def _table(document: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = document.get(name)
     if not isinstance(value, dict):
         raise BadImage(f"the image has no valid {name}", hint="is this an image?")
-    return value
-
-
-def _tables(document: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    value = document.get(name)
-    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-        raise BadImage(f"the manifest has no valid list of {name}", hint="is this an image?")
     return value

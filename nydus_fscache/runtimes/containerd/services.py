@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nydus_fscache.errors import DaemonError
@@ -26,7 +26,6 @@ from nydus_fscache.runtimes.containerd.wire import (
 if TYPE_CHECKING:
     import grpc
 
-PIECE = 1 << 20  # bytes of one message with data; containerd takes 16 MiB
 _STAT, _WRITE, _COMMIT = 0, 1, 2  # enum WriteAction
 
 
@@ -45,12 +44,9 @@ class Target:
     media_type: str
     digest: str
     size: int
-    annotations: Mapping[str, str] = field(default_factory=dict)
 
     def encoded(self) -> bytes:
-        return message(
-            (1, self.media_type), (2, self.digest), (3, self.size), *mapping(5, self.annotations)
-        )
+        return message((1, self.media_type), (2, self.digest), (3, self.size))
 
 
 class Containerd:

@@ -75,6 +75,7 @@ def calls(layers: Layers) -> dict[str, Call]:
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     layers: Layers
+    calls: dict[str, Call]
 
     def do_POST(self) -> None:
         url = urlsplit(self.path)
@@ -94,7 +95,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             elif name == "Diff":
                 self._diff(self._read_document()["ID"])
             else:
-                call = calls(self.layers).get(name)
+                call = self.calls.get(name)
                 if call is None:
                     raise UsageError(f"no call {url.path}")
                 self._answer(call(self._read_document()))
@@ -189,7 +190,7 @@ def listen(at: Path, layers: Layers) -> Server:
             at.unlink(missing_ok=True)
         else:
             raise UsageError(f"another plugin listens at {at}", hint="one is enough")
-    handler = type("Bound", (Handler,), {"layers": layers})
+    handler = type("Bound", (Handler,), {"layers": layers, "calls": calls(layers)})
     old = os.umask(0o177)
     try:
         return Server(str(at), handler)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import threading
 import time
 from collections.abc import Mapping
@@ -20,7 +19,13 @@ from typing import Any
 from nydus_fscache.errors import FscacheError
 from nydus_fscache.registry.access import Registries, Trust
 from nydus_fscache.registry.image_name import ImageName
-from nydus_fscache.registry.manifest import choose_manifest, descriptor, is_index, nydus_image
+from nydus_fscache.registry.manifest import (
+    choose_manifest,
+    descriptor,
+    is_index,
+    nydus_image,
+    own_architecture,
+)
 from nydus_fscache.registry.media import GZIPPED, TOC_DIGEST
 from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.store import read_blob
@@ -28,9 +33,9 @@ from nydus_fscache.registry.store import read_blob
 log = logging.getLogger("store")
 
 _ASK_AGAIN_S = 5.0
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 _RETRIES = 1  # the caller waits
 
+NOBODY = {"DOCKER_CONFIG": "/nonexistent"}  # an environment without credentials
 GZIP = 2  # containers/storage, archive.Compression
 
 
@@ -92,8 +97,7 @@ class Catalogue:
         self._plain_http = plain_http
         self._registries = {
             False: Registries(environ, _RETRIES),
-            # no home: nobody's credentials
-            True: Registries({"DOCKER_CONFIG": "/nonexistent"}, _RETRIES),
+            True: Registries(NOBODY, _RETRIES),
         }
         self._lock = threading.Lock()
         self._asking: dict[tuple[str, bool], threading.Lock] = {}
@@ -136,8 +140,7 @@ class Catalogue:
             place = self._open(name, anonymous)
             found = place.manifest(name.reference.manifest)
             if is_index(found.json, found.media_type):
-                machine = platform.machine()
-                chosen = choose_manifest(found.json, _ARCHITECTURES.get(machine, machine))
+                chosen = choose_manifest(found.json, own_architecture())
                 found = place.manifest(chosen.digest)
             tree = nydus_image(found.json, text).bootstrap
             config = read_blob(place, descriptor(found.json["config"]))

@@ -14,16 +14,15 @@ import errno
 import logging
 import mmap
 import os
-import select
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from nydus_fscache.errors import KernelRefused
 from nydus_fscache.handover.link import Handover
 from nydus_fscache.kernel.tree import mount_fuse
 from nydus_fscache.runtimes.store import wire
 from nydus_fscache.runtimes.store.wire import SLOT, Request
+from nydus_fscache.transport.fuse.connection import is_alive, open_device
 
 log = logging.getLogger("store")
 
@@ -39,11 +38,12 @@ class Connection:
 
     def __init__(self, handover: Handover, at: Path) -> None:
         device, memory = handover.take(DEVICE), handover.take(SLOTS)
-        self.is_new = device is None or memory is None or not _is_alive(device)
+        self.is_new = device is None or memory is None or not is_alive(device)
         if device is None or memory is None or self.is_new:
             memory = os.memfd_create("requests", os.MFD_CLOEXEC)
             os.ftruncate(memory, WORKERS * SLOT)
-            device = _open_device()
+            device = open_device()
+            os.set_blocking(device, True)  # each thread waits in its read
             handover.keep(SLOTS, memory)
             handover.keep(DEVICE, device)
             mount_fuse(device, at, "nydus-fscache")
@@ -95,17 +95,3 @@ class Connection:
         if request.op not in wire.SILENT:
             with contextlib.suppress(OSError):  # ENOENT: the caller is gone, or has its answer
                 os.write(self._device, data)
-
-
-def _open_device() -> int:
-    try:
-        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as e:
-        raise KernelRefused(f"cannot open /dev/fuse: {e.strerror}", hint="modprobe fuse") from e
-
-
-def _is_alive(device: int) -> bool:
-    """Is it mounted?"""
-    poll = select.poll()
-    poll.register(device, 0)
-    return not poll.poll(0)

@@ -9,10 +9,8 @@ Below DIR: ``names`` is the tree for storage.conf, ``mnt`` has the images, ``sta
 from __future__ import annotations
 
 import argparse
-import fcntl
 import logging
 import os
-import signal
 import sys
 import threading
 from dataclasses import asdict
@@ -23,8 +21,9 @@ from nydus_fscache import log
 from nydus_fscache.api.client import Client
 from nydus_fscache.config import nydusd as config
 from nydus_fscache.errors import DaemonError, FscacheError, MountpointError, RootInUse
+from nydus_fscache.files import try_lock
 from nydus_fscache.handover.commands import keeper_argv
-from nydus_fscache.handover.link import Handover
+from nydus_fscache.handover.link import Handover, signal_pipe
 from nydus_fscache.kernel import tree
 from nydus_fscache.kernel.mount import umount
 from nydus_fscache.kernel.mountinfo import find_mount
@@ -72,13 +71,8 @@ def main() -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    try:
-        handover = Handover(int(os.environ.pop("NYDUS_KEEPER_FD")))
-    except (KeyError, ValueError) as e:
-        raise DaemonError(
-            "the service is started by the keeper", hint="use nydus-fscache store"
-        ) from e
-    ended, gone = _signals()
+    handover = Handover.of_service("nydus-fscache store")
+    ended, gone = signal_pipe()
     program, service = keeper_argv(
         service_words(args.store, args.root, args.authfile, args.backend, args.plain_http)
     )
@@ -117,23 +111,14 @@ def _blobs(file: Path) -> dict[str, Any]:
 def _claim(store: Path, handover: Handover) -> None:
     """Directories, and the lock; ``RootInUse`` when another server has it."""
     store.mkdir(0o755, exist_ok=True)
-    for name, mode in ((NAMES, 0o755), (MOUNTS, 0o711), (STATE, 0o700)):
-        (store / name).mkdir(mode, exist_ok=True) if name != NAMES else _names(store / name)
+    if find_mount(store / NAMES) is None:  # a dead FUSE mount there cannot even be looked at
+        (store / NAMES).mkdir(0o755, exist_ok=True)
+    (store / MOUNTS).mkdir(0o711, exist_ok=True)
+    (store / STATE).mkdir(0o700, exist_ok=True)
     lock = handover.take(_LOCK)
-    if lock is None:
-        lock = os.open(store / STATE / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise RootInUse(f"another store serves {store}", hint="one is enough") from None
+    if lock is None and (lock := try_lock(store / STATE / "lock")) is None:
+        raise RootInUse(f"another store serves {store}", hint="one is enough")
     handover.keep(_LOCK, lock)
-
-
-def _names(at: Path) -> None:
-    """A dead FUSE mount there cannot even be looked at."""
-    if find_mount(at) is None:
-        at.mkdir(0o755, exist_ok=True)
 
 
 def _clear_dead(at: Path, handover: Handover) -> None:
@@ -143,16 +128,6 @@ def _clear_dead(at: Path, handover: Handover) -> None:
             umount(at, lazy=True)
         except MountpointError:
             return
-
-
-def _signals() -> tuple[int, int]:
-    """A pipe that can be read when this is to end."""
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
-    os.set_blocking(theirs, False)
-    signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    return ours, theirs
 
 
 if __name__ == "__main__":

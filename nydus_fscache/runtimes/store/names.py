@@ -36,7 +36,6 @@ log = logging.getLogger("store")
 
 DIFF, INFO, BLOB, USE = "diff", "info", "blob", "use"
 _DIRECTORY, _FILE, _LINK = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o444, stat.S_IFLNK | 0o777
-_LONGEST = 255  # of one name, as the kernel allows
 _CREATE_NUMBERS = 16  # bytes before the name: flags, mode, umask, open_flags
 
 Path = tuple[str, ...]
@@ -64,7 +63,6 @@ class Names:
         self._lock = threading.Lock()
         self._paths: dict[int, Path] = {wire.ROOT: ()}
         self._lookups: dict[int, int] = {}
-        self._known: dict[str, str] = {}  # references by their base64
 
     def handle(self, request: Request) -> bytes:
         """The body of the answer; ``OSError`` is one too."""

@@ -26,7 +26,7 @@ from nydus_fscache.kernel.mount_trees import bind_with_namespace
 from nydus_fscache.kernel.mountinfo import find_mount, mount_namespace
 from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.pull import pull_bootstrap
-from nydus_fscache.runtimes.store.catalogue import Image, Layer
+from nydus_fscache.runtimes.store.catalogue import NOBODY, Image, Layer
 
 log = logging.getLogger("store")
 
@@ -105,7 +105,8 @@ class Views:
 
     def drop_all(self) -> None:
         with self._lock:
-            found = [point for viewer in self._viewers() for point in sorted(viewer.iterdir())]
+            viewers = [path for path in self._directory.iterdir() if path.is_dir()]
+            found = [point for viewer in viewers for point in sorted(viewer.iterdir())]
             for point in sorted(found, key=lambda point: point.parent.name == HOST):
                 if point.name.startswith(_EMPTY):
                     continue
@@ -113,9 +114,6 @@ class Views:
                     self._end(point)
                 else:
                     self._umount(point)
-
-    def _viewers(self) -> list[Path]:
-        return [path for path in self._directory.iterdir() if path.is_dir()]
 
     def _made(self, viewer: Viewer, name: str) -> Path:
         directory = self._directory / viewer.name
@@ -133,7 +131,7 @@ class Views:
         reference = f"{name.reference.host}/{name.reference.repo}@{image.manifest}"
         pulled = pull_bootstrap(
             reference, plain_http=name.reference.host in self._plain_http,
-            environ={"DOCKER_CONFIG": "/nonexistent"} if image.anonymous else self._environ,
+            environ=NOBODY if image.anonymous else self._environ,
         )  # fmt: skip
         if pulled.manifest_digest != image.manifest:
             raise BadImage(f"{image.name} has another manifest now", hint="pull it again")

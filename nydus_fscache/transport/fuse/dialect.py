@@ -29,6 +29,10 @@ class _FuseDialect:
     def __init__(self, store: Store) -> None:
         self._opened: FuseTransport | None = None
 
+    @classmethod
+    def probe(cls, root: Path) -> Finding:
+        return probe.probe(cls.shape)
+
     def open(self, core: Core, objects: Objects, park: Park) -> FuseTransport:
         self._opened = FuseTransport(core, objects, park, self.shape)
         return self._opened
@@ -55,25 +59,13 @@ class FuseFileDialect(_FuseDialect):
     name = Shape.FILE.value
     shape = Shape.FILE
 
-    @staticmethod
-    def probe(root: Path) -> Finding:
-        return probe.probe(Shape.FILE)
-
 
 class FuseLoopDialect(_FuseDialect):
     name = Shape.LOOP.value
     shape = Shape.LOOP
-
-    @staticmethod
-    def probe(root: Path) -> Finding:
-        return probe.probe(Shape.LOOP)
 
 
 class FuseTreeDialect(_FuseDialect):
     name = Shape.TREE.value
     shape = Shape.TREE
     needs_erofs = False
-
-    @staticmethod
-    def probe(root: Path) -> Finding:
-        return probe.probe(Shape.TREE)
