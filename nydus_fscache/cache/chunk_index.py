@@ -25,7 +25,7 @@ NAME = "chunks.index"
 PATIENCE_S = 0.05
 WRITE_PATIENCE_S = 5.0
 LIMIT = 64 << 20  # bytes in use: about a million chunks
-BATCH = 500  # chunks that are written while queries wait
+BATCH = 4000  # chunks that are written while queries wait
 COPIES = 4  # of one chunk, that are named
 
 _SIDE_FILES = ("", "-journal")
@@ -167,7 +167,7 @@ class ChunkIndex:
 
     def add(self, name: str, identity: str, chunks: Iterable[Entry]) -> None:
         """Chunks that are recorded."""
-        entries = list(chunks)
+        entries = sorted(chunks)  # as they lie in the file, so that each page is written once
         for start in range(0, len(entries), BATCH):
             with self._using(WRITE_PATIENCE_S, writing=True) as ours:
                 if ours:

@@ -55,6 +55,7 @@ class ChunkSource(Protocol):
 
 
 HAS_DIGEST = 0x1  # RAFS_CHUNK_HAS_DIGEST of csrc/codec/rafs.h
+LATER_S = 3.0  # chunks are noted in the index when no more have come for so long
 PATIENCE_S = 0.05  # for files that somebody is about to open
 _NO_RECORD = -1  # instead of a chunk map's descriptor
 
@@ -137,6 +138,8 @@ class Copies:
         self._indexes: dict[ChunkSource, dict[Key, int] | None] = {}
         self._identities: dict[ChunkSource, str] = {}
         self._unknown: set[ChunkSource] = set()  # not in the index when they were opened
+        # recorded and not noted in the index yet: when the last came, and the units
+        self._behind: dict[ChunkSource, tuple[float, list[int]]] = {}
 
     def add(self, obj: ChunkSource, identity: str) -> None:
         with self._lock:
@@ -153,17 +156,35 @@ class Copies:
             self._indexes.pop(obj, None)
 
     def recorded(self, obj: ChunkSource, units: Iterable[int]) -> None:
-        """These will be found when the blob is not open any more."""
-        identity = self._identities.get(obj)
+        """These will be found when the blob is not open any more.
+
+        A reader may be busy with them, which the index would take a processor from: it is
+        written by ``catch_up``."""
+        with self._lock:
+            if obj in self._identities:
+                behind = self._behind.get(obj, (0.0, []))[1]
+                self._behind[obj] = time.monotonic(), [*behind, *units]
+
+    def catch_up(self, now: float) -> None:
+        """Note in the index what came a while before ``now``, in seconds of the monotonic clock."""
+        with self._lock:
+            due = [obj for obj, (last, _) in self._behind.items() if now - last >= LATER_S]
+        for obj in due:
+            self._note(obj, ())
+
+    def _note(self, obj: ChunkSource, units: Iterable[int]) -> None:
+        """``units``: besides those that are behind."""
+        with self._lock:
+            _, behind = self._behind.pop(obj, (0.0, []))
+            identity = self._identities.get(obj)
         if identity is not None:
-            self._index.add(_name(obj), identity, self._places(obj, units))
+            self._index.add(_name(obj), identity, self._places(obj, {*behind, *units}))
 
     def closed(self, obj: ChunkSource, units: Iterable[int], *, recorded: bool) -> None:
         """``recorded``: is all that it has on record?  ``units``: those that this was not told."""
-        if recorded:
-            is_new = obj in self._unknown
-            everything = filter(obj.is_present, range(obj.chunks.nunits))
-            self.recorded(obj, everything if is_new else units)
+        is_new = obj in self._unknown
+        everything = filter(obj.is_present, range(obj.chunks.nunits))
+        self._note(obj, () if not recorded else everything if is_new else units)
         self._unknown.discard(obj)
         self._identities.pop(obj, None)
 

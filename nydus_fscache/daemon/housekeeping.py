@@ -21,9 +21,7 @@ HOUSEKEEPING_S = 1.0
 
 
 class Housekeeper:
-    def __init__(
-        self, engine: Engine, mounts: MountTable, binder: Binder, record: Record
-    ) -> None:
+    def __init__(self, engine: Engine, mounts: MountTable, binder: Binder, record: Record) -> None:
         self._engine = engine
         self._mounts = mounts
         self._binder = binder
@@ -49,7 +47,9 @@ class Housekeeper:
             except (OSError, ValueError) as e:
                 log.error("blob %s: presence is not recorded: %s", obj.name, e)
         self._note_independent()
-        self._completion.look([a for a in self._mounts.all() if a.mounted], time.monotonic())
+        now = time.monotonic()
+        engine.objects.copies.catch_up(now)
+        self._completion.look([a for a in self._mounts.all() if a.mounted], now)
         engine.tracer.collect()
         self._binder.release_in_background()
         engine.orphans.sweep()

@@ -261,18 +261,18 @@ class CacheObject:
             for unit in new:
                 self._failures.forget(unit)
             is_kept = self._record.add(new, time.monotonic(), failures)
+            was_last = bool(new) and self.complete
             self._changed.notify_all()
         if not is_kept:
             self._lose(new, errno.EIO, "a sync failed while they were written")
             return
         self._programs.arrived(first, end)
-        if self._record.is_careful():
-            with contextlib.suppress(OSError):  # it is on record
+        if was_last or self._record.is_careful():
+            # the sooner a whole blob is on record, the sooner the kernel serves its readers alone
+            with contextlib.suppress(OSError):  # it was told, and is tried again
                 self.persist()
 
-    def failed(
-        self, first: int, end: int, error: int, reason: str, took_s: float = 0.0
-    ) -> None:
+    def failed(self, first: int, end: int, error: int, reason: str, took_s: float = 0.0) -> None:
         """Data loaded ahead had few attempts; for a reader that joined it is asked again."""
         if first >= end:
             return
@@ -323,10 +323,10 @@ class CacheObject:
                 self._fetcher.disk_full.set()
             self._lose(e.units, e.errno or errno.EIO, e.strerror or "")
             raise
-        if self._local.copies is not None and recorded:
-            self._local.copies.recorded(self, recorded)
         if recorded and self.is_settled and self.on_settled is not None:
             self.on_settled(self)
+        if self._local.copies is not None and recorded:
+            self._local.copies.recorded(self, recorded)
 
     def _lose(self, units: Sequence[int], error: int, why: str) -> None:
         """Units that counted as present may be other bytes soon: they are to be fetched again, but

@@ -50,6 +50,12 @@ class UnitTable:
         """Stored bytes [off, end)."""
         return self.coff[unit], self.coff[unit] + self.clen[unit]
 
+    def file_of(self, unit: int) -> tuple[int, int]:
+        """Units [first, end) of the file that the unit is of: full ones, and the first that is
+        not."""
+        last = self.is_full.find(0, unit)
+        return self.is_full.rfind(0, 0, unit) + 1, last + 1 if last >= 0 else len(self)
+
     def is_small(self, unit: int) -> bool:
         return self.clen[unit] < SMALL_UNIT and not self.is_full[unit]
 

@@ -74,7 +74,7 @@ class Neighbours:
             return behind + before
         if not is_program:
             return []
-        low, high = file_of(self._units, first)
+        low, high = self._units.file_of(first)
         behind = self._parts(range(end, high), size * FORWARD)
         return behind + self._parts(range(first - 1, low - 1, -1), size * (1 - FORWARD))
 
@@ -111,13 +111,3 @@ class Neighbours:
             if size < 0:
                 break
         return found
-
-
-def file_of(units: UnitTable, unit: int) -> tuple[int, int]:
-    """Units [first, end) of the file that the unit is of: full ones, and the first that is not."""
-    first, end = unit, unit
-    while first and units.is_full[first - 1]:
-        first -= 1
-    while end < len(units) and units.is_full[end]:
-        end += 1
-    return first, min(end + 1, len(units))

@@ -81,20 +81,16 @@ class Planner:
     def file(self, unit: int) -> tuple[int, int] | None:
         """Units [first, end) of the file of several units that the unit is of, when that is to
         come whole; None for any other."""
-        coff, is_full = self._units.coff, self._units.is_full
-        first, end = unit, unit
-        while first and is_full[first - 1]:
-            first -= 1
-            if not 0 <= coff[unit] - coff[first] <= WHOLE_FILE:
-                return None
-        while end < len(coff) and is_full[end]:
-            end += 1
-            if not 0 <= coff[end - 1] - coff[first] <= WHOLE_FILE:
-                return None
-        end = min(end + 1, len(coff))
-        if end - first < 2 or not 0 < self._units.stored(end - 1)[1] - coff[first] <= WHOLE_FILE:
+        first, end = self._units.file_of(unit)
+        if (
+            end - first < 2
+            or not 0 < self._units.stored(end - 1)[1] - self._units.coff[first] <= WHOLE_FILE
+        ):
             return None
         if (first, end) in self._whole or self._unread() > WHOLE_FILE:
+            return None
+        coff = self._units.coff
+        if not all(0 <= coff[u] - coff[first] <= WHOLE_FILE for u in range(first, end)):
             return None
         self._whole.append((first, end))
         return first, end

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 
 from nydus_fscache.core.core import read_heads
 from nydus_fscache.fetch.extents import UnitTable
-from nydus_fscache.fetch.neighbours import file_of
 from nydus_fscache.fetch.units import Chunks
 from nydus_fscache.files import OpenFile
 from nydus_fscache.image import elf
@@ -52,13 +51,13 @@ class Programs:
         self._looked_at = time.monotonic()
 
     def is_program(self, unit: int) -> bool:
-        return file_of(self._units, unit)[0] in self._known
+        return self._units.file_of(unit)[0] in self._known
 
     def expect(self, unit: int) -> None:
         """A reader, or a program that needs it, wants the file of the unit."""
         if self.found is None:
             return
-        first, end = file_of(self._units, unit)
+        first, end = self._units.file_of(unit)
         with self._lock:
             if first not in self._known and end - first <= _LONGEST:
                 self._expected[first] = end
@@ -90,7 +89,7 @@ class Programs:
                 self._marked.discard(near)
                 if self._may_look(time.monotonic()):
                     self.expect(near)
-                    self._look(near, file_of(self._units, near)[1])
+                    self._look(near, self._units.file_of(near)[1])
 
     def _may_look(self, now: float) -> bool:
         earned = _PER_SECOND * (now - self._looked_at)

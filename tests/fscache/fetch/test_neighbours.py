@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from nydus_fscache.fetch.extents import UnitTable
-from nydus_fscache.fetch.neighbours import FREE_UNREAD, UNREAD_RATIO, Neighbours, file_of
+from nydus_fscache.fetch.neighbours import FREE_UNREAD, UNREAD_RATIO, Neighbours
 from nydus_fscache.fetch.programs import Programs
 from nydus_fscache.files import OpenFile
 from nydus_fscache.image.elf import Needs
@@ -35,7 +35,7 @@ def test_small_files_bring_their_neighbours_and_reach_over_large_ones() -> None:
 def test_a_part_of_a_program_brings_its_other_parts_and_of_data_nothing() -> None:
     table = _table([300 * KIB] * 30, set(range(9)) | set(range(10, 29)))
     neighbours = Neighbours(table, lambda unit: True)
-    assert file_of(table, 4) == (0, 10)
+    assert table.file_of(4) == (0, 10)
     assert neighbours.choose(4, 5, 2 * MIB, is_program=False) == []
     chosen = neighbours.choose(4, 5, 2 * MIB, is_program=True)
     assert chosen[0] == 5
