@@ -26,15 +26,8 @@ class _Lib(Protocol):
     def nf_core_attach_cachefiles(self, core: Any, fd: int, /) -> int: ...
     def nf_core_attach_fuse(self, core: Any, connection: int, fd: int, /) -> int: ...
     def nf_core_attach_fuse_tree(
-        self,
-        core: Any,
-        connection: int,
-        fd: int,
-        image: Any,
-        length: int,
-        objects: Any,
-        nobjects: int,
-        /,
+        self, core: Any, connection: int, fd: int, image: Any, length: int, objects: Any,
+        nobjects: int, /
     ) -> int: ...
     def nf_core_detach_fuse(self, core: Any, connection: int, /) -> int: ...
     def nf_core_fuse_hold(self, core: Any, hold: int, /) -> int: ...
@@ -44,16 +37,8 @@ class _Lib(Protocol):
     def nf_core_start(self, core: Any, /) -> int: ...
     def nf_core_stop(self, core: Any, /) -> int: ...
     def nf_object_add(
-        self,
-        core: Any,
-        oid: int,
-        dev: int,
-        ino: int,
-        fd: int,
-        size: int,
-        pages: Any,
-        aligned: int,
-        /,
+        self, core: Any, oid: int, dev: int, ino: int, fd: int, size: int, pages: Any,
+        aligned: int, /
     ) -> int: ...
     def nf_object_bind_kernel(self, core: Any, oid: int, kernel_object: int, fd: int, /) -> int: ...
     def nf_object_remove(self, core: Any, oid: int, /) -> int: ...
@@ -61,18 +46,8 @@ class _Lib(Protocol):
     def nf_object_watch(self, core: Any, oid: int, asked: Any, /) -> int: ...
     def nf_core_next(self, core: Any, out: Any, count: int, timeout_ms: int, /) -> int: ...
     def nf_fill(
-        self,
-        core: Any,
-        oid: int,
-        blob: Any,
-        unit: int,
-        n: int,
-        stored: Any,
-        stored_off: int,
-        stored_len: int,
-        error: Any,
-        bad_chunk: Any,
-        /,
+        self, core: Any, oid: int, blob: Any, unit: int, n: int, stored: Any, stored_off: int,
+        stored_len: int, error: Any, bad_chunk: Any, /
     ) -> int: ...
     def nf_fill_flat(self, core: Any, oid: int, off: int, data: Any, length: int, /) -> int: ...
     def nf_filled(self, core: Any, oid: int, off: int, length: int, /) -> int: ...

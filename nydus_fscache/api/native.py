@@ -1,21 +1,21 @@
 """The routes of our own API, of the calls that the daemon hands in.
 
-GET    /v1/status
-POST   /v1/mounts                 {"bootstrap", "backend", "mountpoint", "transport", "source",
-                                   "prefetch", "cache_limit", "tuning"}
-DELETE /v1/mounts?mountpoint=M
-POST   /v1/bindings               {"bootstrap", "backend", "transport", "fsid", "domain",
-                                   "tuning"}
-DELETE /v1/bindings?fsid=F&domain=D[&lazy=true]
-POST   /v1/prefetches             {"mountpoint", "paths" or "prefetch"}
-GET    /v1/prefetches
-POST   /v1/credentials            {"host", "auth"}
-POST   /v1/gc                     {"to": bytes, "dry_run"}
-DELETE /v1/cached?name=BLOB_OR_FSID
-GET    /v1/traces?digest=sha256:D
-POST   /v1/upgrade                {"python", "dry_run"}
-POST   /v1/stop
-GET    /metrics                   Prometheus' text, not JSON
+    GET    /v1/status
+    POST   /v1/mounts                 {"bootstrap", "backend", "mountpoint", "transport", "source",
+                                       "prefetch", "cache_limit", "tuning"}
+    DELETE /v1/mounts?mountpoint=M
+    POST   /v1/bindings               {"bootstrap", "backend", "transport", "fsid", "domain",
+                                       "tuning"}
+    DELETE /v1/bindings?fsid=F&domain=D[&lazy=true]
+    POST   /v1/prefetches             {"mountpoint", "paths" or "prefetch"}
+    GET    /v1/prefetches
+    POST   /v1/credentials            {"host", "auth"}
+    POST   /v1/gc                     {"to": bytes, "dry_run"}
+    DELETE /v1/cached?name=BLOB_OR_FSID
+    GET    /v1/traces?digest=sha256:D
+    POST   /v1/upgrade                {"python", "dry_run"}
+    POST   /v1/stop
+    GET    /metrics                   Prometheus' text, not JSON
 """
 
 from __future__ import annotations

@@ -53,7 +53,9 @@ def _locked(root: Path) -> int:
 class Store:
     """An opened root."""
 
-    def __init__(self, root: Path, lock: int | None = None, cachefiles: Path | None = None) -> None:
+    def __init__(
+        self, root: Path, lock: int | None = None, cachefiles: Path | None = None
+    ) -> None:
         """``lock``: the lock's descriptor, when a predecessor left it.  ``cachefiles``: the
         kernel's directory, where an administrator named one."""
         claim_root(root)

@@ -25,7 +25,8 @@ _PATIENCE_S = 60.0
 _CONTROL_FD = 3
 # Says `end` on SIGTERM, and ends when the other end of the connection does.
 _HOLD = (
-    'trap "t=1; echo end >&3" TERM INT; while :; do t=; read -r _ <&3 || [ "$t" ] || exit 0; done'
+    'trap "t=1; echo end >&3" TERM INT; '
+    'while :; do t=; read -r _ <&3 || [ "$t" ] || exit 0; done'
 )
 _EXAMPLES = """\
 examples:

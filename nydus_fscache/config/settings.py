@@ -38,7 +38,7 @@ def _size(value: Any) -> str:
         return str(value)
     found = re.fullmatch(r"(\d{1,15})([KMGT]?)(?:i?B)?", value) if isinstance(value, str) else None
     if found is None:
-        raise ValueError('a size, such as 500000000, "500M" or "20G"')
+        raise ValueError("a size, such as 500000000, \"500M\" or \"20G\"")
     return str(int(found[1]) * _UNITS[found[2]])
 
 

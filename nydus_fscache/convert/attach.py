@@ -64,7 +64,9 @@ def attach(
     ]
     history = [*(_HISTORY for _ in blobs), *history_of(config)]
     body = go_json(image_config(config, diff_ids, history), indent=False)
-    place = described(str(document.json["config"]["mediaType"]), put_blob(target, body), len(body))
+    place = described(
+        str(document.json["config"]["mediaType"]), put_blob(target, body), len(body)
+    )
     last = {**own[-1], "annotations": _attached(own[-1]["annotations"])}
     return manifest(
         document.media_type, place, [*added, *own[:-1], last], annotations_of(document.json),

@@ -92,7 +92,9 @@ class _ObjectWriter:
         return open(f"/proc/self/fd/{self._file.fileno()}", "rb")
 
 
-def make_blob_store(kind: str, config: dict[str, object], work: Path, *, force: bool) -> BlobStore:
+def make_blob_store(
+    kind: str, config: dict[str, object], work: Path, *, force: bool
+) -> BlobStore:
     if kind == "localfs":
         directory = config.get("dir")
         if not isinstance(directory, str) or not directory:

@@ -136,7 +136,9 @@ class Bucket:
         digest: str = EMPTY_SHA256, *, retries: int | None = None,
     ) -> SessionAnswer:  # fmt: skip
         deadline = Deadline(time.monotonic() + _LONGEST_S, _STALL_S)
-        policy = RetryPolicy(deadline, self._retries if retries is None else retries, self._closing)
+        policy = RetryPolicy(
+            deadline, self._retries if retries is None else retries, self._closing
+        )
         while True:
             url, headers = self._backend.write_request(method, name, query, digest)
             try:

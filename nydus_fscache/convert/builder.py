@@ -205,7 +205,9 @@ class _Child:
 class _Feeding:
     """Writes the layer into a pipe, beside the caller."""
 
-    def __init__(self, child: _Child, path: Path, prefetch: bytes, pieces: Iterable[bytes]) -> None:
+    def __init__(
+        self, child: _Child, path: Path, prefetch: bytes, pieces: Iterable[bytes]
+    ) -> None:
         self._child, self._path, self._pieces = child, path, pieces
         self._prefetch = prefetch
         self._failed: BaseException | None = None

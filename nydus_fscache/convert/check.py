@@ -321,3 +321,5 @@ def platform_for(text: str) -> Platform:
     if words[1] not in ("amd64", "arm64"):
         raise CheckFailed(f"not support architecture {words[1]}")
     return Platform(words[0], words[1])
+
+

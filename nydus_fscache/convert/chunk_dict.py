@@ -43,7 +43,9 @@ def parse(expression: str) -> tuple[str, str]:
     """(registry or local, reference or path) of ``bootstrap:registry:REF``."""
     words = expression.split(":", 2)
     if len(words) != 3:
-        raise UsageError("parse chunk dict arguments: invalid args", hint="bootstrap:registry:REF")
+        raise UsageError(
+            "parse chunk dict arguments: invalid args", hint="bootstrap:registry:REF"
+        )
     kind, place, where = words
     if kind not in _KINDS:
         raise UsageError(f"invalid chunk dict format {kind}, should be [{' '.join(_KINDS)}]")

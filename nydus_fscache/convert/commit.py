@@ -96,7 +96,9 @@ class Commit:
         place = described(
             str(document.json["config"]["mediaType"]), put_blob(self.target, body), len(body)
         )
-        return manifest(document.media_type, place, [*blobs, last], annotations_of(document.json))
+        return manifest(
+            document.media_type, place, [*blobs, last], annotations_of(document.json)
+        )
 
     def _committed(self, image: NydusImage) -> list[str]:
         text = image.bootstrap.annotations.get(media.COMMIT_BLOBS, "")

@@ -198,7 +198,9 @@ class ImageConverter:
                 continue
             known.add(blob_id)
             blob = self.chunk_dict.blob(blob_id)
-            layers.append(described(media.NYDUS_BLOB, blob.digest, blob.size, {media.BLOB: "true"}))
+            layers.append(
+                described(media.NYDUS_BLOB, blob.digest, blob.size, {media.BLOB: "true"})
+            )
         return layers
 
     def _document(

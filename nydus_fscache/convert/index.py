@@ -73,7 +73,9 @@ def merged_index(
         images.put_manifest(document.digest, document)
         hidden = _hide_config(pair.converted.document)
         images.put_manifest(hidden.digest, hidden)
-        nydus.append({**hidden.descriptor, "platform": place, "artifactType": media.NYDUS_MANIFEST})
+        nydus.append(
+            {**hidden.descriptor, "platform": place, "artifactType": media.NYDUS_MANIFEST}
+        )
     index: dict[str, Any] = {"schemaVersion": 2, "manifests": [*plain, *nydus]}
     if source.media_type in media.INDEXES and (notes := annotations_of(source.json)):
         index["annotations"] = dict(sorted(notes.items()))
@@ -123,3 +125,5 @@ def selected_size(document: Document) -> int:
     """Config and layers, as the sizes of a report count them."""
     parts = [document.json.get("config"), *(document.json.get("layers") or [])]
     return sum(descriptor(p).size for p in parts if isinstance(p, dict))
+
+

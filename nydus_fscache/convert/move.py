@@ -103,7 +103,9 @@ class Mover:
             task.end("mounted")
             return
         started = time.monotonic()
-        stream = _Watched(self._source.open_blob(blob.digest, blob.size), self._stop, task.advance)
+        stream = _Watched(
+            self._source.open_blob(blob.digest, blob.size), self._stop, task.advance
+        )
         try:
             copy_blob(stream, self._target.writer(), blob)
         except PartsRefused:

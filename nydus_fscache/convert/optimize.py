@@ -122,5 +122,7 @@ def optimize(
     ]
     diff_ids = [*(str(one["digest"]) for one in layers[:-1]), layer.diff_id]
     body = go_json(image_config(config, diff_ids, history_of(config)), indent=False)
-    place = described(str(document.json["config"]["mediaType"]), put_blob(target, body), len(body))
+    place = described(
+        str(document.json["config"]["mediaType"]), put_blob(target, body), len(body)
+    )
     return manifest(document.media_type, place, layers, annotations_of(document.json))

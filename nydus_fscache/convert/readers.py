@@ -39,7 +39,9 @@ class BackendBlobs:
 
     def open_blob(self, digest: str, size: int) -> BlobStream:
         deadline = time.monotonic() + _LONGEST_S
-        return self._backend.open_range(_hex(digest), 0, size, deadline=deadline, prefetch=False)
+        return self._backend.open_range(
+            _hex(digest), 0, size, deadline=deadline, prefetch=False
+        )
 
     def read_at(self, digest: str, off: int, length: int) -> bytes:
         deadline = time.monotonic() + _PATIENCE_S

@@ -110,10 +110,14 @@ class Reversal:
             layers.append(layer)
             diff_ids.append(diff_id)
         history = [
-            h for h in history_of(config) if h.get("comment") != BOOTSTRAP_HISTORY["comment"]
+            h
+            for h in history_of(config)
+            if h.get("comment") != BOOTSTRAP_HISTORY["comment"]
         ]
         body = go_json(image_config(config, diff_ids, history), indent=False)
-        notes = {k: v for k, v in annotations_of(document.json).items() if k not in _OCI_NOTES}
+        notes = {
+            k: v for k, v in annotations_of(document.json).items() if k not in _OCI_NOTES
+        }
         place = described(media.OCI_CONFIG, put_blob(target, body), len(body))
         return manifest(media.OCI_MANIFEST, place, layers, notes)
 

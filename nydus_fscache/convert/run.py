@@ -189,7 +189,9 @@ class Conversion:
             check_type(document)
             return [({}, document)]
         name = str(request.source.name)
-        entries = choose(document.json, request.platforms, every=request.all_platforms, name=name)
+        entries = choose(
+            document.json, request.platforms, every=request.all_platforms, name=name
+        )
         chosen: list[tuple[dict[str, object], Document]] = []
         for entry in entries:
             place = descriptor(entry)
@@ -206,7 +208,9 @@ class Conversion:
         dictionary = self._dictionary(work)
         options = request.pack
         if dictionary is not None:
-            options = replace(options, chunk_dict=dictionary.path, dict_digest=dictionary.digest)
+            options = replace(
+                options, chunk_dict=dictionary.path, dict_digest=dictionary.digest
+            )
         builder = Builder(request.nydus_image, options.prefetch, self._stop)
         version = builder.version()
         blobs: BlobStore = images
@@ -244,7 +248,9 @@ class Conversion:
         return chunk_dict.pulled(store, name.reference.manifest, work)
 
     def _mover(self, source: BlobStore, target: BlobStore, work: Path) -> Mover:
-        return Mover(source, target, work, self._stop, self._progress, self._request.attempts)
+        return Mover(
+            source, target, work, self._stop, self._progress, self._request.attempts
+        )
 
     def _complete(
         self, converter: ImageConverter, pairs: list[Pair], images: ImageStore, work: Path,

@@ -34,7 +34,9 @@ class Engine:
         self.core = Core(journal_memory(handover))
         is_first = "lock" not in handover.inherited
         cachefiles = os.environ.get(CACHEFILES)
-        self.store = Store(root, handover.take("lock"), Path(cachefiles) if cachefiles else None)
+        self.store = Store(
+            root, handover.take("lock"), Path(cachefiles) if cachefiles else None
+        )
         handover.keep("lock", self.store.lock)  # free only when the keeper has ended too
         self.state_path = root / "state.json"
         self.state = state.load(self.state_path)

@@ -172,7 +172,9 @@ class MountTable:
             if active.mount is not None:
                 _record(binding, active.mount)
 
-    def adopt(self, binding: Binding, table: mountinfo.Table | None = None) -> MountId | None:
+    def adopt(
+        self, binding: Binding, table: mountinfo.Table | None = None
+    ) -> MountId | None:
         """The mount that an earlier service made, if it is still there; wherever it is now.
         ``table``: a look at the mounts from before, which ``watch`` sets right later."""
         if not binding.mountpoint:

@@ -100,7 +100,9 @@ class Target(Protocol):
         """Decode, verify and write units out of stored bytes that begin at ``stored_off``."""
         ...
 
-    def failed(self, first: int, end: int, error: int, reason: str, took_s: float = 0.0) -> None:
+    def failed(
+        self, first: int, end: int, error: int, reason: str, took_s: float = 0.0
+    ) -> None:
         """Units [first, end) could not be had, after ``took_s``: free them, and tell the readers
         that wait for one."""
         ...

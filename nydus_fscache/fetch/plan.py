@@ -82,14 +82,11 @@ class Planner:
         """Units [first, end) of the file of several units that the unit is of, when that is to
         come whole; None for any other."""
         first, end = self._units.file_of(unit)
-        if (
-            end - first < 2
-            or not 0 < self._units.stored(end - 1)[1] - self._units.coff[first] <= WHOLE_FILE
-        ):
+        coff = self._units.coff
+        if end - first < 2 or not 0 < self._units.stored(end - 1)[1] - coff[first] <= WHOLE_FILE:
             return None
         if (first, end) in self._whole or self._unread() > WHOLE_FILE:
             return None
-        coff = self._units.coff
         if not all(0 <= coff[u] - coff[first] <= WHOLE_FILE for u in range(first, end)):
             return None
         self._whole.append((first, end))

@@ -32,7 +32,6 @@ MAX_BATCH = 4 * MIB
 TRACE_AT_ONCE = 4 * MIB
 KEPT_RUNS = 64
 
-
 class Loadable(Protocol):
     """A mounted image.  ``on_record``: of its last prefetch what a successor goes on with, its
     number, policy and paths; empty when there was none."""

@@ -101,7 +101,9 @@ class Fetcher:
 class _BackendQueue:
     """The queues and workers of one backend.  Workers come when there is work and go when not."""
 
-    def __init__(self, trim: Callable[[], None], workers: int, disk_full: threading.Event) -> None:
+    def __init__(
+        self, trim: Callable[[], None], workers: int, disk_full: threading.Event
+    ) -> None:
         self.pace = Pace()
         self._disk_full = disk_full
         self._trim = trim

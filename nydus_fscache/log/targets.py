@@ -137,7 +137,9 @@ class _Journal(logging.Handler):
     def _datagram(self, record: logging.LogRecord) -> bytes:
         message = self.format(record).encode("utf-8", "backslashreplace")[:_LONGEST]
         priority = _PRIORITIES.get(record.levelno, 6)
-        head = f"SYSLOG_IDENTIFIER=nydus-fscache\nPRIORITY={priority}\nNYDUS_LOGGER={record.name}\n"
+        head = (
+            f"SYSLOG_IDENTIFIER=nydus-fscache\nPRIORITY={priority}\nNYDUS_LOGGER={record.name}\n"
+        )
         return head.encode() + b"MESSAGE\n" + len(message).to_bytes(8, "little") + message + b"\n"
 
 

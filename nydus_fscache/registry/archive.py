@@ -324,3 +324,5 @@ def _one_image(layout: Layout, document: Document) -> dict[str, Any] | None:
 
 def _blob_path(digest: str) -> str:
     return f"blobs/sha256/{digest.removeprefix('sha256:')}"
+
+

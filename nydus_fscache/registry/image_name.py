@@ -54,3 +54,5 @@ class ImageName:
         tag = f":{self.reference.tag}" if self.reference.tag else ""
         digest = f"@{self.reference.digest}" if self.reference.digest else ""
         return f"{self.repository}{tag}{digest}"
+
+

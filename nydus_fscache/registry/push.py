@@ -171,7 +171,9 @@ class Upload:
             "PATCH", self._start(), self._repo, deadline=self._deadline, headers=headers, body=part
         ) as answer:
             if answer.status in (404, 405, 411, 501) and not begin:
-                raise PartsRefused(f"{answer.peer} takes no uploads in parts", status=answer.status)
+                raise PartsRefused(
+                    f"{answer.peer} takes no uploads in parts", status=answer.status
+                )
             if answer.status not in (201, 202, 204):
                 error = refusal(f"an upload to {self._repo}", answer)
                 # It has more or less of the upload than we believe: it says so when asked.

@@ -136,7 +136,9 @@ def check_blob(descriptor: Descriptor, digest: str, size: int) -> None:
 def read_blob(store: BlobStore, descriptor: Descriptor, limit: int = DOCUMENT_LIMIT) -> bytes:
     """A whole small blob, verified."""
     if descriptor.size > limit:
-        raise BadImage(f"{descriptor.digest} has {descriptor.size} bytes; {limit} are allowed here")
+        raise BadImage(
+            f"{descriptor.digest} has {descriptor.size} bytes; {limit} are allowed here"
+        )
     data = store.read_at(descriptor.digest, 0, descriptor.size)
     check_blob(descriptor, digest_of(data), len(data))
     return data

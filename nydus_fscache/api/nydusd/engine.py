@@ -50,7 +50,9 @@ class NodeDaemon:
     def unbind(self, fsid: str, domain: str) -> Document:
         """An image that is still mounted is served until the kernel lets go of it."""
         self.start()
-        found = self._client.call("DELETE", "/v1/bindings", fsid=fsid, domain=domain, lazy="true")
+        found = self._client.call(
+            "DELETE", "/v1/bindings", fsid=fsid, domain=domain, lazy="true"
+        )
         return dict(found)
 
     def drop(self, name: str) -> Document:

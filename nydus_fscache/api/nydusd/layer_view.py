@@ -32,7 +32,7 @@ _SPECIAL = frozenset(",:\\")  # of an overlay's options
 def layer_of(point: Path, source: Path) -> Path | None:
     """The layer's directory of an image that nydus-snapshotter has mounted at ``point`` from the
     bootstrap ``source``; None when this is not one of its."""
-    if source.parts[-len(_BOOTSTRAP) :] != _BOOTSTRAP:
+    if source.parts[-len(_BOOTSTRAP):] != _BOOTSTRAP:
         return None
     snapshot = source.parents[len(_BOOTSTRAP) - 1]
     shared = snapshot.parent.parent / "mnt" / snapshot.name

@@ -130,18 +130,8 @@ def _parts(root: Path, redactor: Redactor) -> Iterator[tuple[str, Callable[[], A
     yield "mounts.txt", lambda: redactor.text(Path("/proc/self/mountinfo").read_text())
     yield "disk.txt", said("df", "-hT", str(root))
     yield "kernel.log", said("sh", "-c", "dmesg | grep -iE 'erofs|fscache|cachefiles|fanotify'")
-    yield (
-        "journal.txt",
-        said(
-            "journalctl",
-            "-u",
-            "nydus-fscache",
-            "-n",
-            "5000",
-            "--no-pager",
-            "-o",
-            "short-iso-precise",
-        ),
+    yield "journal.txt", said(
+        "journalctl", "-u", "nydus-fscache", "-n", "5000", "--no-pager", "-o", "short-iso-precise"
     )
 
 

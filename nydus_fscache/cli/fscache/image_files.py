@@ -72,7 +72,7 @@ def resolve(
 
 
 def entry_type(inode: rafs_v6.Inode) -> str:
-    """ "reg", "dir", "lnk" and so on."""
+    """"reg", "dir", "lnk" and so on."""
     return _KINDS[stat.S_IFMT(inode.mode)]
 
 

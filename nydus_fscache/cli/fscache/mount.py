@@ -56,13 +56,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--transport",
         choices=(
-            "auto",
-            "cachefiles",
-            "fanotify",
-            "fuse",
-            "fuse-file",
-            "fuse-loop",
-            "fuse-tree",
+            "auto", "cachefiles", "fanotify", "fuse", "fuse-file", "fuse-loop", "fuse-tree",
         ),
         default=os.environ.get("NYDUS_FSCACHE_TRANSPORT") or "auto",
         help="the kernel interface (default: auto, see nydus-fscache doctor)",

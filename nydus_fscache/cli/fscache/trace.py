@@ -168,7 +168,9 @@ def _plot(accesses: list[dict[str, Any]], chunks: int) -> Plot:
         x_label="seconds since the mount",
         y_label=f"place in the image (chunk of {chunks})",
         points=[
-            Point(a["t_ms"] / 1000, a["chunk"], ", ".join(a["paths"][:3]) or f"chunk {a['chunk']}")
+            Point(
+                a["t_ms"] / 1000, a["chunk"], ", ".join(a["paths"][:3]) or f"chunk {a['chunk']}"
+            )
             for a in accesses
         ],
         right=max(1, *(a["t_ms"] for a in accesses)) / 1000,

@@ -69,7 +69,9 @@ def backend_of(args: Arguments, prefix: str = "") -> tuple[str, dict[str, Any]] 
     kind, text = args.text(f"{lead}backend-type"), args.text(f"{lead}backend-config")
     file = args.text(f"{lead}backend-config-file")
     if text and file:
-        raise UsageError(f"--{lead}backend-config conflicts with --{lead}backend-config-file")
+        raise UsageError(
+            f"--{lead}backend-config conflicts with --{lead}backend-config-file"
+        )
     if not kind:
         if args.given(f"{lead}backend-config") or args.given(f"{lead}backend-config-file"):
             raise UsageError(

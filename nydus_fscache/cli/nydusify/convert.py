@@ -219,3 +219,5 @@ def _check_archives(source: str, target: str) -> None:
             f"target archive directory not accessible: {Path(target).parent}",
             hint="make the directory first",
         )
+
+

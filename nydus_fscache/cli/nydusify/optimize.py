@@ -68,7 +68,9 @@ def run(args: Arguments, stop: threading.Event) -> None:
         backend = common.backend_of(args, "source") or common.registry_backend(store)
         mover = Mover(store, images, work, stop, board, Attempts())
         began = time.monotonic()
-        made = optimize(store, images, document, str(source), listed, builder, backend, mover, work)
+        made = optimize(
+            store, images, document, str(source), listed, builder, backend, mover, work
+        )
         took = time.monotonic() - began
         log.info("builded new prefetch blob and bootstrap, elapsed: %.3fs", took)
         log.info("pushing new image")

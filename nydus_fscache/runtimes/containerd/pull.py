@@ -100,7 +100,9 @@ class _Pull:
             # of an index with both kinds containerd would run the other one
             target = _document_target(found)
         chain = self._unpack(found.digest, layers, diff_ids)
-        self._containerd.label_content(config.digest, {f"{_GC}snapshot.{self._snapshotter}": chain})
+        self._containerd.label_content(
+            config.digest, {f"{_GC}snapshot.{self._snapshotter}": chain}
+        )
         self._containerd.put_image(str(self._origin.name), target, labels)
         return Pulled(target, tuple(self._fetched))
 

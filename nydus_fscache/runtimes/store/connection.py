@@ -55,13 +55,13 @@ class Connection:
         for number in range(WORKERS):
             slot = self._memory[number * SLOT : (number + 1) * SLOT]
             threading.Thread(
-                target=self._work,
-                args=(slot, handle, on_unmounted),
-                name=f"names-{number}",
+                target=self._work, args=(slot, handle, on_unmounted), name=f"names-{number}",
                 daemon=True,
             ).start()
 
-    def _work(self, slot: memoryview, handle: Handler, on_unmounted: Callable[[], object]) -> None:
+    def _work(
+        self, slot: memoryview, handle: Handler, on_unmounted: Callable[[], object]
+    ) -> None:
         if wire.is_open(slot):
             log.info("answering a request that a predecessor had taken")
             self._answer(slot, handle)

@@ -111,7 +111,9 @@ class Uses:
     def _save(self) -> None:
         document = {
             "version": VERSION,
-            "uses": [{**asdict(use), "count": count} for use, count in self._counts.items()],
+            "uses": [
+                {**asdict(use), "count": count} for use, count in self._counts.items()
+            ],
             "images": [image.document() for image in self._images.values()],
             "seen": list(self._seen),
         }

@@ -103,7 +103,9 @@ class KernelCache:
         self._paths: dict[str, Path] = {}  # of files that were read
         self._bound: dict[str, dict[str, set[str]]] = {}  # cookies by domain and fsid
 
-    def prepare(self, domain: str, fsid: str, bootstrap: Path, blobs: Mapping[str, str]) -> None:
+    def prepare(
+        self, domain: str, fsid: str, bootstrap: Path, blobs: Mapping[str, str]
+    ) -> None:
         """Before an image is served: nothing that was filled for another one stays, and what is
         its own does until ``let_go``.
 

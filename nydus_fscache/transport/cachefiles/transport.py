@@ -68,7 +68,9 @@ _RESEND_PAUSE_S = 0.2  # in which READs that were lost are gathered
 class CachefilesTransport:
     name = NAME
 
-    def __init__(self, core: Core, objects: Objects, park: Park, cache: KernelCache) -> None:
+    def __init__(
+        self, core: Core, objects: Objects, park: Park, cache: KernelCache
+    ) -> None:
         self._core = core
         self._objects = objects
         self._lock = threading.RLock()
@@ -289,7 +291,9 @@ class CachefilesTransport:
         self._kernel_objects[oid] = event.kernel_object
         return oid
 
-    def _open_bootstrap(self, event: Opened, image: Image, held: tuple[int, PageMap] | None) -> int:
+    def _open_bootstrap(
+        self, event: Opened, image: Image, held: tuple[int, PageMap] | None
+    ) -> int:
         oid, pages = held or self._number(event, image.size)
         self._bootstraps.add(oid, image, pages)
         return oid

@@ -38,7 +38,9 @@ def fanotify(root: Path) -> Finding:
     except FscacheError as e:
         return Finding(name, False, str(e), e.hint or "see dmesg")
     except OSError as e:
-        return Finding(name, False, f"probe in {existing}: {e.strerror}", "choose another --root")
+        return Finding(
+            name, False, f"probe in {existing}: {e.strerror}", "choose another --root"
+        )
     return Finding(name, True, "pre-content events and file-backed EROFS work")
 
 
