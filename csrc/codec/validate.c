@@ -29,10 +29,20 @@
 #define FORMAT_INDEXES 0x20
 #define RECORD_SIZE 80
 
+#define DEVICES_MAX 256	/* that a chunk index can name, and one */
+#define SEATS_FREE 4096
+
 struct place {
 	uint64_t key;	/* blob index << 32 | chunk index */
 	uint64_t off;
 	uint32_t size;
+};
+
+/* Where a chunk lies that has a seat of its own: sought without a search. */
+struct seat {
+	uint64_t off;
+	uint32_t size;
+	uint32_t is_taken;
 };
 
 struct inode {
@@ -53,7 +63,9 @@ struct pending {
 struct walk {
 	const struct rafs_bootstrap *t;
 	uint8_t *seen;		/* a bit a slot */
-	struct place *places;
+	struct place *places;	/* sorted; or seats, of as many chunks as blobs say they have */
+	struct seat *seats;
+	uint64_t first_seat[DEVICES_MAX];	/* by blob */
 	size_t nplaces;
 	struct pending *stack;
 	size_t depth, room;
@@ -206,6 +218,51 @@ static int by_key(const void *a, const void *b)
 	return x->key < y->key ? -1 : x->key > y->key;
 }
 
+/*
+ * Seats for all chunks that blobs say they have.  None when that would take more memory than the
+ * table is worth: what is only stated costs nothing.
+ */
+static void make_seats(struct walk *w)
+{
+	const struct rafs_bootstrap *t = w->t;
+	const uint8_t *record = t->data + t->chunk_table;
+	uint64_t seats = 0;
+
+	if (t->nblobs > DEVICES_MAX)
+		return;
+	for (uint32_t i = 0; i < t->nblobs; i++) {
+		w->first_seat[i] = seats;
+		seats += t->blobs[i].is_tarfs ? 0 : t->blobs[i].chunk_count;
+	}
+	if (!seats || seats > 2 * w->nplaces + SEATS_FREE)
+		return;
+	for (size_t i = 0; i < w->nplaces; i++, record += RECORD_SIZE) {
+		const uint32_t blob = le32(record + 32);
+
+		if (blob >= t->nblobs || t->blobs[blob].is_tarfs ||
+		    le32(record + 72) >= t->blobs[blob].chunk_count)
+			return;
+	}
+	w->seats = calloc(seats, sizeof(*w->seats));
+}
+
+/* The table once more, its records at their seats; false when two differ that are of one chunk. */
+static bool fill_seats(struct walk *w)
+{
+	const uint8_t *record = w->t->data + w->t->chunk_table;
+
+	for (size_t i = 0; i < w->nplaces; i++, record += RECORD_SIZE) {
+		struct seat *seat = &w->seats[w->first_seat[le32(record + 32)] + le32(record + 72)];
+		const uint64_t off = le64(record + 56);
+		const uint32_t size = le32(record + 44);
+
+		if (seat->is_taken && (seat->off != off || seat->size != size))
+			return false;
+		*seat = (struct seat){ off, size, 1 };
+	}
+	return true;
+}
+
 /* The chunk table, sorted; false when a blob is unknown, or a chunk is there twice, differently. */
 static bool read_places(struct walk *w)
 {
@@ -216,6 +273,9 @@ static bool read_places(struct walk *w)
 	w->nplaces = t->chunk_table_len / RECORD_SIZE;
 	if (!w->nplaces)
 		return true;
+	make_seats(w);
+	if (w->seats)
+		return fill_seats(w);
 	w->places = calloc(w->nplaces, sizeof(*w->places));
 	if (!w->places) {
 		w->error = -ENOMEM;
@@ -240,6 +300,21 @@ static bool read_places(struct walk *w)
 			return false;
 	}
 	return true;
+}
+
+/* Is a chunk where the table has it, and as long as that says at most? */
+static bool is_in_table(const struct walk *w, uint32_t blob, uint32_t index, uint64_t off,
+			uint64_t size)
+{
+	const struct place wanted = { .key = (uint64_t)blob << 32 | index }, *found;
+
+	if (w->seats) {
+		const struct seat *seat = &w->seats[w->first_seat[blob] + index];
+
+		return seat->is_taken && seat->off == off && size <= seat->size;
+	}
+	found = bsearch(&wanted, w->places, w->nplaces, sizeof(wanted), by_key);
+	return found && found->off == off && size <= found->size;
 }
 
 /* Would the kernel, which obeys the format word, read what the indexes say? */
@@ -272,7 +347,6 @@ static bool chunks_fit(struct walk *w, const struct inode *i)
 		const uint64_t off = (uint64_t)le32(p + 4) * t->block_size;
 		const uint64_t size = left < t->chunk_size ? left : t->chunk_size;
 		const struct rafs_bootstrap_blob *b;
-		struct place wanted, *found;
 
 		left -= size;
 		if (blob >= t->nblobs)	/* 0 - 1 is larger than any */
@@ -286,11 +360,7 @@ static bool chunks_fit(struct walk *w, const struct inode *i)
 		}
 		contiguous = contiguous && blob == first_blob &&
 			     off == first_off + k * t->chunk_size;
-		if (!w->nplaces || b->is_tarfs)
-			continue;
-		wanted.key = (uint64_t)blob << 32 | index;
-		found = bsearch(&wanted, w->places, w->nplaces, sizeof(wanted), by_key);
-		if (!found || found->off != off || size > found->size)
+		if (w->nplaces && !b->is_tarfs && !is_in_table(w, blob, index, off, size))
 			return false;
 	}
 	return format_fits(t, i, count, contiguous);
@@ -486,6 +556,7 @@ int rafs_bootstrap_is_sound(const struct rafs_bootstrap *t)
 	sound = tree_fits(&w);
 	free(w.seen);
 	free(w.places);
+	free(w.seats);
 	free(w.stack);
 	return w.error ? w.error : sound;
 }

@@ -9,7 +9,7 @@ import contextlib
 import os
 import stat
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from nydus_fscache.cache.store import Store
 from nydus_fscache.config.tuning import tuning_of
 from nydus_fscache.errors import BadImage, MountpointError, UsageError
 from nydus_fscache.fetch.wanted import POLICIES
+from nydus_fscache.image.bootstraps import Pieces
 from rafs_v6.reader.locate import standalone_bootstrap
 
 MAX_BOOTSTRAP = 1 << 30
+_PIECE = 4 << 20  # of a bootstrap, in memory at once
 # a service that is started anew needs them
 _PROGRAM = (
     sys.prefix,
@@ -33,9 +35,9 @@ _PROGRAM = (
 
 @dataclass(frozen=True, slots=True)
 class WantedImage:
-    """``bootstrap``: its bytes; ``source``: what to show for the image."""
+    """``bootstrap``: its path; ``source``: what to show for the image."""
 
-    bootstrap: bytes
+    bootstrap: str
     backend: dict[str, Any]
     tuning: dict[str, Any]
     source: str
@@ -109,27 +111,54 @@ def image_of(request: dict[str, Any], store: Store, devices: Collection[str]) ->
         raise UsageError("tuning is not an object")
     tuning_of(tuning, "tuning")
     source = str(request.get("source") or path)
-    return WantedImage(_read_bootstrap(path), backend, tuning, source)
+    return WantedImage(path, backend, tuning, source)
 
 
-def _read_bootstrap(path: str) -> bytes:
-    try:
+@contextlib.contextmanager
+def open_bootstrap(path: str) -> Iterator[tuple[int, Pieces]]:
+    """Its size, and its bytes; of a blob that has one inside, those."""
+    with _read_errors(path):
         # a pipe or a terminal would have us wait for a writer
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        with open(fd, "rb") as f:
+    try:
+        with _read_errors(path):
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise BadImage(f"{path} is not a regular file", hint="name a bootstrap")
             inside = _inside_blob(Path(path))
-            if inside is not None:
-                return inside
-            # by its size: read(n) sets aside n bytes, and a small machine has no GiB
-            data = f.read(min(status.st_size, MAX_BOOTSTRAP) + 1)
+        if inside is not None:
+            yield len(inside), lambda: [inside]
+            return
+        if status.st_size > MAX_BOOTSTRAP:
+            raise _too_large(path)
+        yield status.st_size, lambda: _pieces(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _pieces(fd: int, path: str) -> Iterator[memoryview]:
+    buffer, at = memoryview(bytearray(_PIECE)), 0
+    while True:
+        with _read_errors(path):
+            count = os.preadv(fd, [buffer], at)
+        if not count:
+            return
+        at += count
+        if at > MAX_BOOTSTRAP:  # it grows
+            raise _too_large(path)
+        yield buffer[:count]
+
+
+@contextlib.contextmanager
+def _read_errors(path: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as e:
         raise BadImage(f"cannot read {path}: {e.strerror}", hint="name a bootstrap") from e
-    if len(data) > MAX_BOOTSTRAP:
-        raise BadImage(f"{path} is larger than {MAX_BOOTSTRAP} bytes", hint="no bootstrap is")
-    return data
+
+
+def _too_large(path: str) -> BadImage:
+    return BadImage(f"{path} is larger than {MAX_BOOTSTRAP} bytes", hint="no bootstrap is")
 
 
 def _inside_blob(path: Path) -> bytes | None:

@@ -60,6 +60,7 @@ class ChunkIndex:
         self._lock = threading.Lock()
         self._deadline = 0.0
         self._blobs: dict[int, tuple[str, str]] = {}  # number -> name, identity
+        self._numbers: dict[str, int] = {}  # by name: there may be 10^5 of them
         self._db: sqlite3.Connection | None = None
         self._shrinking = False
         with self._using(WRITE_PATIENCE_S, writing=True):
@@ -93,6 +94,7 @@ class ChunkIndex:
             db.execute(f"PRAGMA user_version = {_SCHEMA}")
             rows = db.execute("SELECT id, name, identity FROM blobs").fetchall()
             self._blobs = {int(i): (str(name), str(identity)) for i, name, identity in rows}
+            self._numbers = {name: i for i, (name, _) in self._blobs.items()}
         except BaseException:
             db.close()
             raise
@@ -128,7 +130,7 @@ class ChunkIndex:
 
     def _close(self) -> None:
         db, self._db = self._db, None
-        self._blobs = {}
+        self._blobs, self._numbers = {}, {}
         if db is not None:
             with contextlib.suppress(sqlite3.Error):
                 db.close()
@@ -140,7 +142,12 @@ class ChunkIndex:
     # -- reading ---------------------------------------------------------------------------
 
     def knows(self, name: str, identity: str) -> bool:
-        return (name, identity) in list(self._blobs.values())
+        return self._number(name, identity) is not None
+
+    def _number(self, name: str, identity: str) -> int | None:
+        number = self._numbers.get(name)
+        is_it = number is not None and self._blobs.get(number) == (name, identity)
+        return number if is_it else None
 
     def find(self, keys: Sequence[Key]) -> dict[Key, list[Place]]:
         """Where each chunk is said to be, in up to ``COPIES`` blobs."""
@@ -177,7 +184,7 @@ class ChunkIndex:
         db = self._open()
         with db:
             db.execute("BEGIN")
-            number = next((i for i, b in self._blobs.items() if b == (name, identity)), None)
+            number = self._number(name, identity)
             if number is None:
                 self._drop(db, name)
                 number = db.execute(
@@ -185,6 +192,7 @@ class ChunkIndex:
                 ).lastrowid
                 assert number is not None
                 self._blobs[number] = (name, identity)
+                self._numbers[name] = number
             db.executemany(
                 "INSERT OR REPLACE INTO chunks (blob, digest, chunk, uoff, usize)"
                 " VALUES (?, ?, ?, ?, ?)",
@@ -218,5 +226,7 @@ class ChunkIndex:
                 self._drop(self._db, name)
 
     def _drop(self, db: sqlite3.Connection, name: str) -> None:
-        db.execute("DELETE FROM blobs WHERE name = ?", (name,))
-        self._blobs = {i: blob for i, blob in self._blobs.items() if blob[0] != name}
+        number = self._numbers.pop(name, None)
+        if number is not None:
+            db.execute("DELETE FROM blobs WHERE id = ?", (number,))
+            del self._blobs[number]

@@ -14,10 +14,11 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from nydus_fscache.cache.blob_files import DATA, IDENTITY, SUFFIXES
 from nydus_fscache.cache.chunk_index import NAME as INDEX
 from nydus_fscache.log import event
 
@@ -27,8 +28,6 @@ LOW_WATERMARK = 0.8  # of the limit: evict down to this, so that it is not done 
 ROOM = 64 << 20  # to be free on a disk that was full, if there is so much to evict
 ROOM_SHARE = 10  # but no more than the tenth part of a small disk
 
-_DATA = ".blob.data"
-_COMPANIONS = ("blob.data.chunk_map", "blob.meta", "identity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,29 +79,39 @@ class OwnFiles:
 
     def blobs(self) -> list[Cached]:
         used = set(self._in_use())
-        found = []
-        for data in self._directory.glob(f"*{_DATA}"):
-            stem = data.name.removesuffix(_DATA)
-            size, last = 0, 0.0
-            for path in (data, *(self._directory / f"{stem}.{s}" for s in _COMPANIONS)):
-                try:
-                    status = path.lstat()
-                except FileNotFoundError:
-                    continue
-                size += status.st_blocks * 512
-                if path.suffix == ".identity":
-                    last = status.st_mtime
-            found.append(Cached(stem, size, last, stem in used))
-        with contextlib.suppress(FileNotFoundError):  # of use as long as there are blobs
-            status = (self._directory / INDEX).lstat()
-            found.append(Cached(INDEX, status.st_blocks * 512, status.st_mtime, True))
-        return found
+        sizes: dict[str, int] = {}  # by stem
+        last_used: dict[str, float] = {}
+        have_data: list[str] = []
+        found: list[Cached] = []
+        with os.scandir(self._directory) as entries:  # once: there may be 10^5 blobs
+            for entry in entries:
+                stem, suffix = _split(entry.name)
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    size = status.st_blocks * 512
+                    if entry.name == INDEX:  # of use as long as there are blobs
+                        found.append(Cached(INDEX, size, status.st_mtime, True))
+                    sizes[stem] = sizes.get(stem, 0) + size
+                    if suffix == DATA:
+                        have_data.append(stem)
+                    elif suffix == IDENTITY:
+                        last_used[stem] = status.st_mtime
+        blobs = (Cached(s, sizes[s], last_used.get(s, 0.0), s in used) for s in have_data)
+        return [*blobs, *found]
 
     def drop(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if self._evict(name)]
 
     def room_wanted(self) -> int:
         return 0  # a write that finds no space says so by itself
+
+
+def _split(name: str) -> tuple[str, str]:
+    """(stem, suffix) of a file of a blob; of any other ("", "")."""
+    for suffix in SUFFIXES:
+        if name.endswith(f".{suffix}"):
+            return name[: -len(suffix) - 1], suffix
+    return "", ""
 
 
 def touch(directory: Path, stem: str) -> None:
@@ -165,7 +174,10 @@ class Evictor:
             "limit": self.limit,
             "before": total,
             "after": total - freed,
-            "evicted": [asdict(blob) for blob in evicted],
+            "evicted": [
+                {"name": b.name, "bytes": b.bytes, "last_used": b.last_used, "in_use": b.in_use}
+                for b in evicted
+            ],
         }
 
     def size(self) -> int:

@@ -7,21 +7,20 @@
     events.jsonl    what happened (log/targets.py); with an older events.jsonl.1
     cache/          the blobs (blobfiles.py), and an index of their chunks (chunkindex.py)
     cachefiles/     the kernel's, when the transport is cachefiles on-demand
-    images/         bootstraps, by the sha256 of their bytes
+    images/         bootstraps, by the sha256 of their bytes (bootstraps.py)
 
 Everything is root's alone (0700); no file is opened through a symbolic link.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import threading
 from pathlib import Path
 
 from nydus_fscache.cache.blob_files import BlobFiles
 from nydus_fscache.errors import CacheDirError, RootInUse
-from nydus_fscache.files import claim_root, replace_file, status_of_ours, try_lock
+from nydus_fscache.files import claim_root, try_lock
+from nydus_fscache.image.bootstraps import Bootstraps
 
 
 def _private_dir(path: Path) -> Path:
@@ -63,26 +62,10 @@ class Store:
         self.lock = _locked(root) if lock is None else lock
         self.blobs = BlobFiles(_private_dir(root / "cache"))
         self.images = _private_dir(root / "images")
-        self._keeping = threading.Lock()
+        self.bootstraps = Bootstraps(self.images)
         if cachefiles is not None and not cachefiles.is_dir():
             raise CacheDirError(f"{cachefiles} is not a directory", hint=f"mkdir {cachefiles}")
         self.cachefiles = cachefiles or _private_dir(root / "cachefiles")
 
     def close(self) -> None:
         os.close(self.lock)
-
-    def keep_bootstrap(self, data: bytes) -> tuple[str, Path]:
-        """A private copy that nobody changes under the kernel: (sha256, path)."""
-        digest = hashlib.sha256(data).hexdigest()
-        path = self.images / f"{digest}.boot"
-        try:
-            with self._keeping:  # two mounts at once may be of one image
-                if status_of_ours(path) is None or path.read_bytes() != data:
-                    replace_file(path, data)
-                os.utime(path)  # used now
-        except OSError as e:
-            raise CacheDirError(
-                f"cannot keep the bootstrap in {self.images}: {e.strerror}",
-                hint="free some space, or choose another --root",
-            ) from e
-        return digest, path

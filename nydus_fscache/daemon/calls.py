@@ -12,6 +12,7 @@ from nydus_fscache.api.bodies import (
     digest_of,
     image_of,
     mountpoint_of,
+    open_bootstrap,
     paths_in,
     paths_of,
     policy_of,
@@ -178,7 +179,8 @@ class Calls:
     def _binding(self, request: Document, mountpoint: str) -> Binding:
         wanted = image_of(request, self._engine.store, self._mounts.devices())
         transport = self._engine.transports.choose(str(request.get("transport") or "auto"))
-        digest, _ = self._engine.store.keep_bootstrap(wanted.bootstrap)
+        with open_bootstrap(wanted.bootstrap) as (size, pieces):
+            digest = self._engine.store.bootstraps.keep(size, pieces)
         return Binding(
             digest=digest,
             backend=wanted.backend,

@@ -59,7 +59,7 @@ class Engine:
         )
         self.tracer = Tracer(self.core, self.store.images)
         self.prefetcher = Prefetcher(self.fetcher, self.tracer)
-        self.images = OpenImages(self.store.images, self._leave)
+        self.images = OpenImages(self.store.bootstraps, self._leave)
 
     def _leave(self, backend: Backend) -> None:
         """No image has it any more."""

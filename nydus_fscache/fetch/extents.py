@@ -39,9 +39,9 @@ class UnitTable:
         with the first that is smaller."""
         self.coff = coff
         self.clen = clen
-        full = max(ulen, default=0) if ulen else 0
-        self.is_full = bytes(SMALL_UNIT <= full == size for size in ulen or ())
-        self.is_full += bytes(len(coff) - len(self.is_full))
+        full = max(ulen) if ulen else 0
+        is_large = ulen is not None and full >= SMALL_UNIT
+        self.is_full = bytes(map(full.__eq__, ulen)) if is_large and ulen else bytes(len(coff))
 
     def __len__(self) -> int:
         return len(self.coff)

@@ -306,7 +306,9 @@ class Objects:
                 self._loans.remove(name)  # without the lock, so that no reader waits for it
 
     def _is_used(self, name: str) -> bool:
-        return name in self._leaving or name in self._loans or name in self.names()
+        if name in self._leaving or name in self._loans or name in self._uses:
+            return True
+        return name in self._numbers and self._numbers[name] in self.orphans
 
     def _is_left(self, name: str) -> bool:
         """Is the file left by an earlier service, without its number being known?  It is marked."""

@@ -41,6 +41,7 @@ class UnitStates:
         self._chunks = chunks
         self._states = bytearray(chunks.nunits)
         self.missing = chunks.nunits  # not PRESENT
+        self._present = 0  # flat bytes: every status asks, of a million units too
 
     def __getitem__(self, unit: int) -> int:
         return self._states[unit]
@@ -52,16 +53,24 @@ class UnitStates:
 
     def found(self, unit: int) -> bool:
         """It is present from now on; False when it was before."""
-        is_new = self._states[unit] != State.PRESENT
-        self.missing -= is_new
+        if self._states[unit] == State.PRESENT:
+            return False
         self._states[unit] = State.PRESENT
-        return is_new
+        self._count(unit, 1)
+        return True
+
+    def _count(self, unit: int, present: int) -> None:
+        """It is one more that is present, or (-1) one less."""
+        off, end = self._chunks.unit_range(unit)
+        self.missing -= present
+        self._present += present * (end - off)
 
     def lost(self, unit: int) -> bool:
         """It is missing from now on; was it present?"""
         was_present = self._states[unit] == State.PRESENT
-        self.missing += was_present
         self._states[unit] = State.MISSING
+        if was_present:
+            self._count(unit, -1)
         return was_present
 
     def join(self, unit: int) -> None:
@@ -87,10 +96,7 @@ class UnitStates:
 
     def bytes_present(self) -> int:
         """Flat bytes of the units that are there."""
-        if not self.missing:
-            return self._chunks.flat_size
-        present = (u for u, state in enumerate(self._states) if state == State.PRESENT)
-        return sum(end - off for off, end in map(self._chunks.unit_range, present))
+        return self._present if self.missing else self._chunks.flat_size
 
 
 class BytesWithin:

@@ -96,17 +96,18 @@ def load_image(
     meta_dir: Path,
     *,
     may_ask: bool = True,
+    verified: bool = False,
 ) -> Image:
     """Validate the bootstrap at ``path`` (private, immutable) and load its blobs' chunk maps.
 
-    ``may_ask``: the backend, for what is not cached.
+    ``may_ask``: the backend, for what is not cached.  ``verified``: the caller knows that the file
+    has this digest.
     Raises ``BadImage``, ``BackendError``, or ``KernelRefused`` when the format allows
     the image but the kernel would not.
     """
     try:
-        with path.open("rb") as f:
-            if hashlib.file_digest(f, "sha256").hexdigest() != digest:
-                raise BadImage(f"{path} was changed", hint="remove it, and mount the image again")
+        if not verified:
+            _check_digest(path, digest)
         bootstrap = rafs_v6.Bootstrap.from_file(path)
     except rafs_v6.ImageError as e:
         raise _bad_bootstrap(e) from e
@@ -141,6 +142,12 @@ def load_image(
         backend_config=backend_config,
         blobs=blobs,
     )
+
+
+def _check_digest(path: Path, digest: str) -> None:
+    with path.open("rb") as f:
+        if hashlib.file_digest(f, "sha256").hexdigest() != digest:
+            raise BadImage(f"{path} was changed", hint="remove it, and mount the image again")
 
 
 def _validate(bootstrap: rafs_v6.Bootstrap) -> None:
@@ -256,5 +263,6 @@ def _identity(info: rafs_v6.BlobInfo, chunks: ChunkMap) -> str:
     """What must be equal for two images to share the cached data of a blob."""
     h = hashlib.sha256()
     h.update(f"{info.blob_id} {info.compressor} {info.digester} {chunks.flat_size} ".encode())
-    h.update(chunks.decoded_bytes())
+    for part in chunks.decoded_parts():
+        h.update(part)
     return h.hexdigest()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.backend.make import make_backend
 from nydus_fscache.image.binding import Binding
+from nydus_fscache.image.bootstraps import Bootstraps
 from nydus_fscache.image.image import Image, auth_of, image_key, load_image
 
 
@@ -22,11 +22,11 @@ class _Open:
 
 
 class OpenImages:
-    """Thread-safe.  ``directory``: where bootstraps and metadata are kept.  ``leave``: called
+    """Thread-safe.  ``bootstraps``: the copies, beside which metadata are kept.  ``leave``: called
     before a backend that no image has any more is closed."""
 
-    def __init__(self, directory: Path, leave: Callable[[Backend], None]) -> None:
-        self._directory = directory
+    def __init__(self, bootstraps: Bootstraps, leave: Callable[[Backend], None]) -> None:
+        self._bootstraps = bootstraps
         self._leave = leave
         self._lock = threading.Lock()
         self._by_key: dict[str, _Open] = {}
@@ -46,14 +46,16 @@ class OpenImages:
         backend: Backend = make_backend(binding.backend)
         try:
             image = load_image(
-                self._directory / f"{binding.digest}.boot",
+                self._bootstraps.path(binding.digest),
                 binding.digest,
                 backend,
                 binding.backend,
                 binding.transport,
-                self._directory / f"{key}.meta",
+                self._bootstraps.directory / f"{key}.meta",
                 may_ask=may_ask,
+                verified=self._bootstraps.is_verified(binding.digest),
             )
+            self._bootstraps.wait_until_durable(binding.digest)
         except BaseException:
             backend.close()
             raise

@@ -85,3 +85,22 @@ def test_damage_is_a_miss_and_heals(tmp_path: Path, harm: str) -> None:
     index.close()
     if harm == "link":
         assert outside.read_bytes() == b"kept"
+
+
+def test_a_blob_costs_the_same_among_few_and_many(tmp_path: Path) -> None:
+    """Steps of the database for each that goes; of names that it has not, none."""
+    index = ChunkIndex(tmp_path)
+    for blob in range(50):
+        _add(index, f"b{blob}", range(blob, blob + 1))
+    steps: list[str] = []
+    assert index._db is not None
+    index._db.set_trace_callback(steps.append)
+    for blob in range(50, 1000):
+        index.forget(f"b{blob}")
+    assert steps == []
+    for blob in range(50):
+        index.forget(f"b{blob}")
+    assert len([s for s in steps if s.startswith("DELETE")]) == 50
+    assert not index._blobs
+    assert not index._numbers
+    index.close()

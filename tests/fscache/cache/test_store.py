@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from nydus_fscache.cache import store as store_module
 from nydus_fscache.cache.blob_files import BlobFiles, claim_name
 from nydus_fscache.cache.store import Store
 from nydus_fscache.errors import BadImage, CacheDirError
-from nydus_fscache.files import replace_file
 from nydus_fscache.image.blob_id import checked_blob_id
 
 A, B = "a" * 64, "b" * 64
@@ -117,27 +112,3 @@ def test_a_root_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "root").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CacheDirError):
         Store(tmp_path / "root")
-
-
-def test_two_mounts_of_one_new_image_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second comes for certain while the first is writing the bootstrap."""
-    writing, written = threading.Event(), []
-
-    def slowly(path: Path, content: bytes) -> None:
-        writing.set()
-        assert not written, "both write the same file"
-        written.append(path)
-        time.sleep(0.2)
-        replace_file(path, content)
-
-    monkeypatch.setattr(store_module, "replace_file", slowly)
-    store = Store(tmp_path / "root")
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(store.keep_bootstrap, b"data")
-        assert writing.wait(10)
-        second = pool.submit(store.keep_bootstrap, b"data")
-        assert first.result() == second.result()
-    assert written == [first.result()[1]]
-    store.close()

@@ -134,7 +134,9 @@ def service(tmp_path: Path, kernel: Kernel) -> Iterator[Service]:
 def image(golden: Path, service: Service) -> Image:
     source = golden / "images" / "one-lz4"
     config = {"type": "localfs", "localfs": {"dir": str(source / "blobs")}}
-    digest, path = service.store.keep_bootstrap((source / "image.boot").read_bytes())
+    data = (source / "image.boot").read_bytes()
+    digest = service.store.bootstraps.keep(len(data), lambda: [data])
+    path = service.store.bootstraps.path(digest)
     meta = service.store.images / "meta"
     return load_image(path, digest, make_backend(config), config, "cachefiles", meta)
 
