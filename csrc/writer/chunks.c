@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -40,7 +41,8 @@ struct job {
 	const uint8_t *in;
 	uint8_t *out;
 	uint32_t digester;
-	const char *paths;
+	const char *top;
+	const struct rafs_tree *tree;
 	const struct rafs_write_options *recipe;
 };
 
@@ -105,6 +107,33 @@ static int is_hole(int fd, const struct rafs_read_chunk *p)
 	return data >= end;
 }
 
+/* Its path is put together from its end. */
+static int open_row(const struct job *job, uint32_t row)
+{
+	const struct rafs_tree *t = job->tree;
+	const size_t top = strlen(job->top);
+	char path[PATH_MAX];
+	size_t at = sizeof(path) - 1;
+	int fd;
+
+	path[at] = 0;
+	for (; t->parent[row] != row; row = t->parent[row]) {
+		const uint32_t len = t->name[row + 1] - t->name[row];
+
+		if (len + 1 > at)
+			return -ENAMETOOLONG;
+		at -= len;
+		memcpy(path + at, t->names + t->name[row], len);
+		path[--at] = '/';
+	}
+	if (top > at)
+		return -ENAMETOOLONG;
+	at -= top;
+	memcpy(path + at, job->top, top);
+	fd = open(path + at, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
 static int read_one(struct job *job, struct rafs_read_chunk *p)
 {
 	uint8_t *to = job->out + p->at;
@@ -112,9 +141,9 @@ static int read_one(struct job *job, struct rafs_read_chunk *p)
 
 	p->hole = 0;
 	if (fd == RAFS_FD_PATH) {
-		fd = open(job->paths + p->path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+		fd = open_row(job, p->row);
 		if (fd < 0)
-			return -errno;
+			return fd;
 	}
 	if (fd >= 0)
 		p->hole = (uint32_t)is_hole(fd, p);
@@ -145,6 +174,27 @@ static void *read_worker(void *arg)
 	return NULL;
 }
 
+#define PROBES 4u
+#define PROBE (8u << 10)
+#define PROBED_MIN (256u << 10)
+
+/*
+ * Do samples of a large unit shrink by less than a sixty-fourth?  Then it is most likely compressed
+ * or encrypted already, and all of it would be gone through for nothing.
+ */
+static int looks_compressed(ZSTD_CCtx *zstd, int level, const uint8_t *from, uint32_t len,
+			    uint8_t *room)
+{
+	const size_t most = PROBES * PROBE - PROBES * PROBE / 64;
+
+	if (len < PROBED_MIN)
+		return 0;
+	for (uint32_t i = 0; i < PROBES; i++)
+		memcpy(room + i * PROBE, from + (uint64_t)(len - PROBE) * i / (PROBES - 1), PROBE);
+	return ZSTD_isError(ZSTD_compressCCtx(zstd, room + PROBES * PROBE, most, room,
+					      PROBES * PROBE, level)) != 0;
+}
+
 /*
  * Compressed size, or 0 when the unit does not shrink.  The target is one
  * byte shorter than the unit: what does not fit there is stored raw anyway,
@@ -160,8 +210,12 @@ static int64_t shrink(ZSTD_CCtx *zstd, const struct job *job, const struct rafs_
 	if (how->compressor == RAFS_COMP_NONE)
 		return 0;
 	if (how->compressor == RAFS_COMP_ZSTD) {
-		size_t rc = ZSTD_compressCCtx(zstd, job->out + p->at, p->len - 1, from, p->len,
-					      how->level);
+		size_t rc;
+
+		if (looks_compressed(zstd, how->level, from, p->len, job->out + p->at))
+			return 0;
+		rc = ZSTD_compressCCtx(zstd, job->out + p->at, p->len - 1, from, p->len,
+				       how->level);
 
 		return ZSTD_isError(rc) ? 0 : (int64_t)rc;
 	}
@@ -252,11 +306,13 @@ static int fits(uint64_t at, uint32_t len, uint32_t room, size_t arena_len)
 	return len && len <= RAFS_MAX_CHUNK_SIZE && at <= arena_len && arena_len - at >= room;
 }
 
-int rafs_build_read(struct rafs_read_chunk *chunks, uint32_t n, const char *paths,
-		    uint8_t *arena, size_t arena_len, uint32_t digester, uint32_t threads)
+int rafs_build_read(struct rafs_read_chunk *chunks, uint32_t n, const char *top,
+		    const struct rafs_tree *tree, uint8_t *arena, size_t arena_len,
+		    uint32_t digester, uint32_t threads)
 {
 	struct job job = {
-		.items = chunks, .n = n, .out = arena, .digester = digester, .paths = paths,
+		.items = chunks, .n = n, .out = arena, .digester = digester, .top = top,
+		.tree = tree,
 	};
 
 	for (uint32_t i = 0; i < n; i++) {

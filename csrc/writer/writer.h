@@ -12,8 +12,7 @@ struct rafs_read_chunk {
 	uint64_t off;		/* bytes, in the file or descriptor */
 	uint64_t at;		/* bytes, in the arena */
 	uint64_t file_off;	/* bytes, in the file that the image will have */
-	uint32_t path;		/* of a RAFS_FD_PATH: where its path begins in paths */
-	uint32_t row;		/* the caller's */
+	uint32_t row;		/* of the file in the tree */
 
 	int32_t error;		/* 0, or a negative errno; -ENODATA: the file ended too soon */
 	uint32_t hole;		/* 1: zeros that were not read, and are not in the arena */
@@ -21,15 +20,19 @@ struct rafs_read_chunk {
 	uint8_t digest[32];
 };
 
-#define RAFS_FD_PATH -1	/* the file is opened by its path */
+#define RAFS_FD_PATH -1	/* the file is opened by the path of its row */
 #define RAFS_FD_NONE -2	/* the data are in the arena already */
 
+struct rafs_tree;
+
 /*
- * Read chunks into arena and digest them; paths has paths, each ended by a zero.
+ * Read chunks into arena and digest them.  Files that are opened by their paths lie below top, where
+ * their rows are in the tree; of both nothing is looked at when there are none.
  * Holes of files are found, not read.  0, or an error of one of the chunks.
  */
-int rafs_build_read(struct rafs_read_chunk *chunks, uint32_t n, const char *paths,
-		    uint8_t *arena, size_t arena_len, uint32_t digester, uint32_t threads);
+int rafs_build_read(struct rafs_read_chunk *chunks, uint32_t n, const char *top,
+		    const struct rafs_tree *tree, uint8_t *arena, size_t arena_len,
+		    uint32_t digester, uint32_t threads);
 
 /* What an encrypted unit takes at least: XTS has none below 16 bytes (format.md 6.1). */
 #define RAFS_BUILD_ROOM 18
@@ -130,6 +133,32 @@ int rafs_keys_numbers(struct rafs_keys *keys, const struct rafs_read_chunk *chun
 		      uint32_t *numbers);
 
 #define RAFS_TREE_NONE 0xffffffff
+
+/*
+ * A directory as columns, one value an entry, sorted by the bytes of their names.  They stay until
+ * the next is scanned.
+ */
+struct rafs_scan_memory;
+struct rafs_scan {
+	uint32_t n;
+	uint32_t failed;	/* the entry that could not be looked at; RAFS_TREE_NONE: the directory */
+	char *names;		/* one behind the other, without an end */
+	uint32_t *name_end;	/* bytes, in names */
+	uint16_t *mode;
+	uint32_t *uid;
+	uint32_t *gid;
+	int64_t *mtime;
+	uint32_t *mtime_nsec;
+	uint64_t *size;		/* of files and links; else 0 */
+	uint32_t *at;		/* RAFS_TREE_NONE of a file, else the device number as on disk */
+	uint8_t *is_special;	/* 0: a file of one name without xattrs */
+	struct rafs_scan_memory *memory;
+};
+struct rafs_scan *rafs_scan_new(void);
+void rafs_scan_free(struct rafs_scan *s);
+/* 0 or a negative errno; -ENAMETOOLONG: of a name that an image cannot have, or of a path. */
+int rafs_scan_directory(struct rafs_scan *s, const char *where);
+
 /*
  * A flag of a row, also the first byte of i_reserved2 on disk, which readers pass over: a
  * directory that its layer does not list (docs/format.md, 4.4).
@@ -184,3 +213,52 @@ int64_t rafs_layout_place(struct rafs_tree *t);
 /* Bytes from..from + len of the region. */
 void rafs_layout_render(const struct rafs_tree *t, uint64_t meta_addr, uint64_t from,
 			uint8_t *out, size_t len);
+
+/*
+ * The files of a tree that have data in a source, each once though it may have many names.  seen: a
+ * byte a row, of those that are not to be found (again); files: room for all.  Returns how many.
+ */
+uint32_t rafs_build_unread(const struct rafs_tree *t, uint8_t *seen, uint32_t *files);
+
+/* Where cutting files into chunks has come to. */
+struct rafs_cut {
+	uint32_t next;		/* in the rows */
+	uint32_t room;		/* bytes of the arena at least for each chunk */
+	uint64_t at;		/* bytes, in the file of that row */
+	uint64_t arena_len;
+};
+
+/*
+ * The next chunks of files that are opened by their paths: as many as there is room for, one arena
+ * full.  Returns how many; 0 at the end.
+ */
+uint32_t rafs_build_cut(const struct rafs_tree *t, const uint32_t *rows, uint32_t nrows,
+			struct rafs_cut *cut, struct rafs_read_chunk *chunks, uint32_t max);
+
+/* Where chunks come to lie: found has the location of each number, and room for n more. */
+struct rafs_locations {
+	uint32_t *found;
+	uint32_t nfound;
+	uint32_t next;		/* number of the next location */
+	uint32_t next_index;	/* in the blob that is built */
+	uint32_t nrefs;		/* of the tree */
+	uint64_t next_flat;
+	uint32_t *index;	/* out, of each new location; room for n */
+	uint64_t *flat;
+};
+
+/*
+ * Append n chunks, by their numbers, to the files in their rows: at of the tree, and n refs, are
+ * set.  Returns how many are new; which says which.
+ */
+uint32_t rafs_build_locate(const struct rafs_read_chunk *chunks, uint32_t n,
+			   const uint32_t *numbers, struct rafs_locations *l, uint32_t *at,
+			   uint32_t *refs, uint32_t *which);
+
+/*
+ * Units of the n chunks that which names: one each, or batches of small files (size: of rows) of
+ * less than limit bytes, whose data are moved together.  unit_of: n.  Returns how many units.
+ */
+uint32_t rafs_build_pack(const struct rafs_read_chunk *chunks, const uint32_t *which, uint32_t n,
+			 const uint64_t *size, uint32_t limit, uint8_t *arena,
+			 struct rafs_write_unit *units, uint32_t *unit_of);

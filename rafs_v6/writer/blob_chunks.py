@@ -23,7 +23,7 @@ from rafs_v6.writer.chunk_index import ChunkIndex
 from rafs_v6.writer.chunk_records import ChunkRecords
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.locations import ChunkLocations
-from rafs_v6.writer.tree import NONE, Tree
+from rafs_v6.writer.tree import NONE, Tree, column_in_c
 
 _V2 = BlobFeatures.CHUNK_INFO_V2
 
@@ -82,7 +82,7 @@ class BlobChunks:
 
     def _add_location(self, size: int) -> int:
         if self._count >= MAX_CHUNKS - 1:
-            raise BuildError("a blob holds at most 2^24-1 chunks; choose a larger --chunk-size")
+            raise _too_many_chunks()
         location = self.locations.add(self.blob, self._count, self.flat_size)
         self._found.append(location)
         self._count += 1
@@ -95,7 +95,7 @@ class BlobChunks:
         self._found[number] = location
         return location
 
-    def take_all(self, chunks: Any, count: int, tree: Tree) -> list[int]:
+    def take_all(self, chunks: Any, count: int, tree: Tree) -> array[int]:
         """Append ``count`` chunks (``struct rafs_read_chunk[]``) to the files in their rows.
 
         Returns those that are new, by their numbers in ``chunks``.
@@ -103,20 +103,32 @@ class BlobChunks:
         if self._numbers is None or len(self._numbers) < count:
             self._numbers = ffi.new("uint32_t[]", count)
         self.known.numbers(chunks, count, self._numbers)
-        new, refs, at, found = [], tree.refs, tree.at, self._found
-        for i, number in enumerate(ffi.unpack(self._numbers, count)):
-            chunk = chunks[i]
-            if number == len(found):
-                location = self._add_location(chunk.len)
-                new.append(i)
-            else:
-                location = found[number]
-                if location == NONE:
-                    location = self._location_of_known(number)
-            if not chunk.file_off:
-                at[chunk.row] = len(refs)
-            refs.append(location)
-        return new
+        if len(self.known.locations):
+            for number in ffi.unpack(self._numbers, count):
+                if number < len(self._found) and self._found[number] == NONE:
+                    self._location_of_known(number)
+        room = bytes(4 * count)
+        which, index, flat = array("I", room), array("I", room), array("Q", 2 * room)
+        ends = ffi.new("struct rafs_locations *")
+        ends.nfound, ends.next = len(self._found), len(self.locations)
+        ends.next_index, ends.next_flat = self._count, self.flat_size
+        ends.nrefs = at = len(tree.refs)
+        self._found.frombytes(room)
+        tree.refs.frombytes(room)
+        with (
+            column_in_c(self._found) as ends.found, column_in_c(index) as ends.index,
+            column_in_c(flat) as ends.flat, column_in_c(tree.at) as first,
+            column_in_c(tree.refs) as refs, column_in_c(which) as new,
+        ):  # fmt: skip
+            made = lib.rafs_build_locate(
+                chunks, count, self._numbers, ends, first, refs + at, new
+            )
+        del self._found[ends.nfound :]
+        self._count, self.flat_size = ends.next_index, ends.next_flat
+        if self._count > MAX_CHUNKS - 1:
+            raise _too_many_chunks()
+        self.locations.extend(self.blob, index[:made], flat[:made])
+        return which[:made]
 
     def add_new(
         self, chunks: Any, which: array[int], unit_of: array[int], units: Any, count: int
@@ -167,3 +179,7 @@ class BlobChunks:
             if record.crc32c:
                 flags |= ChunkV2Flags.CRC
         self.cct += pack_v2(record, flags, data)
+
+
+def _too_many_chunks() -> BuildError:
+    return BuildError("a blob holds at most 2^24-1 chunks; choose a larger --chunk-size")

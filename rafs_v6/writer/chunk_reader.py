@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rafs_v6._writer import ffi, lib
@@ -17,30 +18,28 @@ from rafs_v6.writer.background import Background
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.options import Progress
 from rafs_v6.writer.sources.source import Source
-from rafs_v6.writer.tree import Tree
+from rafs_v6.writer.tree import Tree, column_in_c
 
 _ARENA = 8 << 20
-MAX_BATCH = 512
+MAX_BATCH = 2048
 
 
 class ReadBatch:
-    """``chunks``: ``struct rafs_read_chunk[]``, ``count`` of them used; ``arena``: their data;
-    ``paths``: of those that are opened by path."""
+    """``chunks``: ``struct rafs_read_chunk[]``, ``count`` of them used; ``arena``: their data."""
 
     def __init__(self, arena_len: int) -> None:
         self.chunks: Any = ffi.new("struct rafs_read_chunk[]", MAX_BATCH)
         self.arena = new_arena(arena_len)
         self.count = self.used = 0
-        self.paths = bytearray()
 
     def clear(self) -> None:
         self.count = self.used = 0
-        self.paths.clear()
 
 
 def new_arena(size: int) -> Any:
     """``uint8_t[]``, whose pages take memory only when they are used."""
-    return ffi.from_buffer("uint8_t[]", mmap.mmap(-1, size))
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared pages cost more to make
+    return ffi.from_buffer("uint8_t[]", mmap.mmap(-1, size, flags=private))
 
 
 class ChunkReader:
@@ -59,17 +58,18 @@ class ChunkReader:
         self._tree, self._digester, self._threads = tree, digester, threads
         self._use, self._room = use, room
         self._using = Background()
+        self._top, self._paths = b"", ffi.NULL  # of files that are opened by their paths
 
     def add_all(
         self, source: Source, files: Sequence[int], progress: Progress | None = None
     ) -> None:
         """All data of ``files``, rows."""
-        sizes = self._tree.size
-        done, total = 0, sum(sizes[row] for row in files)
-        add = self._add_at if source.top is None else self._add_path
-        for row in files:
-            add(source, row)
-            done += sizes[row]
+        done, total = 0, 0
+        if progress is not None:
+            total = sum(self._tree.size[row] for row in files)
+        add = self._add_at if source.top is None else self._add_paths
+        for size in add(source, files):
+            done += size
             if progress is not None:
                 progress(done, total)
         self.finish()
@@ -86,24 +86,41 @@ class ChunkReader:
         start = chunk.at
         read(memoryview(ffi.buffer(self._batch.arena + start, length)))
 
-    def _add_at(self, source: Source, row: int) -> None:
-        fd, start = source.data_at(self._tree.extent[row])
-        size, step = self._tree.size[row], self._tree.chunk_size
-        for at in range(0, size, step):
-            chunk = self._next(row, at, min(step, size - at))
-            chunk.fd, chunk.off = fd, start + at
+    def _add_at(self, source: Source, files: Sequence[int]) -> Iterator[int]:
+        """Bytes, as they are added."""
+        step = self._tree.chunk_size
+        for row in files:
+            fd, start = source.data_at(self._tree.extent[row])
+            size = self._tree.size[row]
+            for at in range(0, size, step):
+                chunk = self._next(row, at, min(step, size - at))
+                chunk.fd, chunk.off = fd, start + at
+            yield size
 
-    def _add_path(self, source: Source, row: int) -> None:
+    def _add_paths(self, source: Source, files: Sequence[int]) -> Iterator[int]:
+        """The same; the path of a file is put together where it is opened, in C."""
         assert source.top is not None
-        size, step = self._tree.size[row], self._tree.chunk_size
-        path = None
-        for at in range(0, size, step):
-            chunk = self._next(row, at, min(step, size - at))
-            paths = self._batch.paths
-            if path is None or not paths:
-                path = len(paths)
-                paths += source.top + self._tree.path(row) + b"\0"
-            chunk.fd, chunk.off, chunk.path = lib.RAFS_FD_PATH, at, path
+        self._flush()
+        cut = ffi.new("struct rafs_cut *")
+        cut.room, cut.arena_len = self._room, self.arena_len
+        rows = files if isinstance(files, array) else array("I", files)
+        with (
+            self._tree.in_c("size", "parent", "names", "name_off") as tree,
+            column_in_c(rows) as numbers,
+        ):
+            self._top, self._paths = source.top, tree
+            while True:
+                batch = self._batch
+                batch.count = lib.rafs_build_cut(
+                    tree, numbers, len(rows), cut, batch.chunks, MAX_BATCH
+                )
+                if not batch.count:
+                    break
+                last = batch.chunks[batch.count - 1]
+                batch.used = last.at + max(last.len, self._room)
+                self._flush()
+                yield batch.used
+            self._top, self._paths = b"", ffi.NULL
 
     def _next(self, row: int, at: int, length: int) -> Any:
         room = max(length, self._room)
@@ -122,7 +139,7 @@ class ChunkReader:
         if not batch.count:
             return
         rc = lib.rafs_build_read(
-            batch.chunks, batch.count, ffi.from_buffer(batch.paths), batch.arena, self.arena_len,
+            batch.chunks, batch.count, self._top, self._paths, batch.arena, self.arena_len,
             self._digester, self._threads,
         )  # fmt: skip
         if rc:

@@ -22,7 +22,7 @@ from rafs_v6.writer.cipher import looks_padded
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.options import ChunkOptions, Progress
 from rafs_v6.writer.sources.source import Source
-from rafs_v6.writer.tree import Tree
+from rafs_v6.writer.tree import Tree, column_in_c
 
 
 class ChunkWriter:
@@ -95,28 +95,16 @@ class ChunkWriter:
     def _pack(self, batch: ReadBatch) -> tuple[array[int], array[int], int]:
         """Fill ``_units`` with the chunks that are new: which they are, the unit of each, and how
         many units there are."""
-        which, unit_of = array("I"), array("I")
-        arena, limit, units, chunks = batch.arena, self._batch_size, self._units, batch.chunks
-        sizes, count = self._tree.size, 0
-        for i in self._out.take_all(batch.chunks, batch.count, self._tree):
-            chunk = chunks[i]
-            if chunk.hole:
-                ffi.memmove(arena + chunk.at, bytes(chunk.len), chunk.len)
-            small = limit and chunk.len == sizes[chunk.row] and 2 * chunk.len < limit
-            if small and count and units[count - 1].batched:
-                unit = units[count - 1]
-                if unit.len + chunk.len < limit:
-                    # Copies, which are not stored, and room may lie between the two.
-                    ffi.memmove(arena + (unit.at + unit.len), arena + chunk.at, chunk.len)
-                    unit.len += chunk.len
-                    which.append(i)
-                    unit_of.append(count - 1)
-                    continue
-            unit = units[count]
-            unit.at, unit.len, unit.batched = chunk.at, chunk.len, bool(small)
-            which.append(i)
-            unit_of.append(count)
-            count += 1
+        which = self._out.take_all(batch.chunks, batch.count, self._tree)
+        unit_of = array("I", bytes(4 * len(which)))
+        with (
+            column_in_c(which) as chunks, column_in_c(unit_of) as units,
+            column_in_c(self._tree.size) as sizes,
+        ):  # fmt: skip
+            count = lib.rafs_build_pack(
+                batch.chunks, chunks, len(which), sizes, self._batch_size, batch.arena,
+                self._units, units,
+            )  # fmt: skip
         return which, unit_of, count
 
 
@@ -132,7 +120,7 @@ def write_chunks(
     Raises ``BuildError`` when a file shrinks meanwhile, ``OSError`` of opening and writing.
     """
     early = chain.from_iterable(tree.below(row) for row in first)
-    files = tree.unread(chain(early, range(len(tree))))
+    files = tree.unread(early)
     writer = ChunkWriter(tree, options, out, write)
     try:
         writer.reader.add_all(source, files, progress)

@@ -16,13 +16,10 @@ from typing import Any
 from rafs_v6._writer import ffi, lib
 from rafs_v6.format.erofs import EROFS_BLOCK, round_up
 from rafs_v6.writer.errors import BuildError
-from rafs_v6.writer.tree import Tree
+from rafs_v6.writer.tree import Tree, column_in_c
 
 _WINDOW = 4 << 20  # bytes that are rendered at a time
 _NO_BLOB = 0xFFFF
-_CTYPES = {
-    "B": "uint8_t[]", "H": "uint16_t[]", "I": "uint32_t[]", "Q": "uint64_t[]", "q": "int64_t[]",
-}  # fmt: skip
 
 
 class Layout:
@@ -66,8 +63,7 @@ class Layout:
         self.size = round_up(end, EROFS_BLOCK)
 
     def _column(self, values: array[int] | bytearray | bytes) -> Any:
-        ctype = _CTYPES[values.typecode if isinstance(values, array) else "B"]
-        column = ffi.from_buffer(ctype, values)
+        column = column_in_c(values)
         self._kept.append(column)
         return column
 

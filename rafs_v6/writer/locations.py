@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from itertools import repeat
 
 
 class ChunkLocations:
@@ -19,14 +20,23 @@ class ChunkLocations:
 
     def add(self, blob: str, index: int, flat: int) -> int:
         """The number of a new location."""
+        self.blob.append(self._number(blob))
+        self.index.append(index)
+        self.flat.append(flat)
+        return len(self.index) - 1
+
+    def extend(self, blob: str, index: array[int], flat: array[int]) -> None:
+        """New locations, all in one blob."""
+        self.blob.extend(repeat(self._number(blob), len(index)))
+        self.index += index
+        self.flat += flat
+
+    def _number(self, blob: str) -> int:
         number = self._numbers.get(blob)
         if number is None:
             number = self._numbers[blob] = len(self.names)
             self.names.append(blob)
-        self.blob.append(number)
-        self.index.append(index)
-        self.flat.append(flat)
-        return len(self.index) - 1
+        return number
 
     def key(self, location: int) -> tuple[str, int]:
         """(blob, chunk index)"""

@@ -169,4 +169,4 @@ def tarfs_chunks(tree: Tree, blob: str, tar: TarFile) -> BlobChunks:
 
 def in_tar_order(tree: Tree) -> list[int]:
     """The rows of files that have data, as their data follow each other in the tar."""
-    return sorted(tree.unread(range(len(tree))), key=tree.extent.__getitem__)
+    return sorted(tree.unread(), key=tree.extent.__getitem__)

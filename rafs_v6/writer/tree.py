@@ -7,15 +7,17 @@ entries of a directory side by side, sorted, then what is below each of them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from itertools import repeat
+from typing import Any, TypeVar
 
-from rafs_v6._writer import lib
+from rafs_v6._writer import ffi, lib
 from rafs_v6.errors import shown
 from rafs_v6.format.erofs import (
     EROFS_NAME_LEN,
@@ -97,12 +99,45 @@ class Tree:
         self.flags[row] = flags
         return row
 
-    def add_file(
-        self, parent: int, name: bytes, mode: int, uid: int, gid: int, mtime_ns: int, size: int
-    ) -> None:
-        """The same for a regular file without xattrs, which most rows are."""
-        seconds, nsec = divmod(mtime_ns, 10**9)
-        self._append(parent, name, mode, uid, gid, seconds, nsec, size, NONE)
+    def add_entries(self, parent: int, scan: Any) -> int:
+        """All entries of a ``struct rafs_scan *``, as far as that knows them: links have no targets
+        yet, and names of one inode are files of their own.  The first one's row."""
+        first, count = len(self.mode), scan.n
+        if not count:
+            return first
+        for name in ("mode", "uid", "gid", "mtime", "mtime_nsec", "size", "at"):
+            column = getattr(self, name)
+            column.frombytes(ffi.buffer(getattr(scan, name), count * column.itemsize))
+        rows = range(first, first + count)
+        self.parent.extend(repeat(parent, count))
+        self.link.extend(rows)
+        for column in (self.xattr, self.extent, self.flags):
+            column.frombytes(bytes(count * column.itemsize))
+        start = len(self.names)
+        self.name_off.extend(start + end for end in ffi.unpack(scan.name_end, count))
+        self.names += ffi.buffer(scan.names, scan.name_end[count - 1])
+        self.at[parent], self.size[parent] = first, count
+        return first
+
+    def make_link(self, row: int, first: int) -> None:
+        """``row`` is another name of the file in row ``first``."""
+        for column in (
+            self.mode, self.uid, self.gid, self.mtime, self.mtime_nsec, self.size, self.at,
+            self.xattr, self.extent, self.flags,
+        ):  # fmt: skip
+            column[row] = column[first]
+        self.link[row] = first
+
+    def describe(self, row: int, node: Node) -> None:
+        """Once more what an entry of ``add_entries`` is, with its target and xattrs."""
+        self.mode[row], self.uid[row], self.gid[row] = node.mode, node.uid, node.gid
+        self.mtime[row], self.mtime_nsec[row] = node.mtime, node.mtime_nsec
+        self.size[row] = 0 if stat.S_ISDIR(node.mode) else node.size
+        if stat.S_ISLNK(node.mode):
+            self.at[row] = len(self.targets)
+            self.targets += node.target
+        if node.xattrs:
+            self.set_xattrs(row, node.xattrs)
 
     def add_link(self, parent: int, name: bytes, first: int) -> int:
         """Another name of the file in row ``first``."""
@@ -226,16 +261,44 @@ class Tree:
             yield from children
             pending += [r for r in reversed(children) if self.is_dir(r)]
 
-    def unread(self, rows: Iterable[int]) -> array[int]:
-        """The files of ``rows`` that have data in a source, each once though it has many names."""
+    def unread(self, early: Iterable[int] = ()) -> array[int]:
+        """The files that have data in a source, each once though it has many names; those of the
+        rows ``early`` before the others."""
         seen, files = bytearray(len(self)), array("I")
-        for row in rows:
+        for row in early:
             first = self.link[row]
             is_file = stat.S_ISREG(self.mode[row]) and self.size[row] and self.at[first] == NONE
             if is_file and not seen[first]:
                 seen[first] = 1
                 files.append(first)
-        return files
+        rest = array("I", bytes(4 * len(self)))
+        with self.in_c("mode", "size", "at", "link") as tree, \
+                ffi.from_buffer("uint8_t[]", seen) as known, \
+                ffi.from_buffer("uint32_t[]", rest) as found:  # fmt: skip
+            count = lib.rafs_build_unread(tree, known, found)
+        return files + rest[:count]
+
+    @contextlib.contextmanager
+    def in_c(self, *columns: str) -> Iterator[Any]:
+        """``struct rafs_tree *`` with these columns, which cannot grow until the end."""
+        tree = ffi.new("struct rafs_tree *")
+        tree.n, tree.chunk_size = len(self), self.chunk_size
+        with contextlib.ExitStack() as held:
+            for name in columns:
+                column = held.enter_context(column_in_c(getattr(self, name)))
+                setattr(tree, "name" if name == "name_off" else name, column)
+            yield tree
+
+
+_CTYPES = {
+    "B": "uint8_t[]", "H": "uint16_t[]", "I": "uint32_t[]", "Q": "uint64_t[]", "q": "int64_t[]",
+}  # fmt: skip
+
+
+def column_in_c(values: array[int] | bytearray | bytes) -> Any:
+    """Its values where they are, until it is released."""
+    kind = values.typecode if isinstance(values, array) else "B"
+    return ffi.from_buffer(_CTYPES[kind], values)
 
 
 def ordered(

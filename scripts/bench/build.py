@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Wall time, CPU and peak memory of `nydus-image create`, `check` and `unpack` beside others.
 
-usage: build.py [MB...]     default: 60 400
+usage: build.py [MB...]     default: 60 400; 0: a tree of 20,000 small files
 
 Each tool packs the same tree of mixed files (a quarter of their bytes
 incompressible; nearly all small, most bytes in large ones) once to warm the page
@@ -42,11 +42,24 @@ def make_tree(root: Path, megabytes: int) -> int:
     return total
 
 
+def make_small_files(root: Path, count: int) -> int:
+    """Text of 400 to 4,400 bytes each, 200 in a directory; bytes in them."""
+    rng, total = random.Random(count), 0
+    for number in range(count):
+        directory = root / f"d{number // 200:04}"
+        directory.mkdir(exist_ok=True)
+        data = b"line %d of some text\n" % number * rng.randint(20, 200)
+        (directory / f"file{number:06}.txt").write_bytes(data)
+        total += len(data)
+    return total
+
+
 def measure(argv: list[str], out: Path) -> tuple[float, float, int]:
     """(wall seconds, CPU seconds, peak KiB) of the second of two runs."""
     for _ in range(2):
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
+        os.sync()  # of the tree, which our fsync would wait for
         start = time.monotonic()
         pid = os.posix_spawnp(
             argv[0], argv, os.environ,
@@ -75,7 +88,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             tree, out = Path(work, "tree"), Path(work, "out")
             tree.mkdir()
-            total = make_tree(tree, megabytes)
+            total = make_tree(tree, megabytes) if megabytes else make_small_files(tree, 20_000)
             layer = Path(work, "layer.tar.gz")
             with tarfile.open(layer, "w:gz", compresslevel=6) as tar:
                 tar.add(tree, "")

@@ -13,6 +13,7 @@ import rafs_v6
 from rafs_v6._writer import ffi, lib
 from rafs_v6.cli import main
 from rafs_v6.format.erofs import Digester
+from rafs_v6.writer.tree import ROOT, Node, Tree
 
 MIB = 1 << 20
 
@@ -66,9 +67,14 @@ def test_a_sparse_file_is_not_read(sparse: Path, tmp_path: Path, digester: str) 
 
 def _read(path: Path, off: int, size: int, digester: Digester) -> tuple[int, int, bytes]:
     chunks, arena = ffi.new("struct rafs_read_chunk[1]"), ffi.new("uint8_t[]", MIB)
-    paths = os.fsencode(path) + b"\0"
+    tree = Tree()
+    tree.add(ROOT, b"", Node(0o40755))
+    row = tree.add(ROOT, os.fsencode(path.name), Node(0o100644))
     chunks[0].fd, chunks[0].off, chunks[0].len = lib.RAFS_FD_PATH, off, size
-    rc = lib.rafs_build_read(chunks, 1, paths, arena, MIB, digester, 1)
+    chunks[0].row = row
+    with tree.in_c("parent", "names", "name_off") as rows:
+        top = os.fsencode(path.parent)
+        rc = lib.rafs_build_read(chunks, 1, top, rows, arena, MIB, digester, 1)
     return rc, chunks[0].hole, bytes(chunks[0].digest)
 
 
