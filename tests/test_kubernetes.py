@@ -17,7 +17,6 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 KUBERNETES = ROOT / "resources" / "kubernetes"
 MANIFESTS = ("nydus-fscache.yaml", "runtime-class.yaml")
-UNIT = "nydus-fscache.service"
 TOOL = KUBERNETES / "containerd_config.py"
 
 
@@ -266,7 +265,7 @@ def test_the_entry_script_installs_changes_and_removes(tmp_path: Path) -> None:
             assert tomllib.loads(settings.read_text()) == tomllib.loads(VERSION_2)
             left = {n for n in node.files() - before if "__pycache__" not in n}
             # what Debian keeps of a package that is removed and not purged
-            kept = ("etc/nydus-fscache", "deb-systemd-helper", f"etc/systemd/system/{UNIT}")
+            kept = ("etc/nydus-fscache", "deb-systemd-helper", "etc/systemd/system/nydus-fscache")
             assert {n for n in left if not any(k in n for k in kept)} == set()
 
             (node.path / "etc/os-release").unlink()

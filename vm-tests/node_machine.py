@@ -6,6 +6,7 @@ blobs, and a unit that runs guest/node.py at the end of each boot and then reboo
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -27,6 +28,10 @@ _OPTIONS = (
 _FSTAB = f"""\
 /srv/image.boot /mnt/app erofs.nydus {_OPTIONS} 0 0
 /srv/none.boot /mnt/none erofs.nydus {_OPTIONS},nofail 0 0
+"""
+_DRIVER = """\
+[Service]
+Environment=NYDUS_FSCACHE_GRAPHDRIVER_BACKEND=/srv/backend.json
 """
 _CHECKS = """\
 [Unit]
@@ -65,7 +70,12 @@ def make_disk(work: Path) -> Path:
         shutil.copy(IMAGE / "expected.jsonl", root / "srv/expected.jsonl")
         shutil.copytree(IMAGE / "blobs", root / "srv/blobs")
         shutil.copy(HERE / "guest/node.py", root / "opt/node.py")
-        (root / "etc/systemd/system/checks.service").write_text(_CHECKS)
+        units = root / "etc/systemd/system"
+        (units / "checks.service").write_text(_CHECKS)
+        (units / "nydus-fscache-graphdriver.service.d").mkdir()
+        (units / "nydus-fscache-graphdriver.service.d/blobs.conf").write_text(_DRIVER)
+        backend = {"type": "localfs", "localfs": {"dir": "/srv/blobs"}}
+        (root / "srv/backend.json").write_text(json.dumps(backend))
         tree.run("systemctl", "enable", "checks.service")
         tree.run("systemctl", "set-default", "graphical.target")
         tree.run("systemctl", "mask", "getty.target", "apt-daily.timer", "dpkg-db-backup.timer")

@@ -70,6 +70,14 @@ def _unit(value: Any) -> str:
     return value
 
 
+def _hosts(value: Any) -> str:
+    is_list = isinstance(value, list)
+    if not is_list or not all(isinstance(v, str) and _HOST.fullmatch(v) for v in value):
+        raise ValueError('a list of hosts, such as ["registry.lan:5000"]')
+    return ",".join(value)
+
+
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:\d{1,5})?|\[[0-9a-fA-F:]+\](:\d{1,5})?")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[0-9.]+):\d{1,5}")
 
 
@@ -109,6 +117,14 @@ KEYS = (
         "the limit that was given last holds."),
     Key("cache.cachefiles", "NYDUS_FSCACHE_CACHEFILES", _path, "",
         "The directory of cachefiles on-demand; by default ROOT/cachefiles."),
+    Key("store.authfile", "NYDUS_FSCACHE_STORE_AUTHFILE", _path, "",
+        "Credentials of the layer store, as podman login writes them (store --authfile)."),
+    Key("store.backend", "NYDUS_FSCACHE_STORE_BACKEND", _path, "",
+        "Where its images have their blobs, when not in the registry (store --backend)."),
+    Key("store.plain_http", "NYDUS_FSCACHE_STORE_PLAIN_HTTP", _hosts, [],
+        "Registries that the layer store asks over http (store --plain-http)."),
+    Key("graphdriver.backend", "NYDUS_FSCACHE_GRAPHDRIVER_BACKEND", _path, "",
+        "Where blobs are of the images that Docker pulls (graphdriver --backend)."),
     Key("metrics.listen", "NYDUS_FSCACHE_METRICS", _address, "",
         "Serve Prometheus' metrics at this address, too (serve --metrics)."),
     Key("log.level", "NYDUS_FSCACHE_LOG", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO",
@@ -218,7 +234,7 @@ def example() -> str:
             lines += ["", f"[{section}]"]
             table = section
         lines += ["", *(f"# {line}" for line in _wrapped(key.text))]
-        shown = _toml(key.default or "…")
+        shown = _toml("…" if key.default == "" else key.default)
         lines.append(f"#{name} = {shown}")
     return "\n".join([*lines, ""])
 

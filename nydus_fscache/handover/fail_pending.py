@@ -38,6 +38,10 @@ FUSE_IN, FUSE_OUT, FUSE_BUFFER = struct.Struct("=IIQ"), struct.Struct("=IiQ"), 8
 FUSE_READ = 15
 FUSE_SILENT = (2, 36, 42)  # FORGET, INTERRUPT, BATCH_FORGET: no answer is expected
 
+# the connection of a layer store (runtimes/store): engines that ask it go on without an answer, and
+# wait for one as long as it is held
+NAMES = "names"
+
 MESSAGES_AT_ONCE = 1000  # an OPEN that is refused may come again, without end
 
 

@@ -40,6 +40,7 @@ import time
 if __name__ == "__main__":  # run by path, isolated: the package is not found by itself
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 from nydus_fscache.handover.fail_pending import (
+    NAMES,
     fail_all,
     fail_fuse_journal,
     fail_journal,
@@ -257,6 +258,9 @@ class Keeper:
 
     def fail_pending(self) -> int:
         """EIO for everything that waits."""
+        if NAMES in self.kept:
+            self.drop(NAMES)
+            say(f"no service for {DENY_AFTER_S:.0f} s: the layer store's connection is closed")
         held = set(self.kept)
         failed = fail_all(self.kept)
         for name in held - set(self.kept):

@@ -24,7 +24,8 @@ from pathlib import Path
 import nydus_fscache
 
 PATIENCE_S = 30
-UNIT_FILE = Path(nydus_fscache.__file__).parent / "resources" / "nydus-fscache.service"
+RESOURCES = Path(nydus_fscache.__file__).parent / "resources"
+UNIT = "nydus-fscache.service"
 
 # argv: the descriptors to pass, joined by commas; then the command
 _EXEC = """
@@ -38,23 +39,31 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def unit_file() -> configparser.ConfigParser:
-    unit = configparser.ConfigParser(comment_prefixes="#", strict=True)
+def unit_file(name: str) -> configparser.ConfigParser:
+    unit = configparser.ConfigParser(comment_prefixes="#", strict=True, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read(UNIT_FILE)
+    unit.read(RESOURCES / name)
     return unit
 
 
 class Manager:
-    """Runs the unit over ``root``; the test kills its processes, as the control group would be."""
+    """Runs a unit of ours; the test kills its processes, as the control group would be.
 
-    def __init__(self, base: Path, root: Path, environment: dict[str, str]) -> None:
-        self.unit = unit_file()["Service"]
+    ``places``: what stands for words of the unit's command; ``more``: behind them.
+    """
+
+    def __init__(
+        self, base: Path, environment: dict[str, str], places: dict[str, Path],
+        unit: str = UNIT, more: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        self.unit = unit_file(unit)["Service"]
         assert self.unit["Type"] == "notify"
         assert self.unit["NotifyAccess"] == "main"
-        words = shlex.split(self.unit["ExecStart"])
-        assert words[:3] == ["nydus-fscache", "serve", "--root"]
-        self.command = [sys.executable, "-m", "nydus_fscache", "serve", "--root", str(root)]
+        program, *words = shlex.split(self.unit["ExecStart"])
+        assert program == "nydus-fscache"
+        assert set(places) <= set(words)
+        words = [str(places.get(word, word)) for word in words]
+        self.command = [sys.executable, "-m", "nydus_fscache", *words, *more]
         self.environment = environment
         self.log = base / "unit.log"
         self.store: list[tuple[str, int]] = []
@@ -73,7 +82,7 @@ class Manager:
     def start(self) -> None:
         """Returns when the unit is ready."""
         self._ready.clear()
-        watchdog_us = int(self.unit["WatchdogSec"]) * 1_000_000
+        watchdog_us = int(self.unit.get("WatchdogSec", "0")) * 1_000_000
         variables = {
             "NOTIFY_SOCKET": str(self._path),
             "WATCHDOG_USEC": self.environment.get("WATCHDOG_USEC", str(watchdog_us)),

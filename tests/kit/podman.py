@@ -7,21 +7,27 @@ privileges, with sub-ids (rootless).
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import os
 import pwd
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from servers import docker_registry
+from containerd import Stack
+from oci_kit import Layer, push_image
+from servers import Pusher, docker_registry
 
 BIN = Path(sys.executable).parent
+PYTHON = ("/usr/bin/python3.11", "-S", "-c")
 PATIENCE_S = 60.0
 COMMAND_S = 120.0
 
@@ -50,6 +56,7 @@ class Podman:
     uid: int = 0
     log: Path = field(init=False)
     process: subprocess.Popen[bytes] | None = None
+    environment_of_store: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gid = pwd.getpwuid(self.uid).pw_gid
@@ -93,6 +100,7 @@ class Podman:
             self.process = subprocess.Popen(
                 [BIN / "nydus-fscache", "store", self.store, "--root", self.root, *words],
                 stdout=out, stderr=out, start_new_session=True,
+                env={**os.environ, **self.environment_of_store},
             )  # fmt: skip
         self.wait_until_served()
 
@@ -158,6 +166,36 @@ class Podman:
                 self.process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
+
+
+def push(rig: Podman, image: Path) -> str:
+    return Stack(rig.base, rig.host, Path(), Path()).push(image)
+
+
+def plain_image(host: str, repo: str) -> str:
+    """An ordinary one, with a shell that is on the host."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        tar.add("/bin/busybox", "bin/busybox")
+    with Pusher(host, repo) as push:
+        push_image(push, "1", [Layer(out.getvalue())])
+    return f"{host}/{repo}:1"
+
+
+def uses(rig: Podman) -> int:
+    document = json.loads((rig.store / "state" / "uses.json").read_text())
+    return sum(use["count"] for use in document["uses"])
+
+
+def wait_for(what: Callable[[], bool], why: Callable[[], str]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < end, why()
+        time.sleep(0.02)
+
+
+def new_base() -> Path:
+    return Path(f"/var/tmp/np{os.getpid()}-{time.monotonic_ns() % 1_000_000}")
 
 
 @contextlib.contextmanager

@@ -128,17 +128,28 @@ def test_an_image_outlives_an_installation_that_cannot_take_over(
     assert copy.startswith("0.1.0-3-")
 
 
-def test_systemd_understands_the_unit(deb: Path, tree: debian.Tree) -> None:
+def test_systemd_understands_the_units(deb: Path, tree: debian.Tree, tmp_path: Path) -> None:
     tree.install(deb)
-    unit = "/lib/systemd/system/nydus-fscache.service"
-    done = tree.run("systemd-analyze", "verify", "--man=no", unit, check=False)
+    store, driver = "nydus-fscache-store.service", "nydus-fscache-graphdriver.service"
+    places = [f"/lib/systemd/system/{unit}" for unit in ("nydus-fscache.service", store, driver)]
+    done = tree.run("systemd-analyze", "verify", "--man=no", *places, check=False)
     said = [line for line in (done.stdout + done.stderr).splitlines() if "nydus" in line]
     assert all("FileDescriptorStorePreserve" in line for line in said), said  # from 254 on
-    text = (tree.path / unit[1:]).read_text()
-    assert "ExecStart=/usr/bin/nydus-fscache serve" in text
-    assert "ExecReload=/usr/bin/nydus-fscache upgrade" in text
-    enabled = tree.path / "etc/systemd/system/multi-user.target.wants/nydus-fscache.service"
-    assert enabled.is_symlink()
+    text = "".join((tree.path / place[1:]).read_text() for place in places)
+    for line in ("Start=/usr/bin/nydus-fscache serve ", "Reload=/usr/bin/nydus-fscache upgrade ",
+                 "Start=/usr/bin/nydus-fscache store ", "Start=/usr/bin/nydus-fscache graphd"):
+        assert f"\nExec{line}" in text
+    wanted = tree.path / "etc/systemd/system/multi-user.target.wants"
+    assert (wanted / "nydus-fscache.service").is_symlink()
+    # of engines that may not be there: enabled by hand, and then by upgrades, too
+    assert not (wanted / store).is_symlink()
+    tree.run("systemctl", "enable", store)
+    tree.install(debian.renewed(deb, "0.1.0-2", tmp_path))
+    assert (wanted / store).is_symlink()
+    assert not (wanted / driver).is_symlink()
+    tree.run("systemctl", "disable", store)
+    tree.install(debian.renewed(deb, "0.1.0-3", tmp_path))
+    assert not (wanted / store).is_symlink()
 
 
 def test_what_is_in_it(deb: Path, tmp_path: Path) -> None:

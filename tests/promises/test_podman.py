@@ -6,26 +6,19 @@ What a container reads comes from the kernel's EROFS mount; the store may die wh
 from __future__ import annotations
 
 import base64
-import contextlib
 import errno
-import gzip
 import hashlib
-import io
 import json
 import os
 import pwd
 import shutil
 import signal
 import subprocess
-import sys
-import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from containerd import Stack
-from podman import BIN, Podman, podman
+from podman import BIN, PYTHON, Podman, new_base, plain_image, podman, push, uses
 from servers import (
     AUTH,
     PASSWORD,
@@ -40,54 +33,18 @@ from trees import assert_tree
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no containers")
 
-PYTHON = ("/usr/bin/python3.11", "-S", "-c")
 ROOTLESS = "games"  # any account that is on every Debian
-PATIENCE_S = 60.0
 
 
 @pytest.fixture
 def rig() -> Iterator[Podman]:
-    with podman(Path(f"/var/tmp/np{os.getpid()}-{time.monotonic_ns() % 1_000_000}")) as made:
+    with podman(new_base()) as made:
         yield made
 
 
 @pytest.fixture
 def image(rig: Podman, golden: Path) -> str:
     return push(rig, golden / "images" / "layers-zstd")
-
-
-def push(rig: Podman, image: Path) -> str:
-    return Stack(rig.base, rig.host, Path(), Path()).push(image)
-
-
-def plain_image(host: str, repo: str, headers: dict[str, str] | None = None) -> str:
-    """An ordinary one, with a shell that is on the host."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        tar.add("/bin/busybox", "bin/busybox")
-    layer = gzip.compress(out.getvalue(), 1)
-    rootfs = {
-        "type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(out.getvalue()).hexdigest()}"]
-    }  # fmt: skip
-    config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).encode()
-    prefix = "application/vnd.oci.image"
-    with Pusher(host, repo, headers) as push:
-        push.manifest(
-            "1",
-            {
-                "schemaVersion": 2, "mediaType": f"{prefix}.manifest.v1+json",
-                "config": {"mediaType": f"{prefix}.config.v1+json", "size": len(config),
-                           "digest": f"sha256:{push.blob(config)}"},
-                "layers": [{"mediaType": f"{prefix}.layer.v1.tar+gzip", "size": len(layer),
-                            "digest": f"sha256:{push.blob(layer)}"}],
-            },
-        )  # fmt: skip
-    return f"{host}/{repo}:1"
-
-
-def uses(rig: Podman) -> int:
-    document = json.loads((rig.store / "state" / "uses.json").read_text())
-    return sum(use["count"] for use in document["uses"])
 
 
 def fetched(rig: Podman) -> int:
@@ -139,138 +96,6 @@ def test_pull_by_digest_and_an_ordinary_image_beside(rig: Podman, golden: Path) 
     assert rig.podman("run", "--rm", by_digest, *PYTHON, "print(1)").stdout == "1\n"
     rig.podman("rmi", by_digest)
     assert uses(rig) == 0
-
-
-def is_mounted(path: Path) -> bool:
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return any(line.split()[4] == str(path) for line in lines)
-
-
-def wait_for(what: object, why: str) -> None:
-    assert callable(what)
-    end = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < end, why
-        time.sleep(0.02)
-
-
-def test_the_server_dies_and_podman_goes_on(rig: Podman, image: str) -> None:
-    plain = plain_image(rig.host, "plain")
-    rig.start_store()
-    rig.podman("pull", plain)
-    rig.podman("pull", image)
-    script = (
-        "import os,time\n"
-        "while not os.path.exists('/stop'):\n"
-        "  open('/etc/passwd').read(); os.listdir('/usr/lib'); time.sleep(0.02)\n"
-        "print('read all')\n"
-    )
-    rig.podman("run", "-d", "--name", "reader", image, *PYTHON, script)
-    for _ in range(3):
-        os.kill(rig.server(), signal.SIGKILL)
-        assert rig.podman("run", "--rm", plain, "/bin/busybox", "echo", "a").stdout == "a\n"
-        assert rig.podman("run", "--rm", image, *PYTHON, "print(1)").stdout == "1\n"
-    rig.podman("exec", "reader", *PYTHON, "open('/stop', 'w')")
-    assert rig.podman("wait", "reader").stdout.strip() == "0"
-    assert "read all" in rig.podman("logs", "reader").stdout
-    rig.podman("rm", "reader")
-    rig.podman("rmi", image)
-    assert uses(rig) == 0
-    assert rig.erofs() == []
-
-
-def test_a_request_that_a_dead_server_had_taken_is_answered(
-    rig: Podman, image: str, tmp_path: Path
-) -> None:
-    """The server dies while it waits for a registry that says nothing; podman does not notice."""
-    rig.start_store()
-    registry = registry_pid(rig)
-    pulling = None
-    os.kill(registry, signal.SIGSTOP)
-    try:
-        coded = base64.b64encode(image.encode()).decode()
-        code = f"import os; os.stat('{rig.store}/names/{coded}/sha256:{'0' * 64}')"
-        pulling = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-        slots = lambda: open_requests(rig)  # noqa: E731
-        wait_for(slots, "the request was not taken")
-        os.kill(rig.server(), signal.SIGKILL)
-        wait_for(lambda: rig.said().count("serving") == 2, rig.said())
-    finally:
-        os.kill(registry, signal.SIGCONT)
-    _, said = pulling.communicate(timeout=PATIENCE_S)
-    assert "FileNotFoundError" in said, "an answer, and the right one"
-    assert "a request that a predecessor had taken" in rig.said()
-    rig.podman("pull", image)
-
-
-def registry_pid(rig: Podman) -> int:
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            line = entry.read_bytes()
-            if b"docker-registry" in line and str(rig.base).encode() in line:
-                return int(entry.parent.name)
-    raise AssertionError("no registry")
-
-
-def open_requests(rig: Podman) -> bool:
-    """Has the server taken a lookup in a directory, which it does not answer yet?"""
-    from nydus_fscache.runtimes.store.wire import SLOT
-
-    pid = rig.server()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            if "memfd:requests" in os.readlink(link):
-                memory = link.read_bytes()
-                lengths = [memory[off : off + 4] for off in range(0, len(memory), SLOT)]
-                return any(any(length) for length in lengths)
-    return False
-
-
-def test_keeper_and_server_die_and_the_next_store_heals(rig: Podman, image: str) -> None:
-    rig.start_store()
-    rig.podman("pull", image)
-    assert rig.process is not None
-    server = rig.server()
-    os.kill(rig.process.pid, signal.SIGSTOP)  # so that it starts nothing when the server goes
-    os.kill(server, signal.SIGKILL)
-    os.kill(rig.process.pid, signal.SIGKILL)
-    rig.process.wait()
-    wait_for(lambda: not Path(f"/proc/{server}").exists(), "it does not end")
-    rig.log.unlink()
-    rig.start_store()
-    assert rig.podman("run", "--rm", image, *PYTHON, "print(1)").stdout == "1\n"
-    rig.podman("rmi", image)
-    assert uses(rig) == 0
-
-
-def test_the_keeper_dies_alone(rig: Podman, image: str) -> None:
-    rig.start_store()
-    rig.podman("pull", image)
-    assert rig.process is not None
-    os.kill(rig.process.pid, signal.SIGKILL)
-    rig.process.wait()
-    wait_for(lambda: "holds everything again" in rig.said(), rig.said())
-    assert rig.podman("run", "--rm", image, *PYTHON, "print(1)").stdout == "1\n"
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = entry.read_bytes()
-            if b"keeper.py" in words and str(rig.store).encode() in words:
-                os.kill(int(entry.parent.name), signal.SIGTERM)
-    wait_for(lambda: not is_mounted(rig.store), "the store does not end")
-
-
-@pytest.mark.long
-def test_a_stopped_store_leaves_podman_alone(rig: Podman, image: str) -> None:
-    plain = plain_image(rig.host, "plain")
-    rig.start_store()
-    rig.podman("pull", plain)
-    rig.podman("pull", image)
-    assert rig.stop_store() == 0
-    assert rig.podman("run", "--rm", plain, "/bin/busybox", "echo", "a").stdout == "a\n"
-    assert not is_mounted(rig.store)
-    rig.log.unlink()
-    rig.start_store()
-    assert rig.podman("run", "--rm", image, *PYTHON, "print(1)").stdout == "1\n"
 
 
 @pytest.fixture

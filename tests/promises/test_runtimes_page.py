@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from containerd import Stack, running
+from containerd import running
 from docker_engine import DOCKER, docker_engine, mounts
-from podman import podman
+from podman import new_base, podman, push
 from servers import Pusher, bootstrap_layer, nydus_manifest
 
 from nydus_fscache.config import nydusd as config
@@ -69,8 +69,8 @@ def wait_for(what: Callable[[], bool]) -> None:
 def test_podman(golden: Path) -> None:
     title = "Podman, Buildah, CRI-O"
     (settings,), (block,) = blocks(title, "toml"), blocks(title, "sh")
-    with podman(Path(f"/var/tmp/np{os.getpid()}-{time.monotonic_ns() % 1_000_000}")) as rig:
-        reference = Stack(rig.base, rig.host, Path(), Path()).push(golden / "images/layers-zstd")
+    with podman(new_base()) as rig:
+        reference = push(rig, golden / "images/layers-zstd")
         storage = Path(rig.environment["CONTAINERS_STORAGE_CONF"])
         lines = settings.replace("/var/lib/nydus-store", str(rig.store))
         graph = f'graphroot = "{rig.home}/graph"\nrunroot = "{rig.home}/run/storage"\n'

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,14 +17,15 @@ from pathlib import Path
 import pytest
 from cold import LATENCY_MS, MBPS
 from load import Load
-from manager import PATIENCE_S, UNIT_FILE, Manager
+from manager import PATIENCE_S, RESOURCES, Manager
 from rangeserver import RangeServer
 from rig import Rig
 
 
 @pytest.fixture
 def manager(rig: Rig) -> Iterator[Manager]:
-    manager = Manager(rig.base, rig.root, rig.environment)
+    places = {"/var/lib/nydus-fscache": rig.root}
+    manager = Manager(rig.base, rig.environment, places)
     try:
         yield manager
     finally:
@@ -100,13 +102,40 @@ def test_signs_of_life(rig: Rig, manager: Manager) -> None:
     assert manager.wait() == 0
 
 
+def test_the_graph_drivers_unit_is_ready_when_it_listens(rig: Rig) -> None:
+    """Docker comes after it, and calls it at once."""
+    (rig.base / "blobs").mkdir()
+    listens = rig.base / "nydus.sock"
+    manager = Manager(
+        rig.base, rig.environment, {"/run/docker/plugins/nydus.sock": listens},
+        "nydus-fscache-graphdriver.service",
+        ("--root", str(rig.root), "--blob-dir", str(rig.base / "blobs")),
+    )  # fmt: skip
+    try:
+        manager.start()
+        with socket.socket(socket.AF_UNIX) as docker:
+            docker.connect(str(listens))
+            docker.sendall(b"POST /Plugin.Activate HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+            assert docker.recv(1 << 12).startswith(b"HTTP/1.1 200 ")
+        assert manager.main is not None
+        os.kill(manager.main.pid, signal.SIGTERM)
+        assert manager.wait() == 0
+        assert not listens.exists()
+    finally:
+        manager.close()
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-def test_systemd_reads_our_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", sorted(file.name for file in RESOURCES.glob("*.service")))
+def test_systemd_reads_our_units(tmp_path: Path, name: str) -> None:
     program = shutil.which("true")
-    unit = tmp_path / "ours.service"
-    unit.write_text(UNIT_FILE.read_text().replace("=nydus-fscache serve", f"={program} serve"))
+    unit = tmp_path / name
+    text = (RESOURCES / name).read_text()
+    assert "=nydus-fscache " in text
+    unit.write_text(text.replace("=nydus-fscache ", f"={program} "))
     done = subprocess.run(
-        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
-    )
+        ["systemd-analyze", "verify", "--man=no", str(unit)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     complaints = [w for w in done.stderr.splitlines() if str(unit) in w]
     assert all("FileDescriptorStorePreserve" in w for w in complaints)  # older than 254

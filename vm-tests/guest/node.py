@@ -5,6 +5,7 @@ Uses nothing but Python's own library: it is alone in a clean Debian.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ UNIT = "nydus-fscache.service"
 FIRST = (
     "unit is active and enabled", "mounted by fstab", "first reads are right",
     "a kill of the whole unit costs a pause", "another image starts no second daemon",
+    "a kill of the layer store's unit costs a pause", "the graph driver's unit listens",
 )  # fmt: skip
 SECOND = (
     "mounted again after a reboot", "read again from the cache", "the shutdown was clean",
@@ -118,6 +120,34 @@ def no_second_daemon() -> str:
     return ""
 
 
+def layer_store() -> str:
+    """systemd holds the connection: a lookup that nobody can answer waits."""
+    unit, at = "nydus-fscache-store.service", Path("/var/lib/nydus-store")
+    said("systemctl", "start", unit)
+    asked = at / "names" / base64.b64encode(b"registry.example/app:1").decode()
+    assert asked.is_dir()
+    before = said("systemctl", "show", "-P", "MainPID", unit)
+    assert said("systemctl", "show", "-P", "NFileDescriptorStore", unit) == "3"
+    said("systemctl", "kill", "--signal=KILL", unit)
+    assert asked.is_dir()
+    assert said("systemctl", "show", "-P", "MainPID", unit) not in ("0", before)
+    said("systemctl", "stop", unit)
+    assert said("systemctl", "show", "-P", "Result", unit) == "success"
+    assert str(at) not in Path("/proc/self/mountinfo").read_text()
+    return ""
+
+
+def graph_driver() -> str:
+    unit, at = "nydus-fscache-graphdriver.service", Path("/run/docker/plugins/nydus.sock")
+    said("systemctl", "start", unit)
+    status = said("systemctl", "show", "-P", "StatusText", unit)
+    assert at.is_socket()
+    said("systemctl", "stop", unit)
+    assert said("systemctl", "show", "-P", "Result", unit) == "success"
+    assert not at.exists()
+    return status
+
+
 # -- the second boot -----------------------------------------------------------------------------
 
 
@@ -162,7 +192,7 @@ def no_errors() -> str:
 RUNS: dict[str, Callable[[], str]] = dict(
     zip(
         CHECKS,
-        (unit_is_up, mounted, first_reads, kill, no_second_daemon,
+        (unit_is_up, mounted, first_reads, kill, no_second_daemon, layer_store, graph_driver,
          mounted, cached, clean_shutdown, stop, no_errors),
         strict=True,
     )

@@ -37,16 +37,22 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     from nydus_fscache.api.client import Client  # noqa: PLC0415 - start-up time of other commands
+    from nydus_fscache.handover.systemd import Unit  # noqa: PLC0415
     from nydus_fscache.kernel.probe import require_cache_dir  # noqa: PLC0415
     from nydus_fscache.runtimes.docker.driver import Layers  # noqa: PLC0415
     from nydus_fscache.runtimes.docker.plugin import listen  # noqa: PLC0415
 
     require_root("graphdriver")
     require_cache_dir(args.root)
+    backend = os.environ.get("NYDUS_FSCACHE_GRAPHDRIVER_BACKEND")
+    if backend and args.backend is None and args.blob_dir is None:
+        args.backend = Path(backend)
     config = fetch_config(args)
     if config is None:
         raise UsageError(
-            "where are the blobs?", hint="docker tells no registry: --backend FILE or --blob-dir"
+            "where are the blobs?",
+            hint="docker tells no registry: --backend FILE, --blob-dir DIR, or graphdriver.backend "
+            "in the configuration file",
         )
     logging.basicConfig(
         level=os.environ.get("NYDUS_FSCACHE_LOG", "INFO"),
@@ -55,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     layers = Layers(Client(args.root), request_of(config))
     with listen(args.socket, layers) as server:
         signal.signal(signal.SIGTERM, _interrupted)
+        Unit().ready(f"listening at {args.socket}")
         try:
             server.serve_forever()
         except KeyboardInterrupt:

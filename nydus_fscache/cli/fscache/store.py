@@ -31,16 +31,18 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )  # fmt: skip
     parser.add_argument(
         "--authfile", metavar="FILE", type=resolved_path,
+        default=os.environ.get("NYDUS_FSCACHE_STORE_AUTHFILE") or None,
         help="credentials, as podman login writes them (default: docker's config.json); for root's "
         "images only",
     )  # fmt: skip
     parser.add_argument(
         "--backend", metavar="FILE", type=resolved_path,
+        default=os.environ.get("NYDUS_FSCACHE_STORE_BACKEND") or None,
         help="where blobs are, when not in the image's registry: a configuration of nydusd, or its "
         "backend object; for root's images only",
     )  # fmt: skip
     parser.add_argument(
-        "--plain-http", metavar="HOST", action="append", default=[],
+        "--plain-http", metavar="HOST", action="append",
         help="this registry speaks http (of one on this machine it is found out); may be repeated",
     )  # fmt: skip
     add_root(parser)
@@ -53,7 +55,10 @@ def run(args: argparse.Namespace) -> int:
 
     require_root("store")
     require_cache_dir(args.root)
-    words = service_words(args.store, args.root, args.authfile, args.backend, args.plain_http)
+    hosts = args.plain_http
+    if hosts is None:
+        hosts = [h for h in os.environ.get("NYDUS_FSCACHE_STORE_PLAIN_HTTP", "").split(",") if h]
+    words = service_words(args.store, args.root, args.authfile, args.backend, hosts)
     program, service = keeper_argv(words)
     if sys.stdout is not None:
         sys.stdout.flush()

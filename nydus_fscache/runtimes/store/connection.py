@@ -4,7 +4,8 @@ Requests are read into memory that the keeper holds too, one slot a thread: a re
 the kernel's queue is on record before any code runs, and stays until its answer was written.  A
 successor answers what it finds there, then goes on reading.  A second answer to a request is
 refused by the kernel and harms nobody.  The descriptor of /dev/fuse is kept before it is mounted;
-while anybody holds it, callers wait instead of seeing ENOTCONN.
+while anybody holds it, callers wait instead of seeing ENOTCONN.  The keeper lets go of it when it
+could start no server for a while, and a successor makes another.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from nydus_fscache.handover.fail_pending import NAMES
 from nydus_fscache.handover.link import Handover
 from nydus_fscache.kernel.tree import mount_fuse
 from nydus_fscache.runtimes.store import wire
@@ -26,8 +28,7 @@ from nydus_fscache.transport.fuse.connection import is_alive, open_device
 
 log = logging.getLogger("store")
 
-DEVICE = "names"  # names at the keeper
-SLOTS = "names.requests"
+SLOTS = "names.requests"  # at the keeper, as NAMES
 WORKERS = 8  # lookups may wait for a registry; each has a slot
 
 Handler = Callable[[Request], bytes]
@@ -36,8 +37,8 @@ Handler = Callable[[Request], bytes]
 class Connection:
     """``handle`` returns the body of an answer, or raises ``OSError`` with an errno."""
 
-    def __init__(self, handover: Handover, at: Path) -> None:
-        device, memory = handover.take(DEVICE), handover.take(SLOTS)
+    def __init__(self, handover: Handover) -> None:
+        device, memory = handover.take(NAMES), handover.take(SLOTS)
         self.is_new = device is None or memory is None or not is_alive(device)
         if device is None or memory is None or self.is_new:
             memory = os.memfd_create("requests", os.MFD_CLOEXEC)
@@ -45,10 +46,13 @@ class Connection:
             device = open_device()
             os.set_blocking(device, True)  # each thread waits in its read
             handover.keep(SLOTS, memory)
-            handover.keep(DEVICE, device)
-            mount_fuse(device, at, "nydus-fscache")
+            handover.keep(NAMES, device)
         self._device = device
         self._memory = memoryview(mmap.mmap(memory, WORKERS * SLOT))
+
+    def mount(self, at: Path) -> None:
+        """Of a new one: when all is there to serve it."""
+        mount_fuse(self._device, at, "nydus-fscache")
 
     def serve(self, handle: Handler, on_unmounted: Callable[[], object]) -> None:
         """In threads; returns at once.  ``on_unmounted``: called by each when nobody can ask."""

@@ -23,6 +23,7 @@ from nydus_fscache.config import nydusd as config
 from nydus_fscache.errors import DaemonError, FscacheError, MountpointError, RootInUse
 from nydus_fscache.files import try_lock
 from nydus_fscache.handover.commands import keeper_argv
+from nydus_fscache.handover.fail_pending import NAMES as CONNECTION
 from nydus_fscache.handover.link import Handover, signal_pipe
 from nydus_fscache.kernel import tree
 from nydus_fscache.kernel.mount import umount
@@ -83,14 +84,18 @@ def _run(args: argparse.Namespace) -> int:
     _claim(store, handover)
     tree.share(store)
     _clear_dead(store / NAMES, handover)
-    connection = Connection(handover, store / NAMES)
+    connection = Connection(handover)
     environ = auth_environment(args.authfile, os.environ)
     plain_http = frozenset(canonical_host(host) for host in args.plain_http)
     blobs = _blobs(args.backend) if args.backend else {}
     views = Views(store / MOUNTS, Client(args.root), environ, plain_http, blobs)
     uses = Uses(store / STATE / "uses.json", new_connection=connection.is_new)
     names = Names(Catalogue(environ, plain_http), views, uses)
+    if connection.is_new:
+        connection.mount(store / NAMES)
     connection.serve(names.handle, lambda: os.write(gone, _GONE))
+    if connection.is_new:
+        os.stat(store / NAMES)  # the kernel keeps the answer: names.py
     handover.ready()
     logger.info("%s names in %s", "serving" if connection.is_new else "serving again", store)
     if os.read(ended, 1) == _GONE:
@@ -123,7 +128,7 @@ def _claim(store: Path, handover: Handover) -> None:
 
 def _clear_dead(at: Path, handover: Handover) -> None:
     """What a store left whose keeper was killed too."""
-    while "names" not in handover.inherited and find_mount(at) is not None:
+    while CONNECTION not in handover.inherited and find_mount(at) is not None:
         try:
             umount(at, lazy=True)
         except MountpointError:

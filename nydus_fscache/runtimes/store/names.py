@@ -9,6 +9,10 @@
 REF is the normalised name of an image; ``:ref`` in the configuration puts it into the path.  The
 digest is a layer's, or, from Podman 5.1 on, of its table of contents.  A node's number is a
 digest of its path, so that a successor gives the same ones.
+
+Every command of an engine looks at the root first, and fails when it cannot.  So the kernel keeps
+the root's attributes for good and answers by itself, even when nobody holds the connection any
+more: then Nydus images fail, and all others go on.
 """
 
 from __future__ import annotations
@@ -72,7 +76,8 @@ class Names:
             case Op.LOOKUP:
                 return self._lookup(request)
             case Op.GETATTR:
-                return wire.attributes(self._attr(self._path(request.node), request))
+                path = self._path(request.node)
+                return wire.attributes(self._attr(path, request), 0 if path else wire.FOREVER_S)
             case Op.READLINK:
                 return self._readlink(request)
             case Op.OPEN | Op.OPENDIR:

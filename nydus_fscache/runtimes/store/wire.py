@@ -21,6 +21,7 @@ _DIRENT = struct.Struct("<QQII")
 _STATFS = struct.Struct("<QQQQQIIII24x")
 IN_SIZE = _IN.size
 DIRECT_IO = 1
+FOREVER_S = 1 << 31
 _BLOCK = 512
 
 
@@ -126,8 +127,9 @@ def entry(attr: Attr) -> bytes:
     return _ENTRY.pack(attr.node, 0, 0, 0, 0, 0) + attr.encoded()
 
 
-def attributes(attr: Attr) -> bytes:
-    return struct.pack("<QII", 0, 0, 0) + attr.encoded()
+def attributes(attr: Attr, valid_s: int = 0) -> bytes:
+    """``valid_s``: for so long the kernel answers by itself."""
+    return struct.pack("<QII", valid_s, 0, 0) + attr.encoded()
 
 
 def opened(flags: int) -> bytes:
