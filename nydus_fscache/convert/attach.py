@@ -10,11 +10,10 @@ from nydus_fscache.convert.documents import (
     annotations_of,
     described,
     diff_ids_of,
-    go_json,
     history_of,
-    image_config,
     manifest,
     parse_config,
+    store_config,
 )
 from nydus_fscache.convert.move import Mover
 from nydus_fscache.convert.readers import BackendBlobs
@@ -22,7 +21,7 @@ from nydus_fscache.errors import BackendError, BadImage
 from nydus_fscache.registry import media
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
 from nydus_fscache.registry.manifest import Descriptor, descriptor, nydus_image
-from nydus_fscache.registry.store import Document, ImageStore, put_blob, read_blob
+from nydus_fscache.registry.store import Document, ImageStore, read_blob
 from rafs_v6.errors import RafsError
 
 log = logging.getLogger("converter")
@@ -63,10 +62,8 @@ def attach(
         described(media.NYDUS_BLOB, blob.digest, blob.size, {media.BLOB: "true"}) for blob in blobs
     ]
     history = [*(_HISTORY for _ in blobs), *history_of(config)]
-    body = go_json(image_config(config, diff_ids, history), indent=False)
-    place = described(
-        str(document.json["config"]["mediaType"]), put_blob(target, body), len(body)
-    )
+    kind = str(document.json["config"]["mediaType"])
+    place = store_config(target, kind, config, diff_ids, history)
     last = {**own[-1], "annotations": _attached(own[-1]["annotations"])}
     return manifest(
         document.media_type, place, [*added, *own[:-1], last], annotations_of(document.json),

@@ -21,18 +21,17 @@ from nydus_fscache.convert.documents import (
     as_json,
     described,
     diff_ids_of,
-    go_json,
     history_of,
-    image_config,
     manifest,
     parse_config,
+    store_config,
 )
 from nydus_fscache.convert.errors import ConvertError
 from nydus_fscache.convert.move import Mover, with_originals
 from nydus_fscache.registry import media
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
 from nydus_fscache.registry.manifest import Descriptor, NydusImage, descriptor, nydus_image
-from nydus_fscache.registry.store import Document, ImageStore, put_blob, read_blob
+from nydus_fscache.registry.store import Document, ImageStore, read_blob
 from rafs_v6.reader.bootstrap import Bootstrap
 
 log = logging.getLogger("converter")
@@ -92,10 +91,8 @@ class Commit:
             history.pop()
         history += [*(_HISTORY for _ in made), BOOTSTRAP_HISTORY]
         diff_ids = [*ids[:-1], *(blob.digest for blob in made), layer.diff_id]
-        body = go_json(image_config(config, diff_ids, history), indent=False)
-        place = described(
-            str(document.json["config"]["mediaType"]), put_blob(self.target, body), len(body)
-        )
+        kind = str(document.json["config"]["mediaType"])
+        place = store_config(self.target, kind, config, diff_ids, history)
         return manifest(
             document.media_type, place, [*blobs, last], annotations_of(document.json)
         )

@@ -12,17 +12,16 @@ from nydus_fscache.convert.bootstrap_layer import Entry, store_layer
 from nydus_fscache.convert.documents import (
     BOOTSTRAP_HISTORY,
     described,
-    go_json,
-    image_config,
     manifest,
     parse_config,
+    store_config,
 )
 from nydus_fscache.convert.move import Mover
 from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.errors import BadImage
 from nydus_fscache.registry import media
 from nydus_fscache.registry.manifest import Descriptor, descriptor, nydus_image
-from nydus_fscache.registry.store import BlobStore, Document, ImageStore, put_blob, read_blob
+from nydus_fscache.registry.store import BlobStore, Document, ImageStore, read_blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +73,10 @@ def dictionary_image(
     config = parse_config(read_blob(first.store, descriptor(first.document.json["config"])))
     diff_ids = [*(str(one["digest"]) for one in layers), layer.diff_id]
     history = [*({"created_by": "Nydus Converter"} for _ in layers), BOOTSTRAP_HISTORY]
-    body = go_json(image_config(config, diff_ids, history), indent=False)
     last = described(
         media.DOCKER_LAYER_GZIP if docker else media.OCI_LAYER_GZIP, layer.digest, layer.size,
         {media.BOOTSTRAP: "true", media.FS_VERSION: "6"},
     )  # fmt: skip
-    place = described(
-        media.DOCKER_CONFIG if docker else media.OCI_CONFIG, put_blob(target, body), len(body)
-    )
+    kind = media.DOCKER_CONFIG if docker else media.OCI_CONFIG
+    place = store_config(target, kind, config, diff_ids, history)
     return manifest(first.document.media_type, place, [*layers, last], {media.FS_VERSION: "6"})

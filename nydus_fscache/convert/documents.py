@@ -9,7 +9,7 @@ from typing import Any
 
 from nydus_fscache.errors import BadImage
 from nydus_fscache.registry.manifest import Descriptor
-from nydus_fscache.registry.store import Document
+from nydus_fscache.registry.store import BlobStore, Document, put_blob
 
 _CONFIG_KEYS = (
     "User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels",
@@ -57,6 +57,15 @@ def image_config(
     if entries:
         top["history"] = entries
     return top
+
+
+def store_config(
+    images: BlobStore, media_type: str, config: Mapping[str, Any], diff_ids: Sequence[str],
+    history: Iterable[Mapping[str, Any]], *, indent: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """``image_config`` as a blob of ``images``: what a manifest says of it."""
+    body = go_json(image_config(config, diff_ids, history), indent=indent)
+    return described(media_type, put_blob(images, body), len(body))
 
 
 def _time(value: object) -> object:

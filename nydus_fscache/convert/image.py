@@ -23,18 +23,17 @@ from nydus_fscache.convert.documents import (
     as_json,
     described,
     diff_ids_of,
-    go_json,
     history_of,
-    image_config,
     manifest,
     parse_config,
+    store_config,
 )
 from nydus_fscache.convert.layer import Packed, Packer, once
 from nydus_fscache.convert.move import Mover, with_originals
 from nydus_fscache.errors import BadImage
 from nydus_fscache.registry import media
 from nydus_fscache.registry.manifest import Descriptor, descriptor, list_of
-from nydus_fscache.registry.store import BlobStore, Document, ImageStore, put_blob, read_blob
+from nydus_fscache.registry.store import BlobStore, Document, ImageStore, read_blob
 
 log = logging.getLogger("converter")
 
@@ -219,12 +218,11 @@ class ImageConverter:
             bootstrap.digest, bootstrap.size, notes,
         )  # fmt: skip
         diff_ids = [*(blob["digest"] for blob in blobs), bootstrap.diff_id]
-        body = go_json(image_config(config, diff_ids, history), indent=False)
-        digest = put_blob(self.images, body)
         kind = media.DOCKER_CONFIG if docker else media.OCI_CONFIG
         return manifest(
             media.DOCKER_MANIFEST if docker else media.OCI_MANIFEST,
-            described(kind, digest, len(body)), self._annotated([*blobs, last]),
+            store_config(self.images, kind, config, diff_ids, history),
+            self._annotated([*blobs, last]),
             self.naming.annotations(source),
             subject=document.descriptor if self.shape.referrer else None,
         )  # fmt: skip

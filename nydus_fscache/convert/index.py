@@ -13,9 +13,9 @@ from nydus_fscache.convert.documents import (
     diff_ids_of,
     go_json,
     history_of,
-    image_config,
     manifest,
     parse_config,
+    store_config,
 )
 from nydus_fscache.convert.image import Converted
 from nydus_fscache.convert.move import Mover
@@ -98,16 +98,14 @@ def _with_empty_layer(
     docker = source.media_type in media.DOCKER
     diff_ids = [EMPTY_DIFF_ID, *diff_ids_of(config, len(layers))]
     history = [_EMPTY_HISTORY, *history_of(config)]
-    body = go_json(image_config(config, diff_ids, history), indent=True)
     first = described(
         media.DOCKER_LAYER_GZIP if docker else media.OCI_LAYER_GZIP,
         put_blob(images, EMPTY_GZIP), len(EMPTY_GZIP), {media.EMPTY_LAYER: "true"},
     )  # fmt: skip
+    kind = media.DOCKER_CONFIG if docker else media.OCI_CONFIG
     return manifest(
         source.media_type,
-        described(
-            media.DOCKER_CONFIG if docker else media.OCI_CONFIG, put_blob(images, body), len(body)
-        ),
+        store_config(images, kind, config, diff_ids, history, indent=True),
         [first, *(as_json(layer) for layer in layers)],
         {**annotations_of(source.json), media.SOURCE_DIGEST: source.digest},
     )

@@ -16,11 +16,10 @@ from nydus_fscache.convert.documents import (
     annotations_of,
     as_json,
     described,
-    go_json,
     history_of,
-    image_config,
     manifest,
     parse_config,
+    store_config,
 )
 from nydus_fscache.convert.move import Mover, with_originals
 from nydus_fscache.errors import BadImage, UsageError
@@ -28,7 +27,7 @@ from nydus_fscache.registry import media
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
 from nydus_fscache.registry.layout import FileStream
 from nydus_fscache.registry.manifest import Descriptor, descriptor, nydus_image
-from nydus_fscache.registry.store import Document, ImageStore, copy_blob, put_blob, read_blob
+from nydus_fscache.registry.store import Document, ImageStore, copy_blob, read_blob
 
 log = logging.getLogger("converter")
 
@@ -121,8 +120,6 @@ def optimize(
         described(image.bootstrap.media_type, layer.digest, layer.size, notes),
     ]
     diff_ids = [*(str(one["digest"]) for one in layers[:-1]), layer.diff_id]
-    body = go_json(image_config(config, diff_ids, history_of(config)), indent=False)
-    place = described(
-        str(document.json["config"]["mediaType"]), put_blob(target, body), len(body)
-    )
+    kind = str(document.json["config"]["mediaType"])
+    place = store_config(target, kind, config, diff_ids, history_of(config))
     return manifest(document.media_type, place, layers, annotations_of(document.json))

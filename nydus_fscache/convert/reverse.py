@@ -21,11 +21,10 @@ from nydus_fscache.convert.documents import (
     BOOTSTRAP_HISTORY,
     annotations_of,
     described,
-    go_json,
     history_of,
-    image_config,
     manifest,
     parse_config,
+    store_config,
 )
 from nydus_fscache.convert.errors import ConvertError, Stopped
 from nydus_fscache.convert.image import check_type
@@ -38,14 +37,7 @@ from nydus_fscache.registry import media
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.layout import FileWriter
 from nydus_fscache.registry.manifest import Descriptor, descriptor, nydus_image
-from nydus_fscache.registry.store import (
-    BlobStore,
-    Document,
-    ImageStore,
-    copy_blob,
-    put_blob,
-    read_blob,
-)
+from nydus_fscache.registry.store import BlobStore, Document, ImageStore, copy_blob, read_blob
 from rafs_v6.errors import RafsError
 from rafs_v6.tools.unpack import unpack
 
@@ -114,11 +106,10 @@ class Reversal:
             for h in history_of(config)
             if h.get("comment") != BOOTSTRAP_HISTORY["comment"]
         ]
-        body = go_json(image_config(config, diff_ids, history), indent=False)
         notes = {
             k: v for k, v in annotations_of(document.json).items() if k not in _OCI_NOTES
         }
-        place = described(media.OCI_CONFIG, put_blob(target, body), len(body))
+        place = store_config(target, media.OCI_CONFIG, config, diff_ids, history)
         return manifest(media.OCI_MANIFEST, place, layers, notes)
 
     def _layer(
