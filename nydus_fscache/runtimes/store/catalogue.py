@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,15 @@ class Image:
         return cls(**{**document, "layers": layers})
 
 
+@dataclass(slots=True)
+class _Asked:
+    """One name.  ``lock``: held while its registry is asked; ``at``: when it was, last."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    image: Image | None = None
+    at: float = -math.inf
+
+
 class Catalogue:
     """Thread-safe.  ``plain_http``: hosts that are asked over http."""
 
@@ -100,26 +110,22 @@ class Catalogue:
             True: Registries(NOBODY, _RETRIES),
         }
         self._lock = threading.Lock()
-        self._asking: dict[tuple[str, bool], threading.Lock] = {}
-        self._known: dict[tuple[str, bool], Image] = {}
-        self._asked: dict[tuple[str, bool], float] = {}
+        self._names: dict[tuple[str, bool], _Asked] = {}
 
     def find(self, name: str, digest: str, *, anonymous: bool) -> Image | None:
         """The image of that name which has the layer; None: no such image, or not of Nydus."""
-        key = name, anonymous
         with self._lock:
-            asking = self._asking.setdefault(key, threading.Lock())
-        with asking:
-            known = self._known.get(key)
-            if known is not None and known.layer(digest):
-                return known
-            if time.monotonic() - self._asked.get(key, -_ASK_AGAIN_S) < _ASK_AGAIN_S:
+            asked = self._names.setdefault((name, anonymous), _Asked())
+        with asked.lock:
+            if asked.image is not None and asked.image.layer(digest):
+                return asked.image
+            if time.monotonic() - asked.at < _ASK_AGAIN_S:
                 return None
             found = self._ask(name, anonymous)
-            self._asked[key] = time.monotonic()
+            asked.at = time.monotonic()
             if found is None:
                 return None
-            self._known[key] = found
+            asked.image = found
             return found if found.layer(digest) else None
 
     def blob(self, image: Image, layer: Layer, off: int, length: int) -> bytes:
