@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,10 @@ class Config:
     metadata_path: str = ""
     id_mapping: tuple[int, int, int] | None = None
     ignored: tuple[str, ...] = ()
+
+    def request(self) -> dict[str, Any]:
+        """The members of a request to mount or bind that come from a configuration."""
+        return {"backend": self.backend, "tuning": asdict(self.tuning)}
 
 
 @dataclass(frozen=True, slots=True)

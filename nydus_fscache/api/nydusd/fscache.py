@@ -116,9 +116,9 @@ class BoundImages:
                 try:
                     self._engine.bind(
                         {
-                            "bootstrap": bootstrap, "backend": config.backend,
-                            "tuning": asdict(config.tuning), "transport": "cachefiles",
-                            "fsid": fsid, "domain": domain, "source": bootstrap,
+                            "bootstrap": bootstrap, **config.request(),
+                            "transport": "cachefiles", "fsid": fsid, "domain": domain,
+                            "source": bootstrap,
                         }
                     )  # fmt: skip
                 except FscacheError as e:

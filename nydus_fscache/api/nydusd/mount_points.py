@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nydus_fscache.api.nydusd.documents import Document, ErrorRing
@@ -223,8 +223,7 @@ def mapped_over(point: Path) -> bool:
 def _request(instance: Instance, config: Config, point: Path) -> Document:
     return {
         "bootstrap": instance.source,
-        "backend": config.backend,
-        "tuning": asdict(config.tuning),
+        **config.request(),
         "mountpoint": str(point),
         "source": instance.source,
         "prefetch": "none" if instance.prefetch_files else "auto",

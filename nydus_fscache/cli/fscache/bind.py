@@ -7,7 +7,7 @@ import json
 import os
 
 from nydus_fscache.cli.fscache.common import add_json, add_root, path, require_root
-from nydus_fscache.cli.fscache.mount import add_backend, fetch_config, request_of
+from nydus_fscache.cli.fscache.mount import add_backend, fetch_config
 from nydus_fscache.errors import UsageError
 
 NAME = "bind"
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("where are the blobs?", hint="add --blob-dir DIR or --backend FILE")
     request = {
         "bootstrap": os.path.realpath(args.bootstrap),
-        **request_of(config),
+        **config.request(),
         "transport": "cachefiles",
         "fsid": args.fsid,
         "domain": args.domain,

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 from nydus_fscache.cli.fscache.common import add_root, require_root, resolved_path
-from nydus_fscache.cli.fscache.mount import add_backend, fetch_config, request_of
+from nydus_fscache.cli.fscache.mount import add_backend, fetch_config
 from nydus_fscache.errors import UsageError
 
 NAME = "graphdriver"
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         level=os.environ.get("NYDUS_FSCACHE_LOG", "INFO"),
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
-    layers = Layers(Client(args.root), request_of(config))
+    layers = Layers(Client(args.root), config.request())
     with listen(args.socket, layers) as server:
         signal.signal(signal.SIGTERM, _interrupted)
         Unit().ready(f"listening at {args.socket}")

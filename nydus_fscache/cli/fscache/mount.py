@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +176,7 @@ def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]
         config = _own_blob(file) or config
         if config is None:
             raise UsageError("where are the blobs?", hint="add --blob-dir DIR or --backend FILE")
-        return {"bootstrap": str(file), **request_of(config), "source": str(file)}
+        return {"bootstrap": str(file), **config.request(), "source": str(file)}
     if args.image.startswith(("/", ".")) or "/" not in args.image:
         raise UsageError(
             f"no file {args.image}", hint="name a bootstrap, or an image as HOST/REPO:TAG"
@@ -203,7 +202,7 @@ def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]
         looking.join(_TRACE_WAIT_S)
     return {
         "bootstrap": str(bootstrap),
-        **(request_of(config) if config else {}),
+        **(config.request() if config else {}),
         **({"backend": pulled.backend} if of_registry else {}),
         "source": pulled.reference,
     }
@@ -240,8 +239,3 @@ def _own_blob(file: Path) -> Config | None:
     if not inside or not any(is_inlined_id(info.blob_id) for info in bootstrap.blobs):
         return None
     return config.of_backend({"type": "localfs", "localfs": {"blob_file": str(file)}})
-
-
-def request_of(config: Config) -> dict[str, Any]:
-    """The members of a request to the daemon."""
-    return {"backend": config.backend, "tuning": asdict(config.tuning)}

@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +108,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _blobs(file: Path) -> dict[str, Any]:
     """The members of a mount request."""
-    found = config.parse(config.read(file), file)
-    return {"backend": found.backend, "tuning": asdict(found.tuning)}
+    return config.parse(config.read(file), file).request()
 
 
 def _claim(store: Path, handover: Handover) -> None:
