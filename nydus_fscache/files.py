@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nydus_fscache.errors import CacheDirError
 
+ROOT_VARIABLE, DEFAULT_ROOT = "NYDUS_FSCACHE_ROOT", "/var/lib/nydus-fscache"
 # what a root has in it: see cache/store.py
 _ROOT_NAMES = {
     "lock", "api.sock", "state.json", "daemon.log", "start-error.json", "cache", "cachefiles",
@@ -25,6 +26,11 @@ _ROOT_DIRECTORIES = {"cache", "images"}
 _SOCKET_PATH_MAX = 107  # bytes: unix(7)
 _SAFE_OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 TEMPORARY = ".new"  # how the names of what is not complete yet end; they begin with a dot
+
+
+def node_root() -> Path:
+    """State and cache of the node's daemon, where no option says it."""
+    return Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
 
 
 def open_state_file(path: Path) -> int:

@@ -24,7 +24,7 @@ from nydus_fscache.errors import (
     NoDaemon,
     RootInUse,
 )
-from nydus_fscache.files import claim_root, short_path
+from nydus_fscache.files import claim_root, node_root, short_path
 from nydus_fscache.handover.commands import daemon_argv
 
 CACHEFILES = "NYDUS_FSCACHE_CACHEFILES"  # environment of a daemon: the directory of cachefiles
@@ -212,8 +212,7 @@ class Client:
 
     def _unit(self) -> str:
         """The unit that is configured for this root, where systemd runs."""
-        ours = os.environ.get("NYDUS_FSCACHE_ROOT") or "/var/lib/nydus-fscache"
-        is_ours = os.path.realpath(ours) == os.path.realpath(self.root)
+        is_ours = os.path.realpath(node_root()) == os.path.realpath(self.root)
         return os.environ.get("NYDUS_FSCACHE_UNIT", "") if is_ours and _SYSTEMD.exists() else ""
 
     def _start_unit(self, unit: str) -> None:

@@ -17,9 +17,8 @@ from typing import Any
 
 from nydus_fscache.api.nydusd import documents
 from nydus_fscache.errors import FscacheError, UsageError
+from nydus_fscache.files import DEFAULT_ROOT, ROOT_VARIABLE, node_root
 
-ROOT = "NYDUS_FSCACHE_ROOT"
-_DEFAULT_ROOT = "/var/lib/nydus-fscache"
 _LEVELS = {"trace": "DEBUG", "warn": "WARNING"}
 _PATIENCE_S = 60.0
 _CONTROL_FD = 3
@@ -28,7 +27,7 @@ _HOLD = (
     'trap "t=1; echo end >&3" TERM INT; '
     'while :; do t=; read -r _ <&3 || [ "$t" ] || exit 0; done'
 )
-_EXAMPLES = """\
+_EXAMPLES = f"""\
 examples:
   nydusd fuse --mountpoint /run/nydus/mnt --apisock /run/nydus/api.sock
   nydusd fuse --mountpoint /mnt/app --bootstrap image.boot --config nydusd.json
@@ -36,7 +35,7 @@ examples:
   nydusd --mountpoint /mnt/app --bootstrap image.boot --localfs-dir blobs/
 
 Images are mounted by the kernel's EROFS; the daemon of the node serves them. Its state and cache
-are in $NYDUS_FSCACHE_ROOT (default: /var/lib/nydus-fscache). See docs/nydusd.md.
+are in ${ROOT_VARIABLE} (default: {DEFAULT_ROOT}). See docs/nydusd.md.
 """
 
 
@@ -161,7 +160,7 @@ def _run(args: argparse.Namespace, unknown: list[str]) -> int:
         "log_level": _LEVELS.get(args.log_level, args.log_level.upper()),
         "log_rotation_mib": max(0, args.log_rotation_size),
     }
-    connection = open_front(Path(os.environ.get(ROOT) or _DEFAULT_ROOT), wanted, _PATIENCE_S)
+    connection = open_front(node_root(), wanted, _PATIENCE_S)
     os.dup2(connection.fileno(), _CONTROL_FD)
     os.set_inheritable(_CONTROL_FD, True)  # it may have been that number before
     # From here on this process only waits, in a program that costs a third of a MiB.

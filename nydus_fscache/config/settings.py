@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nydus_fscache.errors import UsageError
+from nydus_fscache.files import DEFAULT_ROOT, ROOT_VARIABLE
 
 FILE = "NYDUS_FSCACHE_CONFIG"
 DEFAULT_FILE = Path("/etc/nydus-fscache/config.toml")
@@ -100,7 +101,7 @@ class Key:
 
 
 KEYS = (
-    Key("root", "NYDUS_FSCACHE_ROOT", _path, "/var/lib/nydus-fscache",
+    Key("root", ROOT_VARIABLE, _path, DEFAULT_ROOT,
         "State and cache of the daemon, on ext4, xfs or btrfs (--root)."),
     Key("mount.transport", "NYDUS_FSCACHE_TRANSPORT",
         _one_of("auto", "cachefiles", "fanotify", "fuse", "fuse-file", "fuse-loop", "fuse-tree"),

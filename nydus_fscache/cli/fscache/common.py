@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 
 from nydus_fscache.errors import NotPrivileged
-
-DEFAULT_ROOT = Path("/var/lib/nydus-fscache")
+from nydus_fscache.files import DEFAULT_ROOT, node_root
 
 
 def path(text: str) -> Path:
@@ -31,7 +30,7 @@ def add_root(parser: argparse.ArgumentParser) -> None:
         "--root",
         metavar="DIR",
         type=resolved_path,
-        default=Path(os.environ.get("NYDUS_FSCACHE_ROOT") or DEFAULT_ROOT),
+        default=node_root(),
         help=f"state and cache of the daemon (default: {DEFAULT_ROOT})",
     )
 

@@ -12,7 +12,7 @@ from nydus_fscache.cli.nydusify.options import Arguments, Option
 from nydus_fscache.convert import trace
 from nydus_fscache.convert.platforms import host
 from nydus_fscache.errors import BadImage, UsageError
-from nydus_fscache.files import replace_file
+from nydus_fscache.files import DEFAULT_ROOT, ROOT_VARIABLE, replace_file
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
@@ -21,7 +21,6 @@ from nydus_fscache.registry.store import read_blob
 
 log = logging.getLogger("nydusify")
 
-ROOT = "/var/lib/nydus-fscache"
 HELP = "Keep the order of an image's first reads beside it: trace push, trace pull"
 EXAMPLES = """\
    nydusify trace push --target registry.example/app:1-nydus
@@ -32,7 +31,8 @@ OPTIONS = (
     Option("target", "the Nydus image", required=True, value="REF"),
     common.insecure("target"), common.PLAIN_HTTP, common.LOGIN,
     Option("trace", "push: the file; default: the one that our daemon recorded", value="FILE"),
-    Option("root", "push: the daemon's directory", ROOT, value="DIR"),
+    Option("root", "push: the daemon's directory", DEFAULT_ROOT, env=(ROOT_VARIABLE,),
+           value="DIR"),
     Option("output", "pull: where it goes", value="FILE"),
 )  # fmt: skip
 
