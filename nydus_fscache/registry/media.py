@@ -53,3 +53,4 @@ UNCOMPRESSED = "containerd.io/uncompressed"
 ATTESTED = "vnd.docker.reference.digest"
 IMAGE_NAME = "io.containerd.image.name"
 REF_NAME = "org.opencontainers.image.ref.name"
+CREATED = "org.opencontainers.image.created"  # RFC 3339

@@ -1,26 +1,28 @@
 """What refers to an image: artifacts with a subject, as the distribution specification 1.1 has it.
 
 Where a registry has no referrers API, the index under the fallback tag
-(``sha256-HEX``) is read and kept.
+(``sha256-HEX``) is read and kept.  The API's answers have no order, so each artifact says
+when it was made.
 """
 
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from nydus_fscache.errors import BackendError, BadImage
 from nydus_fscache.registry.manifest import Descriptor, descriptor
-from nydus_fscache.registry.media import EMPTY, OCI_INDEX, OCI_MANIFEST
+from nydus_fscache.registry.media import CREATED, EMPTY, OCI_INDEX, OCI_MANIFEST
 from nydus_fscache.registry.repository import Repository
-from nydus_fscache.registry.store import Document, put_blob
+from nydus_fscache.registry.store import Document, put_blob, read_blob
 
 _EMPTY_BODY = b"{}"
 _LIMIT = 64  # artifacts of one type that are looked at
 
 
 def find(repository: Repository, subject: str, artifact_type: str) -> list[Descriptor]:
-    """The manifests of that type that refer to ``subject``, the last one first."""
+    """The manifests of that type that refer to ``subject``, the one that was made last first."""
     entries = repository.referrers(subject, artifact_type)
     if entries is None:
         entries = _fallback(repository, subject).get("manifests")
@@ -31,7 +33,19 @@ def find(repository: Repository, subject: str, artifact_type: str) -> list[Descr
         for entry in entries
         if isinstance(entry, dict) and entry.get("artifactType") == artifact_type
     ]
-    return fitting[::-1][:_LIMIT]
+    # Those of one moment, and those that do not say: the last one of the list.
+    fitting.reverse()
+    fitting.sort(key=_created, reverse=True)
+    return fitting[:_LIMIT]
+
+
+def _created(artifact: Descriptor) -> datetime:
+    """By the registry's copy of its annotations (distribution 1.1)."""
+    try:
+        found = datetime.fromisoformat(str(artifact.annotations.get(CREATED, "")))
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def attach(
@@ -39,6 +53,7 @@ def attach(
     annotations: dict[str, str],
 ) -> str:  # fmt: skip
     """Store ``data`` as an artifact of ``subject``; the digest of its manifest."""
+    annotations = {**annotations, CREATED: datetime.now(UTC).isoformat()}
     empty = {
         "mediaType": EMPTY, "digest": put_blob(repository, _EMPTY_BODY), "size": len(_EMPTY_BODY),
     }  # fmt: skip
@@ -63,8 +78,7 @@ def read(repository: Repository, artifact: Descriptor, artifact_type: str, limit
     layer = descriptor(layers[0])
     if layer.media_type != artifact_type or layer.size > limit:
         raise BadImage(f"the artifact {artifact.digest} is not what its type says")
-    data = repository.read_at(layer.digest, 0, layer.size)
-    return data
+    return read_blob(repository, layer, limit)
 
 
 def _tag(subject: str) -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urljoin
 
 import pytest
 import requests
@@ -71,6 +71,22 @@ def docker_registry(
     log = directory / f"registry-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen([program, "serve", str(file)], stdout=output, stderr=output)
+    try:
+        wait_for_port(port, process, log)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@contextmanager
+def olareg(program: str, directory: Path) -> Iterator[str]:
+    """A registry with a referrers API, by ``scripts/peers``; yields host:port."""
+    port, log = free_port(), directory / "olareg.log"
+    words = ["serve", "--addr", "127.0.0.1", "--port", str(port), "--dir", str(directory / "root")]
+    (directory / "root").mkdir()
+    with log.open("wb") as output:
+        process = subprocess.Popen([program, *words], stdout=output, stderr=output)
     try:
         wait_for_port(port, process, log)
         yield f"127.0.0.1:{port}"
@@ -132,7 +148,7 @@ class Pusher:
         start = self._session.post(f"{self._base}/blobs/uploads/")
         start.raise_for_status()
         done = self._session.put(
-            start.headers["Location"], params={"digest": f"sha256:{digest}"}, data=data
+            urljoin(start.url, start.headers["Location"]), params={"digest": f"sha256:{digest}"}, data=data
         )
         done.raise_for_status()
         return digest
