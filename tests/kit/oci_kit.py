@@ -173,6 +173,11 @@ def get_blob(host: str, repo: str, digest: str) -> bytes:
         return answer.content
 
 
+def erofs_mounts() -> set[str]:
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    return {line.split()[1] for line in lines if " erofs " in line}
+
+
 def tags(host: str, repo: str) -> list[str]:
     with requests.Session() as session:
         session.trust_env = False
@@ -210,8 +215,8 @@ class Nydusify:
         return said
 
     @contextlib.contextmanager
-    def mounted(self, target: str, *words: str) -> Iterator[Path]:
-        """Where ``mount`` shows it; it must end with 0."""
+    def mounting(self, target: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+        """``mount``, as soon as it shows the image at ``mnt``; killed when the block is left."""
         log = self.directory / "log"
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -224,13 +229,25 @@ class Nydusify:
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
-            yield self.directory / "mnt"
+            yield process
+        except BaseException:
+            process.send_signal(signal.SIGTERM)  # so that it ends its daemon
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(90)
+            raise
         finally:
-            process.send_signal(signal.SIGTERM)
+            process.kill()
+            process.wait()
+
+    @contextlib.contextmanager
+    def mounted(self, target: str, *words: str) -> Iterator[Path]:
+        """Where ``mount`` shows it; it must end with 0."""
+        with self.mounting(target, *words) as process:
             try:
-                code = process.wait(90)
+                yield self.directory / "mnt"
             finally:
-                process.kill()
+                process.send_signal(signal.SIGTERM)
+                code = process.wait(90)
         assert code == 0
 
     def left(self) -> list[str]:

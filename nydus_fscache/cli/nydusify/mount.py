@@ -1,7 +1,8 @@
 """``nydusify mount`` (``view``): an image's tree at a directory, until a signal comes.
 
 A daemon of its own serves it, out of the work directory: whatever else runs on the
-machine is not touched.  At the end the mount, the daemon and its data are gone.
+machine is not touched.  At the end, or when somebody unmounted it, the mount, the daemon
+and its data are gone; what a kill left is ended by the next run (``convert.workdir``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import sys
 import threading
 from pathlib import Path
 
+from nydus_fscache.api.client import Client
+from nydus_fscache.cli.fscache.busy import explained
 from nydus_fscache.cli.nydusify import common
 from nydus_fscache.cli.nydusify.interrupted import Interrupted
 from nydus_fscache.cli.nydusify.options import NO_ENV, Arguments, Option
@@ -21,8 +24,8 @@ from nydus_fscache.convert import trace
 from nydus_fscache.convert.builder import secret_file
 from nydus_fscache.convert.check import platform_for
 from nydus_fscache.convert.errors import ConvertError
-from nydus_fscache.convert.workdir import WorkDir
-from nydus_fscache.errors import NotPrivileged
+from nydus_fscache.convert.workdir import WorkDir, end_daemon
+from nydus_fscache.errors import MountpointError, NotPrivileged
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
@@ -47,6 +50,7 @@ OPTIONS = (
 )  # fmt: skip
 _OWN = (sys.executable, "-m", "nydus_fscache")
 _TRACE_WAIT_S = 2.0
+_LOOK_S = 1.0  # how often it is looked whether somebody unmounted it
 
 
 def run(args: Arguments, stop: threading.Event) -> None:
@@ -59,7 +63,7 @@ def run(args: Arguments, stop: threading.Event) -> None:
         document = trace.image_of(repository, name.reference.manifest, architecture)
         layer = nydus_image(document.json, str(name)).bootstrap
         data = extract_bootstrap(read_blob(repository, layer, LAYER_LIMIT))
-        boot, root = work.path / "image.boot", (work.path / "daemon").absolute()
+        boot, root = work.path / "image.boot", work.daemon
         boot.write_bytes(data)
         kind, config = common.backend_of(args) or common.registry_backend(repository)
         with secret_file(work.path / "backend.json", {"type": kind, kind: config}) as backend:
@@ -90,14 +94,27 @@ def _serve(point: Path, words: list[str], root: Path, stop: threading.Event) -> 
             raise ConvertError(f"{e}{_last_words(root)}") from e
         log.info("Please send signal SIGINT/SIGTERM to umount the file system")
         try:
-            stop.wait()
+            while os.path.ismount(point) and not stop.wait(_LOOK_S):
+                pass
+            log.info("%s was unmounted", point)
         except Interrupted as e:
             log.info("Received Signal: %s", e.word)
     finally:
-        _call("umount", str(point), "--root", str(root), quiet=True)
-        _call("stop", "--root", str(root), quiet=True)
+        _end(point, root)
         if made:
             point.rmdir()
+
+
+def _end(point: Path, root: Path) -> None:
+    """A tree in use is served on, so that its readers get the right bytes."""
+    try:
+        end_daemon(root)
+    except MountpointError as e:
+        raise MountpointError(
+            str(explained(e, Client(root), str(point))),
+            hint=f"end what uses it, umount {point}, and the next nydusify with this --work-dir"
+            " ends the daemon",
+        ) from e
 
 
 def _last_words(root: Path) -> str:
@@ -109,11 +126,11 @@ def _last_words(root: Path) -> str:
     return "".join(f"; {line}" for line in lines[-5:])
 
 
-def _call(*words: str, quiet: bool = False) -> None:
+def _call(*words: str) -> None:
     """Our own command; its last words when it fails."""
     done = subprocess.run(
         [*_OWN, *words], capture_output=True, check=False, process_group=0, stdin=subprocess.DEVNULL
     )
-    if done.returncode and not quiet:
+    if done.returncode:
         said = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
         raise ConvertError(f"{words[0]}: {said}")

@@ -7,10 +7,8 @@ import hashlib
 import io
 import json
 import os
-import signal
 import subprocess
 import tarfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from oci_kit import (
     Entry,
     Layer,
     Nydusify,
+    erofs_mounts,
     get,
     get_blob,
     layer_tar,
@@ -155,7 +154,8 @@ def test_a_trace_lies_beside_its_image(
 
 @dataclass
 class WithReferrers(Proxy):
-    """Answers ``/referrers/`` out of the manifests that were pushed, one on a page."""
+    """Answers ``/referrers/`` out of the manifests that were pushed, one on a page, new ones first:
+    the specification says nothing of an order."""
 
     pushed: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -167,8 +167,9 @@ class WithReferrers(Proxy):
                     "mediaType": manifest["mediaType"], "size": len(body),
                     "digest": f"sha256:{hashlib.sha256(body).hexdigest()}",
                     "artifactType": manifest.get("artifactType", ""),
+                    "annotations": manifest.get("annotations", {}),
                 }  # fmt: skip
-                self.pushed.setdefault(manifest["subject"]["digest"], []).append(entry)
+                self.pushed.setdefault(manifest["subject"]["digest"], []).insert(0, entry)
         if "/referrers/" not in path:
             return super().route(method, path, headers, body)
         place, _, query = path.partition("?")
@@ -247,11 +248,6 @@ def test_optimize_by_a_list_and_by_the_trace(
     assert nydusify.left() == ["list", "my.trace", "output"]
 
 
-def erofs_mounts() -> set[str]:
-    lines = Path("/proc/self/mounts").read_text().splitlines()
-    return {line.split()[1] for line in lines if " erofs " in line}
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_mount_until_a_signal_and_with_a_trace(
     registry: str, repo: str, nydusify: Nydusify, image: dict[str, Any]
@@ -260,26 +256,11 @@ def test_mount_until_a_signal_and_with_a_trace(
     (nydusify.directory / "my.trace").write_bytes(trace_of(image))
     nydusify.run("trace", "push", "--target", target, "--trace", "my.trace")
     point = nydusify.directory / "mnt"
-    log = nydusify.directory / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            nydusify.argv("mount", "--target", target, "--mount-path", "mnt", "--work-dir", "w"),
-            cwd=nydusify.directory, env=nydusify.environment(), stderr=out,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 90
-        while b"Please send signal" not in log.read_bytes():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    with nydusify.mounted(target, "--work-dir", "w"):
         assert (point / "dir" / "new").read_bytes() == b"new" * 1000
         digest = hashlib.sha256(bootstrap(registry, repo, image)).hexdigest()
         (kept,) = nydusify.directory.glob("w/nydusify-*/daemon/images/*.trace")
         assert kept.name == f"{digest}.trace"
-        process.send_signal(signal.SIGTERM)
-        process.wait(90)
-    finally:
-        process.kill()
     assert str(point) not in erofs_mounts()
     assert nydusify.left() == ["log", "my.trace"]
 
