@@ -66,6 +66,7 @@ class Stack:
     fs_driver: str = "fusedev"
     prefetch: bool = False
     cri: bool = False  # with the plugin that kubelets talk to
+    experimental: tuple[str, ...] = ()  # of the snapshotter's settings, to be switched on
     environment: dict[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -128,6 +129,8 @@ log_to_stdout = true
 level = "debug"
 [metrics]
 address = ""
+[experimental]
+{chr(10).join(f"{name} = true" for name in self.experimental)}
 """
         )
         program = peer("containerd-nydus-grpc")

@@ -1,4 +1,5 @@
-"""BuildKit builds and pushes a Nydus image with our ``nydus-image`` in its PATH, and it runs."""
+"""BuildKit builds and pushes a Nydus image with our ``nydus-image`` in its PATH: it runs, and
+``nydusify`` takes it."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from cold_image import BUSYBOX
 from containerd import Stack, peer, running
+from oci_kit import Nydusify, get
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no containers")
 START_S = 60.0
@@ -99,3 +101,21 @@ def test_an_image_that_buildkit_built_runs(tmp_path: Path) -> None:
         assert said.stdout == "built\n"
         for name in (reference, following):
             rig.ctr("images", "rm", "--sync", name)
+        nydusify_takes(Nydusify(tmp_path), rig.host, "built", b"built\n", "etc/built")
+        nydusify_takes(Nydusify(tmp_path), rig.host, "following", b"built\n", "etc/again")
+
+
+def nydusify_takes(nydusify: Nydusify, host: str, repo: str, data: bytes, path: str) -> None:
+    source, target = f"{host}/{repo}:latest", f"{host}/{repo}-2"
+    assert "verified image" in nydusify.run("check", "--target", source)
+    nydusify.run("copy", "--source", source, "--target", f"{target}:copied")
+    original = get(host, repo, "latest")
+    assert get(host, f"{repo}-2", "copied").content == original.content
+    nydusify.run("convert", "--source", source, "--target", f"{target}:same")  # it is Nydus
+    assert get(host, f"{repo}-2", "same").json()["layers"] == original.json()["layers"]
+    nydusify.run("check", "--source", source, "--target", f"{target}:same")
+    nydusify.run("convert", "--reverse", "--source", source, "--target", f"{target}:oci")
+    nydusify.run("check", "--source", f"{target}:oci", "--target", source)
+    with nydusify.mounted(f"{target}:copied") as root:
+        assert (root / path).read_bytes() == data
+        assert not (root / "etc" / "note").exists()

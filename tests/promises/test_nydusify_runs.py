@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from containerd import Stack, peer, running
 from oci_kit import Entry, Layer, Nydusify, get, layer_tar, noise, push_image, real_builder
-from servers import Pusher
+from servers import Pusher, olareg
 
 BIN = Path(sys.executable).parent
 BUSYBOX = Path("/bin/busybox")
@@ -82,6 +82,33 @@ def convert(nydusify: Nydusify, rig: Stack, docker: bool, words: Sequence[str]) 
 def test_a_converted_image_runs(nydusify: Nydusify, docker: bool, words: list[str]) -> None:
     with running() as rig:
         run_and_compare(rig, convert(nydusify, rig, docker, words), "one")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("words", "detection"),
+    [
+        (["--with-referrer"], "enable_referrer_detect"),
+        (["--merge-platform"], "enable_index_detect"),
+    ],
+    ids=["referrer", "index"],
+)
+def test_the_snapshotter_finds_it_beside_the_image(
+    nydusify: Nydusify, tmp_path: Path, words: list[str], detection: str
+) -> None:
+    """By the name of the OCI image: its layers are left in the registry."""
+    with olareg(str(peer("olareg")), tmp_path) as host, running(experimental=(detection,)) as rig:
+        with Pusher(host, "app") as push:
+            push_image(push, "v1", layers())
+        source, target = f"{host}/app:v1", f"{host}/app:n"
+        nydusify.run("convert", "--source", source, "--target", target, *words)
+        name = source if detection == "enable_referrer_detect" else target
+        run_and_compare(rig, name, "one")
+        assert any(rig.snapshotter_root / "mnt" in Path(m).parents for m in rig.mounts()), "plain"
+        # Who does not look for it has the OCI image, by the same name.
+        rig.run("ctr", "-a", str(rig.containerd_socket), "images", "pull", "--plain-http",
+                "--snapshotter", "overlayfs", name)  # fmt: skip
+        rig.ctr("images", "rm", "--sync", name)
 
 
 @pytest.mark.long
