@@ -6,8 +6,12 @@
 A root file system of this machine's files (--mb, 400 by default) in five gzip layers lies in
 Debian's docker-registry, which is asked directly and over 20 ms and 100 MB/s (``link.py``).  The
 parts: ``crane pull`` into a tar, ``nydus-image create`` of each layer and ``merge``, a push of the
-blobs.  crane comes from scripts/peers.  The start is of a Python program that imports much, on an
-empty node, by ``nydus-fscache mount REF`` (the daemon's start included).  Needs root.
+blobs.  Memory and disk are of a run of its own, since looking takes a processor's time, too.
+
+crane comes from scripts/peers, and so does the original nydusify with its builder (``scripts/peers
+nydusify nydus``), which is left out where it was not built.  The start is of a Python program that
+imports much, on an empty node, by ``nydus-fscache mount REF`` (the daemon's start included).
+Needs root.
 """
 
 from __future__ import annotations
@@ -21,8 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,12 +53,18 @@ PROGRAM = (
 PYTHON = f"python3.{sys.version_info[1]}"
 
 
-def crane() -> str:
+@cache
+def peer(name: str) -> str:
+    """Empty where it was not built."""
     where = subprocess.run(
         [ROOT / "scripts" / "peers", "--dir"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    program = shutil.which("crane") or f"{where}/crane"
-    if not Path(program).is_file():
+    return f"{where}/{name}" if Path(where, name).is_file() else ""
+
+
+def crane() -> str:
+    program = peer("crane") or shutil.which("crane")
+    if not program:
         sys.exit("no crane: scripts/peers crane")
     return program
 
@@ -80,26 +92,15 @@ class Conversion:
         self.number += 1
         return f"{self.host}/{kind}-{self.number}-{time.monotonic_ns()}:n"
 
-    def ours(self, *words: str) -> tuple[float, float, float]:
-        """Seconds; MB of memory and of disk at most."""
-        directory = self.work / "ours"
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir()
-        nydusify = Nydusify(directory)
-        began = time.monotonic()
-        process = subprocess.Popen(
-            nydusify.argv(
-                "convert", "--source", f"{self.host}/root:v1", "--target", self.fresh("ours"),
-                *words,
-            ),
-            cwd=directory, env=nydusify.environment({"TMPDIR": str(directory)}),
-            stderr=subprocess.PIPE,
-        )  # fmt: skip
-        with watched(process, directory) as most:
-            said = process.communicate()[1]
-        if process.returncode:
-            sys.exit(said.decode())
-        return time.monotonic() - began, most["memory"] / 1e6, most["disk"] / 1e6
+    def ours(self, *words: str) -> Run:
+        return Run(self, "ours", Nydusify(self.work).argv(), words)
+
+    def original(self) -> Run | None:
+        """None where it was not built."""
+        program, builder = peer("nydusify-original"), peer("nydus-image")
+        if not program or not builder:
+            return None
+        return Run(self, "original", [program], ("--plain-http", "--nydus-image", builder))
 
     def parts(self) -> tuple[float, float, float]:
         """Pull, build, push, one after the other."""
@@ -141,24 +142,66 @@ class Conversion:
         return took(lambda: run(crane(), "copy", "--insecure", f"{self.host}/root:v1", target))
 
 
+@dataclass(frozen=True)
+class Run:
+    """A conversion by one of the programs, which can be made many times."""
+
+    conversion: Conversion
+    kind: str
+    program: list[str]
+    words: Sequence[str]
+
+    @contextmanager
+    def _started(self) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+        """It must end well until the block is left."""
+        directory = self.conversion.work / self.kind
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        source, target = f"{self.conversion.host}/root:v1", self.conversion.fresh(self.kind)
+        process = subprocess.Popen(
+            [*self.program, "convert", "--source", source, "--target", target, *self.words],
+            cwd=directory, stderr=subprocess.PIPE,
+            env=Nydusify(directory).environment({"TMPDIR": str(directory)}),
+        )  # fmt: skip
+        yield process, directory
+        said = process.communicate()[1]
+        if process.returncode:
+            sys.exit(said.decode())
+
+    def seconds(self) -> float:
+        began = time.monotonic()
+        with self._started():
+            pass
+        return time.monotonic() - began
+
+    def most(self) -> str:
+        """Memory of all its processes, and files."""
+        with self._started() as (process, directory), watched(process, directory) as most:
+            process.wait()
+        return f"memory {most['memory'] / 1e6:.0f} MB, disk {most['disk'] / 1e6:.1f} MB"
+
+
 def conversions(title: str, conversion: Conversion, rounds: int) -> None:
-    ours, parts, copies = [], [], []
+    """In turns: what else the machine does meets all alike."""
+    ours, theirs = conversion.ours(), conversion.original()
+    runs, originals, parts, copies = [], [], [], []
     for _ in range(rounds):
-        ours.append(conversion.ours())
+        runs.append(ours.seconds())
         parts.append(conversion.parts())
         copies.append(conversion.copied())
-    seconds = statistics.median(one[0] for one in ours)
+        if theirs:
+            originals.append(theirs.seconds())
+    took_s = statistics.median(runs)
     pull, build, push = (statistics.median(one[i] for one in parts) for i in range(3))
     slowest = max(pull, build, push)
-    print(
-        f"{title}: convert {seconds:.2f} s, memory {max(o[1] for o in ours):.0f} MB, disk "
-        f"{max(o[2] for o in ours):.1f} MB; parts {pull:.2f} + {build:.2f} + {push:.2f} = "
-        f"{pull + build + push:.2f} s (slowest: {seconds / slowest:.2f} of it); "
-        f"crane copy {statistics.median(copies):.2f} s", flush=True,
-    )  # fmt: skip
+    print(f"{title}: convert {took_s:.2f} s, {took_s / slowest:.2f} of the slowest part, "
+          f"{ours.most()}")  # fmt: skip
+    print(f"{title}: parts {pull:.2f} + {build:.2f} + {push:.2f} = {pull + build + push:.2f} s; "
+          f"crane copy {statistics.median(copies):.2f} s")  # fmt: skip
+    if theirs:
+        print(f"{title}: the original {statistics.median(originals):.2f} s, {theirs.most()}")
     zran = conversion.ours("--oci-ref")
-    print(f"{title}: convert --oci-ref {zran[0]:.2f} s, memory {zran[1]:.0f} MB, disk "
-          f"{zran[2]:.1f} MB", flush=True)  # fmt: skip
+    print(f"{title}: convert --oci-ref {zran.seconds():.2f} s, {zran.most()}", flush=True)
 
 
 def program_image(push: Pusher) -> None:
