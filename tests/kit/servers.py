@@ -148,8 +148,9 @@ class Pusher:
         start = self._session.post(f"{self._base}/blobs/uploads/")
         start.raise_for_status()
         done = self._session.put(
-            urljoin(start.url, start.headers["Location"]), params={"digest": f"sha256:{digest}"}, data=data
-        )
+            urljoin(start.url, start.headers["Location"]), params={"digest": f"sha256:{digest}"},
+            data=data,
+        )  # fmt: skip
         done.raise_for_status()
         return digest
 
