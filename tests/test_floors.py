@@ -28,7 +28,7 @@ ORDER = {
     "nydus_fscache": (
         "__main__", "cli", "convert", "runtimes", "daemon", "api", "handover", "transport", "fetch",
         "cache", "image", "backend", "registry", "http", "core", "config", "kernel", "files", "log",
-        "errors", "_core", "__init__",
+        "errors", "deferred", "_core", "__init__",
     ),
 }  # fmt: skip
 C_ORDER = ("writer", "core", "codec")

@@ -12,7 +12,6 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "fuse_internal.h"
@@ -300,9 +299,6 @@ static int occupy(struct nf_transport *t)
 	f->done = calloc(t->slots, sizeof(*f->done));
 	if (!f->unclaimed || !f->done)
 		return -ENOMEM;
-	/* a message that the kernel cannot copy (a page fault of a process that is being killed)
-	 * is EIO for its reader */
-	mlock(t->area.records, (size_t)t->slots * sizeof(struct nf_fuse_record));
 	for (slot = 0; slot < *t->area.used; slot++)
 		if (*nf_fuse_len(t, slot))
 			nf_request_take(t, slot);

@@ -8,6 +8,7 @@
  */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 
 #include "fuse_internal.h"
@@ -77,6 +78,10 @@ static int connect_locked(struct nf_fuse *f, uint32_t id, int fd, const struct n
 	}
 	if (c)
 		return -EEXIST;
+	/* a message that the kernel cannot copy (a page fault of a process that is being killed) is
+	 * EIO for its reader; before the first connection nobody reads, and 1 MiB is spared */
+	if (!f->connections)
+		mlock(f->t.area.records, (size_t)f->t.slots * sizeof(struct nf_fuse_record));
 	c = new_connection(f);
 	if (!c)
 		return -ENOMEM;

@@ -1,6 +1,7 @@
 """The routes of our own API, of the calls that the daemon hands in.
 
     GET    /v1/status
+    GET    /v1/transport              that of "auto", or the error that no mount escapes
     POST   /v1/mounts                 {"bootstrap", "backend", "mountpoint", "transport", "source",
                                        "prefetch", "cache_limit", "tuning"}
     DELETE /v1/mounts?mountpoint=M
@@ -31,6 +32,7 @@ class Calls(Protocol):
     """Each returns the document of its answer, or raises ``FscacheError``."""
 
     def status(self) -> Document: ...
+    def transport(self) -> Document: ...
     def mount(self, request: Body) -> Document: ...
     def umount(self, mountpoint: str) -> Document: ...
     def bind(self, request: Body) -> Document: ...
@@ -56,6 +58,7 @@ def routes(calls: Calls) -> Routes:
 
     return {
         ("GET", "/v1/status"): lambda _, __: calls.status(),
+        ("GET", "/v1/transport"): lambda _, __: calls.transport(),
         ("POST", "/v1/mounts"): lambda _, body: calls.mount(body),
         ("DELETE", "/v1/mounts"): umount,
         ("POST", "/v1/bindings"): lambda _, body: calls.bind(body),

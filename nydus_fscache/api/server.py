@@ -2,9 +2,9 @@
 
 Knows no call: who serves hands in the routes; an answer is a document, or a ``Text``.  An error is
 ``{"error": {"kind", "message", "hint", "exit_code"}}`` with status 400 (the request), 404 (no
-such path), 500, or 503 (more than ``MAX_CONNECTIONS``); a request that is not HTTP gets 4xx or
-5xx and the same document.  A request must be received completely within ``CALL_TIMEOUT_S`` after
-its connection was made or its predecessor answered.
+such path), 500, or 503 (more than ``MAX_CONNECTIONS``); what is not HTTP gets 400 and the same
+document, and its connection ends.  A request must be received completely within
+``CALL_TIMEOUT_S`` after its connection was made or its predecessor answered.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from nydus_fscache.api.request import Head, NotARequest, Requests
 from nydus_fscache.errors import DaemonError, FscacheError, UsageError
 from nydus_fscache.files import short_path
 from nydus_fscache.handover.link import Handover
@@ -36,7 +36,11 @@ MAX_BODY = 1 << 20
 # a client that is slow with its request, or to take the answer
 CALL_TIMEOUT_S = float(os.environ.get("NYDUS_FSCACHE_CALL_TIMEOUT_S") or 30)
 MAX_CONNECTIONS = 512
-_LENGTH_DIGITS = 10
+METHODS = ("GET", "POST", "DELETE")
+REASONS = {
+    200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error",
+    503: "Service Unavailable",
+}  # fmt: skip
 _BACKLOG = 1024  # who comes when it is full gets an error at once
 _SOCKET_MODE = 0o600
 _NEVER = float("inf")
@@ -57,82 +61,110 @@ class Text:
     data: bytes
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    default_request_version = "HTTP/1.0"  # whatever was cut or is no version: it gets a head
-    timeout = CALL_TIMEOUT_S
-    server: _Server
+class _Connection:
+    """Its requests, one after the other."""
 
-    def _answer(self) -> None:
-        status = 200
-        url = urlsplit(self.path)
-        found = parse_qs(url.query, errors="surrogateescape")  # paths are bytes
-        query = {name: os.fsdecode(os.fsencode(values[0])) for name, values in found.items()}
+    def __init__(self, server: _Server, connection: socket.socket) -> None:
+        connection.settimeout(CALL_TIMEOUT_S)
+        self._server = server
+        self._socket = connection
+        self._requests = Requests(connection)
+
+    def serve(self) -> None:
+        with (
+            contextlib.suppress(ConnectionError, TimeoutError),
+            contextlib.closing(self._requests),
+        ):
+            while self._one():
+                self._server.expect_request(self._socket)
+
+    def _one(self) -> bool:
+        """Is there to be another?"""
         try:
-            body = self._body()
-            call = self.server.routes.get((self.command, url.path))
+            request = self._requests.head()
+        except NotARequest as e:
+            self._send(400, _error("UsageError", str(e), None, UsageError.exit_code), "close")
+            return False
+        if request is None:
+            return False
+        keeps_open = request.keeps_open and request.method in METHODS
+        try:
+            body = self._body(request)
+        except UsageError as e:
+            self._send(400, _error("UsageError", str(e), e.hint, e.exit_code), "close")
+            return False
+        status, document = self._answer(request, body)
+        self._send(status, document, "keep-alive" if keeps_open else "close")
+        return keeps_open
+
+    def _answer(self, request: Head, body: bytes) -> tuple[int, dict[str, Any] | Text]:
+        method, target = request.method, request.target
+        log.debug("%s %s", method, target)
+        try:
+            path, query = _parsed(target)
+            call = self._server.routes.get((method, path))
             if call is None:
-                message = f"no {self.command} {self.path}"
-                status, document = 404, _error("NotFound", message, None, 2)
-            else:
-                document = call(query, body)
+                return 404, _error("NotFound", f"no {method} {target}", None, UsageError.exit_code)
+            return 200, call(query, _document(body))
         except FscacheError as e:
             status = 400 if isinstance(e, UsageError) else 500
-            document = _error(type(e).__name__, str(e), e.hint, e.exit_code)
+            return status, _error(type(e).__name__, str(e), e.hint, e.exit_code)
         except (OSError, MemoryError) as e:  # descriptors, memory or space are used up
-            log.error("%s %s: %s", self.command, self.path, e)
+            log.error("%s %s: %s", method, target, e)
             hint = "see the log; what the system lacks may come free: try again"
-            status, code = 500, DaemonError.exit_code
-            document = _error("DaemonError", f"the daemon cannot do it: {e}", hint, code)
+            message = f"the daemon cannot do it: {e}"
+            return 500, _error("DaemonError", message, hint, DaemonError.exit_code)
         except Exception as e:  # a fault of ours is an answer too, or the client waits for ever
-            log.exception("%s %s", self.command, self.path)
-            status, document = 500, _error("Internal", f"internal error: {e!r}", "see the log", 1)
-        self._send(status, document)
-        self.server.expect_request(self.connection)
+            log.exception("%s %s", method, target)
+            return 500, _error("Internal", f"internal error: {e!r}", "see the log", 1)
 
-    def _send(self, status: int, document: dict[str, Any] | Text) -> None:
+    def _body(self, request: Head) -> bytes:
+        """Raises ``UsageError``: what follows in the stream is not known then."""
+        hint = f"Content-Length: at most {MAX_BODY}"
+        try:
+            length = request.length()
+        except NotARequest as e:
+            raise UsageError("a body of unknown length", hint=hint) from e
+        if length > MAX_BODY:
+            raise UsageError("the body is too large", hint=hint)
+        data = self._requests.body(request, length)
+        self._server.expect_nothing(self._socket)
+        if len(data) < length:
+            raise UsageError(f"{len(data)} bytes of a body of {length}")
+        return data
+
+    def _send(self, status: int, document: dict[str, Any] | Text, connection: str) -> None:
         if not isinstance(document, Text):
             document = Text("application/json", json.dumps(document).encode())
-        data = document.data
-        self.send_response(status)
-        self.send_header("Content-Type", document.content_type)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        self._socket.sendall(_rendered(status, document, connection))
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What http.server itself refuses: too long, too many headers, no HTTP."""
-        self.close_connection = True
-        self._send(code, _error("UsageError", message or "bad request", None, UsageError.exit_code))
 
-    do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - names that http.server looks for
+def _parsed(target: str) -> tuple[str, Query]:
+    try:
+        url = urlsplit(target)
+        found = parse_qs(url.query, errors="surrogateescape")  # paths are bytes
+    except ValueError as e:
+        raise UsageError(f"{target[:80]!r} is not a path: {e}") from e
+    query = {name: os.fsdecode(os.fsencode(values[0])) for name, values in found.items()}
+    return url.path, query
 
-    def _body(self) -> dict[str, Any]:
-        text = self.headers.get("Content-Length") or "0"
-        is_number = text.isascii() and text.isdigit() and len(text) < _LENGTH_DIGITS
-        if not is_number or int(text) > MAX_BODY or "Transfer-Encoding" in self.headers:
-            self.close_connection = True
-            raise UsageError(
-                f"a body of {text[:20]!r} bytes", hint=f"Content-Length: at most {MAX_BODY}"
-            )
-        data = self.rfile.read(int(text))
-        self.server.expect_nothing(self.connection)
-        if len(data) < int(text):
-            self.close_connection = True
-            raise UsageError(f"{len(data)} bytes of a body of {text}")
-        try:
-            document: dict[str, Any] = _checked(json.loads(data)) if data else {}
-        except (ValueError, RecursionError) as e:
-            raise UsageError(f"the body is no JSON: {e}") from e
-        if not isinstance(document, dict):
-            raise UsageError("the body is not an object")
-        return document
 
-    def address_string(self) -> str:
-        return "unix"
+def _document(body: bytes) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = _checked(json.loads(body)) if body else {}
+    except (ValueError, RecursionError) as e:
+        raise UsageError(f"the body is no JSON: {e}") from e
+    if not isinstance(document, dict):
+        raise UsageError("the body is not an object")
+    return document
 
-    def log_message(self, format: str, *args: Any) -> None:
-        log.debug(format, *args)
+
+def _rendered(status: int, text: Text, connection: str) -> bytes:
+    head = (
+        f"HTTP/1.1 {status} {REASONS[status]}", f"Content-Type: {text.content_type}",
+        f"Content-Length: {len(text.data)}", f"Connection: {connection}",
+    )  # fmt: skip
+    return "\r\n".join((*head, "", "")).encode() + text.data
 
 
 def _checked(value: Any) -> Any:
@@ -160,7 +192,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
     daemon_threads = True
 
     def __init__(self, listener: socket.socket, routes: Routes) -> None:
-        super().__init__(listener.getsockname(), _Handler)
+        super().__init__(listener.getsockname(), socketserver.BaseRequestHandler)
         self.socket = listener
         self.routes = routes
         self._lock = threading.Lock()
@@ -186,6 +218,9 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def fileno(self) -> int:
         return self.socket.fileno()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        _Connection(self, request).serve()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
@@ -236,9 +271,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
 def _too_many() -> bytes:
     error = _error("DaemonError", "too many connections", "try again", DaemonError.exit_code)
-    data = json.dumps(error).encode()
-    head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data
+    return _rendered(503, Text("application/json", json.dumps(error).encode()), "close")
 
 
 _TOO_MANY = _too_many()

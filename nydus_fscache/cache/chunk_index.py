@@ -3,21 +3,25 @@
 A hint and no more: what it names is read and verified before it is used.  So
 nothing is synced, a damaged file is deleted and begun anew, and every failure
 is a chunk that is fetched.  A query waits for nobody longer than ``PATIENCE_S``.
+SQLite is loaded, and the file opened, by the first question: an idle daemon has none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nydus_fscache.errors import CacheDirError
 from nydus_fscache.files import remove, status_of_ours
+
+if TYPE_CHECKING:
+    import sqlite3
 
 log = logging.getLogger("chunkindex")
 
@@ -63,13 +67,22 @@ class ChunkIndex:
         self._numbers: dict[str, int] = {}  # by name: there may be 10^5 of them
         self._db: sqlite3.Connection | None = None
         self._shrinking = False
-        with self._using(WRITE_PATIENCE_S, writing=True):
-            self._open()
+        self._asked = False
 
     # -- the file --------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        """With the first question; a file that cannot be had then is tried again by ``add``."""
+        if not self._asked:
+            with self._using(WRITE_PATIENCE_S, writing=True) as ours:
+                if ours and not self._asked:
+                    self._asked = True
+                    self._open()
+
     def _open(self) -> sqlite3.Connection:
         """Raises what ``_using`` handles."""
+        import sqlite3  # noqa: PLC0415 - 1 MiB
+
         if self._db is not None:
             return self._db
         for side in _SIDE_FILES:
@@ -104,6 +117,8 @@ class ChunkIndex:
     @contextlib.contextmanager
     def _using(self, patience: float, *, writing: bool) -> Iterator[bool]:
         """Does the body have the file?  What goes wrong in it is only logged."""
+        import sqlite3  # noqa: PLC0415 - 1 MiB
+
         until = time.monotonic() + patience
         if not self._lock.acquire(timeout=patience):
             yield False
@@ -132,6 +147,8 @@ class ChunkIndex:
         db, self._db = self._db, None
         self._blobs, self._numbers = {}, {}
         if db is not None:
+            import sqlite3  # noqa: PLC0415 - 1 MiB
+
             with contextlib.suppress(sqlite3.Error):
                 db.close()
 
@@ -142,6 +159,7 @@ class ChunkIndex:
     # -- reading ---------------------------------------------------------------------------
 
     def knows(self, name: str, identity: str) -> bool:
+        self._begin()
         return self._number(name, identity) is not None
 
     def _number(self, name: str, identity: str) -> int | None:
@@ -152,6 +170,7 @@ class ChunkIndex:
     def find(self, keys: Sequence[Key]) -> dict[Key, list[Place]]:
         """Where each chunk is said to be, in up to ``COPIES`` blobs."""
         found: dict[Key, list[Place]] = {}
+        self._begin()
         if self._shrinking or not self._blobs:  # hints only, so without the lock
             return found
         with self._using(PATIENCE_S, writing=False) as ours:
@@ -221,6 +240,7 @@ class ChunkIndex:
 
     def forget(self, name: str) -> None:
         """A blob's files are gone.  Its chunks go when there is need of their room."""
+        self._begin()
         with self._using(PATIENCE_S, writing=True) as ours:
             if ours and self._db is not None:
                 self._drop(self._db, name)

@@ -136,7 +136,7 @@ def _fail(error: FscacheError) -> int:
 
 
 def _run(args: argparse.Namespace, unknown: list[str]) -> int:
-    from nydus_fscache.api.nydusd.host_link import open_front  # noqa: PLC0415 - quick --version
+    from nydus_fscache.api.nydusd.host_link import Wanted, open_front  # noqa: PLC0415 - quick --version
 
     is_fuse = args.command == "fuse"
     (_check_fuse if is_fuse else _check_singleton)(args)
@@ -146,20 +146,20 @@ def _run(args: argparse.Namespace, unknown: list[str]) -> int:
     log_file = args.log_file and (
         args.log_file if args.log_file.suffix else args.log_file.with_suffix(".log")
     )
-    wanted = {
-        "kind": args.command,
-        "mountpoint": str(args.mountpoint.resolve()) if is_fuse else "",
-        "apisock": _absolute(args.apisock),
-        "instance": args.id or "",
-        "supervisor": _absolute(args.supervisor),
-        "waits": waits,
-        "cachefiles": "" if is_fuse else str(args.fscache.resolve()),
-        "own": _own_instance(args) if is_fuse and args.bootstrap is not None else None,
-        "blobs": [] if is_fuse else _own_blobs(args),
-        "log_file": _absolute(log_file),
-        "log_level": _LEVELS.get(args.log_level, args.log_level.upper()),
-        "log_rotation_mib": max(0, args.log_rotation_size),
-    }
+    wanted = Wanted(
+        kind=args.command,
+        mountpoint=str(args.mountpoint.resolve()) if is_fuse else "",
+        apisock=_absolute(args.apisock),
+        instance=args.id or "",
+        supervisor=_absolute(args.supervisor),
+        waits=waits,
+        cachefiles="" if is_fuse else str(args.fscache.resolve()),
+        own=_own_instance(args) if is_fuse and args.bootstrap is not None else None,
+        blobs=[] if is_fuse else _own_blobs(args),
+        log_file=_absolute(log_file),
+        log_level=_LEVELS.get(args.log_level, args.log_level.upper()),
+        log_rotation_mib=max(0, args.log_rotation_size),
+    )
     connection = open_front(node_root(), wanted, _PATIENCE_S)
     os.dup2(connection.fileno(), _CONTROL_FD)
     os.set_inheritable(_CONTROL_FD, True)  # it may have been that number before

@@ -40,6 +40,8 @@ class ProxyOptions:
 
 @dataclass(frozen=True, slots=True)
 class MirrorOptions:
+    """Another place to ask first; ``failure_limit``: in a row, before it is left out."""
+
     host: Url
     ping: Url | None = None
     headers: dict[str, str] = field(default_factory=dict, repr=False)

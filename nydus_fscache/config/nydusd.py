@@ -81,6 +81,8 @@ class Rafs:
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
+    """Read and shown; nothing here is written to."""
+
     upper_dir: str
     work_dir: str
 

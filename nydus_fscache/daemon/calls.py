@@ -258,6 +258,10 @@ class Calls:
         log.info("new credentials for %d images of %s", len(found), host)
         return {"host": host, "images": len(found)}
 
+    def transport(self) -> Document:
+        """That of "auto"; raises what a mount would raise where nothing works."""
+        return {"transport": self._engine.transports.choose("auto")}
+
     def status(self) -> Document:
         self._mounts.refresh()
         engine = self._engine

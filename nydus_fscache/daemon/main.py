@@ -6,7 +6,6 @@ usage: python -m nydus_fscache.daemon.main --root DIR [--log-level LEVEL]
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import json
@@ -33,29 +32,28 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--log-level", default="")
-    parser.add_argument("--ask", type=int, metavar="JOURNAL")
-    args = parser.parse_args()
-    if args.ask is not None:
-        print(json.dumps(upgrade.answer(args.root, args.ask)))
+    words = iter(sys.argv[1:])
+    given = dict(zip(words, words, strict=True))  # not argparse: 0.5 MiB, and who calls knows how
+    root = Path(given["--root"])
+    if "--ask" in given:
+        print(json.dumps(upgrade.answer(root, int(given["--ask"]))))
         return 0
     os.umask(0o077)
     wrong = _read_settings()
     privilege.reduce()  # before the first thread, which the log starts
-    listener = log.start(args.root, args.log_level or os.environ.get(log.LEVEL) or "INFO")
+    level = given.get("--log-level") or os.environ.get(log.LEVEL) or "INFO"
+    listener = log.start(root, level)
     if wrong is not None:
         logging.getLogger("daemon").error("%s (%s): as it was before", wrong, wrong.hint)
     try:
-        return _run(args.root)
+        return _run(root)
     except FscacheError as e:
-        return _failed(args.root, e)
+        return _failed(root, e)
     except OSError as e:
         if e.errno not in _DISK:
             raise
         hint = "free some space, or choose another --root"
-        return _failed(args.root, CacheDirError(f"cannot write to {args.root}: {e}", hint=hint))
+        return _failed(root, CacheDirError(f"cannot write to {root}: {e}", hint=hint))
     finally:
         listener.stop()
 

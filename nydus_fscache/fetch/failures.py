@@ -19,6 +19,8 @@ FORGOTTEN_AFTER_S = 60.0
 
 @dataclass(slots=True)
 class _Failure:
+    """Believed ``until`` then, so that each read does not ask again."""
+
     errno: int
     attempts: int
     at: float

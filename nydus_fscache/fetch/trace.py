@@ -63,6 +63,8 @@ def load(path: Path) -> list[Access]:
 
 @dataclass(slots=True)
 class _Recording:
+    """Of one image, since its mount."""
+
     path: Path
     objects: dict[int, CacheObject]
     accesses: list[Access]

@@ -22,6 +22,8 @@ VERSION = 2  # 1: fsid and domain stood where the address of any transport stand
 
 @dataclass(slots=True)
 class State:
+    """All that a service has to know of its predecessor, besides descriptors."""
+
     bindings: list[Binding] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)  # object numbers by name
     cache_limit: int = 0  # bytes; 0: none

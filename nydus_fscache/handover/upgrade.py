@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,8 @@ def ask(python: str, root: Path, journal: int) -> Successor:
     """Raises ``DaemonError`` with the reason when it cannot.  ``journal``: to be inherited."""
     if not Path(python).is_absolute() or not os.access(python, os.X_OK):
         raise UsageError(f"{python} is no program", hint="name a Python interpreter by its path")
+    import subprocess  # noqa: PLC0415 - only here
+
     command = [*daemon_argv(root, python)[1], "--ask", str(journal)]
     why = ""
     try:

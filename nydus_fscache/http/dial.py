@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import queue
 import socket
-import ssl
 import threading
 from base64 import b64encode
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nydus_fscache.config.http_options import Tls
 from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError, UsageError
 from nydus_fscache.http.tls import tls_context
 from nydus_fscache.http.wire import Connection, Deadline
+
+if TYPE_CHECKING:
+    import ssl
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class Dialer:
             return self._context
 
     def _wrap(self, sock: socket.socket, url: Url, deadline: Deadline) -> socket.socket:
+        import ssl  # noqa: PLC0415 - as in tls.py
+
         sock.settimeout(deadline.wait_s())
         try:
             return self._tls_context().wrap_socket(sock, server_hostname=url.host)

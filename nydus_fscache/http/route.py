@@ -74,6 +74,8 @@ class Route:
 
 @dataclass(slots=True)
 class _Mirror:
+    """Where it is, and how it is reached."""
+
     base: Url
     route: Route
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,8 @@ from nydus_fscache.http.tls import tls_context
 from nydus_fscache.http.wire import Deadline
 
 if TYPE_CHECKING:
+    import ssl
+
     import requests
 
 _PARALLEL = 32  # connections that are kept for each host
@@ -353,6 +354,8 @@ def _translated(url: Url, guard: _Guard) -> Iterator[None]:
 
 
 def _error(url: Url, error: BaseException) -> BackendError:
+    import ssl  # noqa: PLC0415 - requests has loaded it
+
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import ssl
+from typing import TYPE_CHECKING
 
 from nydus_fscache.config.http_options import Tls
 from nydus_fscache.errors import UsageError
 
+if TYPE_CHECKING:
+    import ssl
+
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
     """For clients, TLS 1.2 or later; ``UsageError`` when a file cannot be read."""
+    import ssl  # noqa: PLC0415 - 3 MiB, and a registry on loopback needs none
+
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])

@@ -48,6 +48,8 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Request:
+    """As it is sent."""
+
     method: str
     url: Url
     headers: dict[str, str] = field(default_factory=dict)

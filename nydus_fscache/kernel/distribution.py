@@ -6,7 +6,7 @@ what is there is found by trying.
 
 from __future__ import annotations
 
-import platform
+import os
 
 _NO_EROFS = "its kernel is built without EROFS: images are served by fuse-tree"
 # by ID of os-release; {release}: of the running kernel
@@ -25,10 +25,12 @@ _OTHERS = "install the kernel's modules, or a kernel with CONFIG_EROFS_FS"
 
 def erofs_remedy() -> str:
     """Where the driver is missing."""
+    import platform  # noqa: PLC0415 - seldom needed
+
     try:
         told = platform.freedesktop_os_release()
     except OSError:
         return _OTHERS
     names = [told.get("ID", ""), *told.get("ID_LIKE", "").split()]
     found = next((_EROFS[name] for name in names if name in _EROFS), _OTHERS)
-    return found.format(release=platform.release())
+    return found.format(release=os.uname().release)

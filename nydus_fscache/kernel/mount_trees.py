@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -80,6 +79,8 @@ def _set(tree: int, attributes: int, namespace: int, what: str) -> None:
 
 def _user_namespace(ids: IdMap, ends: ExitStack) -> int:
     """The descriptor of a user namespace with this map of users and groups."""
+    import subprocess  # noqa: PLC0415 - only here
+
     holder = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _ENTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -8,8 +8,6 @@ has a probe of its own (transport/*/probe.py).
 from __future__ import annotations
 
 import os
-import platform
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,13 +35,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
+    """Of ``doctor``."""
+
     findings: tuple[Finding, ...]
     transports: tuple[Finding, ...]
     choice: str | None  # what `auto` takes
 
     def document(self) -> dict[str, Any]:
         return {
-            "kernel": platform.release(),
+            "kernel": os.uname().release,
             "findings": [asdict(f) for f in self.findings],
             "transports": {f.name: asdict(f) for f in self.transports},
             "auto": self.choice,
@@ -79,10 +79,10 @@ def cache_dir(root: Path) -> Finding:
             name, False, f"{root} is mounted read-only", "choose a writable one with --root"
         )
     disk = os.statvfs(existing)
-    if disk.f_bavail * disk.f_frsize < _LEAST_ROOM:
+    free = disk.f_bavail * disk.f_frsize
+    if free < _LEAST_ROOM:
         detail = f"no space left on the disk of {root}"
         return Finding(name, False, detail, "free some space, or choose another --root")
-    free = shutil.disk_usage(existing).free
     return Finding(name, True, f"{root} is on {file_system}, {free >> 20} MiB free")
 
 

@@ -53,6 +53,8 @@ class _DroppingHandler(logging.handlers.QueueHandler):
 
 @dataclass(slots=True)
 class _Allowance:
+    """``left`` of the lines that may come at once, as it was ``since`` then."""
+
     left: float
     since: float
     omitted: int = 0

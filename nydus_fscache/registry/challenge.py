@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.request import parse_http_list
 
 _LIMIT = 16 * 1024  # characters; honest ones have some hundred
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -29,6 +28,8 @@ def parse_challenge(header: str) -> Challenge | None:
 
     Several headers are joined by commas (RFC 9110, 5.2).  Linear in time.
     """
+    from urllib.request import parse_http_list  # noqa: PLC0415 - 2 MiB with http.client and email
+
     if len(header) > _LIMIT:
         return None
     offers: list[tuple[str, dict[str, str]]] = []

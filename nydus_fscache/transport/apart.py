@@ -12,7 +12,6 @@ import ctypes
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Collection
 
@@ -27,6 +26,8 @@ class ProcessApart:
     """A module that calls ``run`` below, with its standard output to be read."""
 
     def __init__(self, module: str, words: Collection[str], inherited: Collection[int]) -> None:
+        import subprocess  # noqa: PLC0415 - start-up time
+
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, str(os.getpid()), *words],
             stdin=subprocess.DEVNULL,
@@ -37,6 +38,8 @@ class ProcessApart:
     def wait(self, what: str, said: bytes = b"") -> None:
         """Raises the error that it ended with, or ``KernelRefused``.  ``what``: for the message;
         ``said``: read of its output already."""
+        import subprocess  # noqa: PLC0415 - start-up time
+
         try:
             out, _ = self.process.communicate(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:

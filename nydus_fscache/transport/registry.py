@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +25,8 @@ from nydus_fscache.transport.fuse.dialect import (
     FuseLoopDialect,
     FuseTreeDialect,
 )
+
+log = logging.getLogger("transport")
 
 DIALECTS: tuple[type[Dialect], ...] = (
     CachefilesDialect,  # first: without a daemon it fails closed
@@ -158,7 +160,9 @@ class Transports:
             return found
 
     def prepare(self) -> None:
-        """Find out the transport of "auto" before a mount asks; where nothing works, the mount
-        says why."""
-        with contextlib.suppress(FscacheError):
+        """Find out the transport of "auto" before a mount asks; where nothing works, that is in
+        the log before anybody wonders why no image can be mounted."""
+        try:
             self.choose("auto")
+        except FscacheError as e:
+            log.error("no image can be mounted here: %s; %s", e, e.hint)

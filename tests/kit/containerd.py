@@ -32,7 +32,8 @@ PAUSE = "pause:latest"  # of pods
 _BUILDS = {
     "containerd-nydus-grpc": "snapshotter", "buildkitd": "buildkit", "buildctl": "buildkit",
 }  # fmt: skip
-_LONG = {"buildkit", "ndconvert"}  # to build: a run of all tests only takes what is there
+# to build: a run of all tests only takes what is there
+_LONG = {"buildkit", "ndconvert", "dockerd", "containerd2"}
 
 
 def peer(name: str) -> Path:
@@ -134,7 +135,7 @@ address = ""
 """
         )
         program = peer("containerd-nydus-grpc")
-        self._spawn("snapshotter", [str(program), "--config", str(settings)])
+        self.spawn("snapshotter", [str(program), "--config", str(settings)])
         self._wait_for(self.base / "sn.sock", "snapshotter")
         if "containerd" not in self.processes:
             return
@@ -168,7 +169,7 @@ disabled_plugins = {json.dumps(disabled)}
 {self._cri_settings() if self.cri else ""}
 """
         )
-        self._spawn("containerd", ["containerd", "-c", str(settings)])
+        self.spawn("containerd", ["containerd", "-c", str(settings)])
         self._wait_for(self.containerd_socket, "containerd")
 
     def _cri_settings(self) -> str:
@@ -292,7 +293,7 @@ disabled_plugins = {json.dumps(disabled)}
         for point in reversed(self.mounts()):
             subprocess.run(["umount", "-l", point], check=False, capture_output=True)
 
-    def _spawn(self, name: str, argv: list[str]) -> None:
+    def spawn(self, name: str, argv: list[str]) -> None:
         with (self.base / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,

@@ -62,6 +62,10 @@ class NodeDaemon:
         self.start()
         return self._document("GET", "/v1/status")
 
+    def transport(self) -> Document:
+        """Raises ``FscacheError`` where none works."""
+        return self._document("GET", "/v1/transport")
+
     def login(self, request: Document) -> Document:
         return self._document("POST", "/v1/credentials", request)
 

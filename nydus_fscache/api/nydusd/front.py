@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -57,14 +58,18 @@ class Front:
         errors: ErrorRing,
         state: State,
         log: logging.Logger,
+        on_exit: Callable[[], None] = lambda: None,
     ) -> None:
+        """``on_exit``: called when ``exit_asked`` is set."""
         self._log = log
+        self._on_exit = on_exit
         self._identity = identity
         self._service = service
         self._engine = engine
         self._supervisor = supervisor
         self._state = state
         self._lock = threading.RLock()
+        self._taking_over = threading.Lock()  # INIT is answered meanwhile
         self._hot: dict[str, str] = {}
         self.exit_asked = threading.Event()
         self._calls: dict[tuple[str, str], Call] = {
@@ -123,6 +128,7 @@ class Front:
         with self._lock:
             self._state = State.STOPPED
         self.exit_asked.set()
+        self._on_exit()
 
     # -- state for a successor ---------------------------------------------------------------
 
@@ -137,17 +143,18 @@ class Front:
 
     def _take_over(self, *_: Any) -> None:
         path = self._identity.supervisor
-        with self._lock:
+        with self._taking_over:
             if self._state is not State.INIT:
                 raise _unexpected("Upgrade", "Takeover")
-        if path is None:
-            raise Refused(500, 'Upgrade(DaemonAbnormal(Other("no supervisor")))')
-        try:
-            self._service.restore(self._supervisor.receive(path)["entries"])
-        except (FscacheError, TypeError, KeyError) as e:
-            raise Refused(500, f'Upgrade(DaemonAbnormal(Other("{e}")))') from e
-        with self._lock:
-            self._state = State.READY
+            if path is None:
+                raise Refused(500, 'Upgrade(DaemonAbnormal(Other("no supervisor")))')
+            try:
+                self._service.restore(self._supervisor.receive(path)["entries"])
+            except (FscacheError, TypeError, KeyError) as e:
+                raise Refused(500, f'Upgrade(DaemonAbnormal(Other("{e}")))') from e
+            with self._lock:
+                if self._state is State.INIT:  # not told to exit meanwhile
+                    self._state = State.READY
 
     # -- hot configuration -----------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from nydus_fscache.api.nydusd.service import (
     told,
     unsupported,
 )
+from nydus_fscache.api.nydusd.turns import Turns
 from nydus_fscache.config import nydusd as configuration
 from nydus_fscache.config.nydusd import Config
 from nydus_fscache.errors import FscacheError, UsageError
@@ -49,7 +50,8 @@ class BoundImages:
     def __init__(self, engine: Engine, errors: ErrorRing) -> None:
         self._engine = engine
         self._errors = errors
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._turns: Turns[Key] = Turns()  # a bind may wait for a backend that hangs
         self._entries: dict[Key, Entry] = {}
 
     # -- a service ---------------------------------------------------------------------------
@@ -109,7 +111,7 @@ class BoundImages:
             raise Refused(400, f'ParseBody(Error("{told(e)}"))') from e
         bootstrap = config.metadata_path
         entry = Entry(fsid, domain, document)
-        with self._lock:
+        with self._turns.of((fsid, domain)):
             if self._is_bound(entry):
                 self._renew(config)
             else:
@@ -124,7 +126,8 @@ class BoundImages:
                 except FscacheError as e:
                     self._errors.add(f"bind {fsid}: {e}")
                     raise _refused("CreateBlobObject", told(e)) from e
-            self._entries[fsid, domain] = entry
+            with self._lock:
+                self._entries[fsid, domain] = entry
 
     def _is_bound(self, entry: Entry) -> bool:
         """By us, or by an earlier front, of the same bootstrap."""
@@ -157,23 +160,33 @@ class BoundImages:
 
     def _unbind(self, domain: str, fsid: str | None) -> None:
         with self._lock:
-            wanted = [
-                key for key, e in self._entries.items()
-                if domain in (e.domain, e.domain or e.fsid) and fsid in (None, e.fsid)
-            ]  # fmt: skip
-            if not wanted and fsid is not None:
-                raise _refused("DeleteBlobObject", NOT_FOUND)
-            for key in wanted:
-                entry = self._entries[key]
-                try:
-                    self._engine.unbind(entry.fsid, entry.domain)
-                except UsageError:
-                    pass  # the node's daemon has given it up already
-                except FscacheError as e:
-                    self._errors.add(f"unbind {entry.fsid}: {e}")
-                    if fsid is not None:  # of a whole domain it never fails
-                        raise _refused("DeleteBlobObject", told(e)) from e
+            known = {*self._entries, *self._turns.names()}
+        wanted = [
+            key for key in known
+            if domain in (key[1], key[1] or key[0]) and fsid in (None, key[0])
+        ]  # fmt: skip
+        found = [key for key in wanted if self._unbind_one(key, may_fail=fsid is not None)]
+        if not found and fsid is not None:
+            raise _refused("DeleteBlobObject", NOT_FOUND)
+
+    def _unbind_one(self, key: Key, *, may_fail: bool) -> bool:
+        """False when it is not bound.  ``may_fail``: of a whole domain it never does."""
+        with self._turns.of(key):
+            with self._lock:
+                entry = self._entries.get(key)
+            if entry is None:
+                return False
+            try:
+                self._engine.unbind(entry.fsid, entry.domain)
+            except UsageError:
+                pass  # the node's daemon has given it up already
+            except FscacheError as e:
+                self._errors.add(f"unbind {entry.fsid}: {e}")
+                if may_fail:
+                    raise _refused("DeleteBlobObject", told(e)) from e
+            with self._lock:
                 del self._entries[key]
+        return True
 
     def _list_call(self, query: Query, _: bytes | None) -> list[Document]:
         domain, fsid = named(query, "domain_id"), query.get("blob_id")

@@ -101,16 +101,7 @@ class FuseMounts:
         self._points.mount(self._instance(query, body))
 
     def _remount_call(self, query: Query, body: bytes | None) -> None:
-        instance = self._instance(query, body)
-        before = self._points.get(instance.name)
-        if before is None:
-            raise mount_error(MISSING)
-        self._points.umount(instance.name)
-        try:
-            self._points.mount(instance)
-        except Refused:
-            self._points.mount(before)
-            raise
+        self._points.remount(self._instance(query, body))
 
     def _umount_call(self, query: Query, _: bytes | None) -> None:
         self._points.umount(named(query, "mountpoint"))

@@ -11,7 +11,6 @@ it is a ``nydusd`` that died: its API ends at once, its mounts stay.  When this 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import json
@@ -21,8 +20,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass
-from logging.handlers import RotatingFileHandler
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from nydus_fscache.api.nydusd.engine import NodeDaemon
 from nydus_fscache.api.nydusd.front import Front, Identity, State
 from nydus_fscache.api.nydusd.fscache import BoundImages
 from nydus_fscache.api.nydusd.fuse import FuseMounts
-from nydus_fscache.api.nydusd.host_link import SOCKET
+from nydus_fscache.api.nydusd.host_link import SOCKET, Wanted
 from nydus_fscache.api.nydusd.layer_view import LayerViews
 from nydus_fscache.api.nydusd.mount_points import Instance
 from nydus_fscache.api.nydusd.server import Listener, Refused
@@ -46,35 +44,15 @@ VIEWS = "views"
 LINGER_S = 3.0
 _LINE = 1 << 20
 _FORMAT = "[%(asctime)s] %(levelname)s %(message)s"
-_POLL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A front as its command line said it.  Paths are absolute.
-
-    ``kind``: ``fuse`` or ``singleton``; ``waits``: for takeover, in INIT; ``own``: an
-    ``Instance`` to mount before the API answers; ``blobs``: BlobEntries to bind before that.
-    """
-
-    kind: str
-    mountpoint: str
-    apisock: str
-    instance: str
-    supervisor: str
-    waits: bool
-    cachefiles: str
-    own: dict[str, Any] | None
-    blobs: list[dict[str, Any]]
-    log_file: str
-    log_level: str
-    log_rotation_mib: int
+_POLL_S = 1.0
 
 
 class _Hosted:
-    """A front that runs."""
+    """A front that runs.  ``on_exit``: called when its ``exit`` was."""
 
-    def __init__(self, wanted: Wanted, root: Path, log: logging.Logger) -> None:
+    def __init__(
+        self, wanted: Wanted, root: Path, log: logging.Logger, on_exit: Callable[[], None]
+    ) -> None:
         self._wanted = wanted
         self._daemon = NodeDaemon(root, Path(wanted.cachefiles) if wanted.cachefiles else None)
         errors = ErrorRing()
@@ -89,7 +67,7 @@ class _Hosted:
         supervisor = Path(wanted.supervisor) if wanted.supervisor else None
         self.front = Front(
             Identity(wanted.instance or None, supervisor), self._service, self._daemon,
-            FrontSupervisor(), errors, State.INIT if wanted.waits else State.RUNNING, log,
+            FrontSupervisor(), errors, State.INIT if wanted.waits else State.RUNNING, log, on_exit,
         )  # fmt: skip
         if not wanted.waits:
             # the first answer is RUNNING: what the command line names must be there
@@ -101,7 +79,12 @@ class _Hosted:
                     self._service.bind(entry)
             if mounts is not None and wanted.own is not None:
                 mounts.mount(Instance(**wanted.own))
-        self._listener = Listener(Path(wanted.apisock)) if wanted.apisock else None
+        try:
+            self._listener = Listener(Path(wanted.apisock)) if wanted.apisock else None
+        except OSError:
+            if not wanted.waits:
+                self._service.end()  # nobody could: there is no front
+            raise
         if self._listener is not None:
             self._listener.serve(self.front.answer)
         self._preparing = threading.Thread(
@@ -118,6 +101,11 @@ class _Hosted:
             self._daemon.start()
         except FscacheError as e:
             log.error("the daemon of the node does not start: %s (%s)", e, e.hint)
+            return
+        try:
+            self._daemon.transport()
+        except FscacheError as e:
+            log.error("no image can be mounted here: %s; %s", e, e.hint)
 
     def end(self) -> None:
         """By SIGTERM.  With a supervisor this may be a restart: a successor takes the mounts
@@ -169,32 +157,37 @@ class _Host:
                 self._idle_since = time.monotonic()
 
     def _front(self, connection: socket.socket) -> None:
-        line, stderr = _first_line(connection)
         log = logging.getLogger(f"front.{next(self._numbers)}")
         log.propagate = False
+        try:
+            self._serve(connection, log)
+        finally:
+            for handler in log.handlers[:]:
+                log.removeHandler(handler)
+                handler.close()
+
+    def _serve(self, connection: socket.socket, log: logging.Logger) -> None:
+        line, stderr = _first_line(connection)
         try:
             wanted = Wanted(**json.loads(line))
             log.addHandler(_handler(wanted, stderr))
             log.setLevel(wanted.log_level)
-            hosted = _Hosted(wanted, self._root, log)
+            hosted = _Hosted(wanted, self._root, log, lambda: _shut(connection))
         except (FscacheError, Refused, OSError, ValueError, TypeError) as e:
             connection.sendall(json.dumps({"error": _told(e)}).encode() + b"\n")
             return
         finally:
             os.close(stderr)
-        connection.sendall(b"{}\n")
+        with contextlib.suppress(OSError):  # it died meanwhile, as the next line finds out
+            connection.sendall(b"{}\n")
         log.info("%s %s", hosted.front.state.value, wanted.mountpoint or wanted.cachefiles)
-        try:
-            if hosted.front.exit_asked.wait(0) or _wait(connection, hosted.front):
-                hosted.exited()
-            elif _says_end(connection):
-                hosted.end()
-            else:
-                hosted.died()
-        finally:
-            for handler in log.handlers[:]:
-                log.removeHandler(handler)
-                handler.close()
+        says_end = _says_end(connection)
+        if hosted.front.exit_asked.is_set():
+            hosted.exited()
+        elif says_end:
+            hosted.end()
+        else:
+            hosted.died()
 
 
 def _first_line(connection: socket.socket) -> tuple[bytes, int]:
@@ -210,6 +203,8 @@ def _first_line(connection: socket.socket) -> tuple[bytes, int]:
 def _handler(wanted: Wanted, stderr: int) -> logging.Handler:
     """As ``--log-file`` and ``--log-rotation-size`` ask for, else to the front's stderr."""
     if wanted.log_file:
+        from logging.handlers import RotatingFileHandler  # noqa: PLC0415 - half a MiB
+
         size = wanted.log_rotation_mib << 20
         handler: logging.Handler = RotatingFileHandler(
             wanted.log_file, maxBytes=size, backupCount=10 if size else 0
@@ -220,21 +215,14 @@ def _handler(wanted: Wanted, stderr: int) -> logging.Handler:
     return handler
 
 
-def _wait(connection: socket.socket, front: Front) -> bool:
-    """Until the connection has something to say (False), or ``exit`` was called (True)."""
-    connection.settimeout(_POLL_S)
-    while not front.exit_asked.is_set():
-        try:
-            connection.recv(1, socket.MSG_PEEK)
-            return False
-        except TimeoutError:
-            continue
-        except OSError:
-            return False
-    return True
+def _shut(connection: socket.socket) -> None:
+    """Who reads from it finds its end."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RD)
 
 
 def _says_end(connection: socket.socket) -> bool:
+    """Waits until it says something, or ends."""
     with contextlib.suppress(OSError):
         return connection.recv(16).startswith(b"end")
     return False
@@ -247,9 +235,7 @@ def _told(error: Exception) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, required=True)
-    root: Path = parser.parse_args().root
+    root = Path(sys.argv[sys.argv.index("--root") + 1])
     logging.basicConfig(level=logging.INFO, format=_FORMAT)
     claim_root(root)
     lock = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -5,17 +5,42 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nydus_fscache.errors import DaemonError, FscacheError, UsageError
 from nydus_fscache.files import claim_root, short_path
 
+if TYPE_CHECKING:
+    import subprocess
+
 SOCKET = "fronts.sock"
 _POLL_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A front as its command line said it.  Paths are absolute.
+
+    ``kind``: ``fuse`` or ``singleton``; ``waits``: for takeover, in INIT; ``own``: an
+    ``Instance`` to mount before the API answers; ``blobs``: BlobEntries to bind before that.
+    """
+
+    kind: str
+    mountpoint: str
+    apisock: str
+    instance: str
+    supervisor: str
+    waits: bool
+    cachefiles: str
+    own: dict[str, Any] | None
+    blobs: list[dict[str, Any]]
+    log_file: str
+    log_level: str
+    log_rotation_mib: int
 
 
 def connect(root: Path, patience_s: float) -> socket.socket:
@@ -38,6 +63,8 @@ def connect(root: Path, patience_s: float) -> socket.socket:
 
 
 def _start(root: Path) -> subprocess.Popen[bytes]:
+    import subprocess  # noqa: PLC0415 - seldom, and not in the host itself
+
     claim_root(root)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     log = os.open(root / "fronts.log", flags, 0o600)
@@ -50,12 +77,12 @@ def _start(root: Path) -> subprocess.Popen[bytes]:
         os.close(log)
 
 
-def open_front(root: Path, wanted: dict[str, Any], patience_s: float) -> socket.socket:
+def open_front(root: Path, wanted: Wanted, patience_s: float) -> socket.socket:
     """The connection of a front that runs; raises the error that kept it from starting."""
     deadline = time.monotonic() + patience_s
     while True:
         connection = connect(root, patience_s)
-        socket.send_fds(connection, [json.dumps(wanted).encode() + b"\n"], [2])
+        socket.send_fds(connection, [json.dumps(asdict(wanted)).encode() + b"\n"], [2])
         answer = b""
         while not answer.endswith(b"\n"):
             part = connection.recv(1 << 16)

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from nydus_fscache.api.nydusd.documents import Document, ErrorRing
 from nydus_fscache.api.nydusd.layer_view import LayerViews, hide, layer_of
 from nydus_fscache.api.nydusd.server import Refused
 from nydus_fscache.api.nydusd.service import Engine, told
+from nydus_fscache.api.nydusd.turns import Turns
 from nydus_fscache.config import nydusd as configuration
 from nydus_fscache.config.nydusd import Config
 from nydus_fscache.errors import BackendError, DaemonError, FscacheError, MountpointError
@@ -56,45 +56,65 @@ class MountPoints:
         self._engine = engine
         self._errors = errors
         self._lock = threading.RLock()
-        self._mounting: dict[str, threading.Lock] = {}
-        self._mounts: dict[str, Instance] = {}
+        self._turns: Turns[Path] = Turns()
+        self._directories = threading.Lock()  # none goes between two steps of a path that is made
+        self._mounts: dict[Path, Instance] = {}  # /x and /x/ are one place
 
     def all(self) -> list[Instance]:
         with self._lock:
             return list(self._mounts.values())
 
     def get(self, name: str) -> Instance | None:
-        with self._lock:
-            return self._mounts.get(name)
+        with contextlib.suppress(Refused), self._lock:  # of what cannot be a name
+            return self._mounts.get(self.point(name))
+        return None
 
     def adopt(self, instances: list[Instance]) -> None:
         """Those of an earlier front."""
         with self._lock:
-            self._mounts = {m.name: m for m in instances}
+            self._mounts |= {self.point(m.name): m for m in instances}
 
     def mount(self, instance: Instance) -> None:
         """Returns when it can be read.  Raises ``Refused``, with nothing left behind."""
         point = self.point(instance.name)
-        with self._one_at_a_time(instance.name):
-            config = self._config(instance)
-            request = _request(instance, config, point)
-            made = not point.exists()
-            try:
-                point.mkdir(parents=True, exist_ok=True)
-                self._mount_with_patience(request)
-                if config.id_mapping is not None:
-                    self._map_ids(point, config.id_mapping)
-            except (FscacheError, OSError) as e:
-                if made:
-                    with contextlib.suppress(OSError):
-                        point.rmdir()
-                self._errors.add(f"mount {instance.name}: {e}")
-                self._log.error("mount %s of %s: %s", instance.name, instance.source, told(e))
-                raise mount_error(told(e)) from e
+        with self._turns.of(point):
+            self._mount(instance, point)
+
+    def remount(self, instance: Instance) -> None:
+        """In place of the image that is there, which stays when this one cannot be mounted."""
+        point = self.point(instance.name)
+        with self._turns.of(point):
             with self._lock:
-                self._mounts[instance.name] = instance
-            self._views.show(point, Path(instance.source))
-            self._load_files(instance, config, point)
+                before = self._mounts.get(point)
+            if before is None:
+                raise mount_error(MISSING)
+            self._umount(point)
+            try:
+                self._mount(instance, point)
+            except Refused:
+                self._mount(before, point)
+                raise
+
+    def _mount(self, instance: Instance, point: Path) -> None:
+        config = self._config(instance)
+        request = _request(instance, config, point)
+        made = not point.exists()
+        try:
+            with self._directories:
+                point.mkdir(parents=True, exist_ok=True)
+            self._mount_with_patience(request)
+            if config.id_mapping is not None:
+                self._map_ids(point, config.id_mapping)
+        except (FscacheError, OSError) as e:
+            if made:
+                self._remove_directories(point)
+            self._errors.add(f"mount {instance.name}: {e}")
+            self._log.error("mount %s of %s: %s", instance.name, instance.source, told(e))
+            raise mount_error(told(e)) from e
+        with self._lock:
+            self._mounts[point] = instance
+        self._views.show(point, Path(instance.source))
+        self._load_files(instance, config, point)
 
     def _load_files(self, instance: Instance, config: Config, point: Path) -> None:
         """``prefetch_files``, before all the rest; those that are not in the image do not count."""
@@ -162,28 +182,35 @@ class MountPoints:
 
     def umount(self, name: str) -> None:
         """Raises ``Refused`` when there is no such mount, or it is in use."""
-        with self._one_at_a_time(name):
-            with self._lock:
-                known = self._mounts.get(name)
-            point = self.point(name)
-            try:
-                self._hide_view(point)
-                if mapped_over(point):
-                    umount(point)
-                self._engine.umount(str(point))
-            except MountpointError as e:
-                if self._is_mounted(point):
-                    raise mount_error(told(e)) from e
-                if known is None:
-                    raise mount_error(MISSING) from e
-            except FscacheError as e:
+        point = self.point(name)
+        with self._turns.of(point):
+            self._umount(point)
+
+    def _umount(self, point: Path) -> None:
+        with self._lock:
+            known = self._mounts.get(point)
+        try:
+            self._hide_view(point)
+            if mapped_over(point):
+                umount(point)
+            self._engine.umount(str(point))
+        except MountpointError as e:
+            if self._is_mounted(point):
                 raise mount_error(told(e)) from e
-            with contextlib.suppress(OSError):  # those that others use are not empty
-                while point != self._mountpoint:
-                    point.rmdir()
-                    point = point.parent
-            with self._lock:
-                self._mounts.pop(name, None)
+            if known is None:
+                raise mount_error(MISSING) from e
+        except FscacheError as e:
+            raise mount_error(told(e)) from e
+        self._remove_directories(point)
+        with self._lock:
+            self._mounts.pop(point, None)
+
+    def _remove_directories(self, point: Path) -> None:
+        """From there up to M; those that others use are not empty."""
+        with self._directories, contextlib.suppress(OSError):
+            while point != self._mountpoint:
+                point.rmdir()
+                point = point.parent
 
     def _hide_view(self, point: Path) -> None:
         """The layer's directory is to be removed next."""
@@ -205,13 +232,6 @@ class MountPoints:
         if not all(parts) or any(part in (".", "..") for part in parts):
             raise Refused(400, f"QueryString(\"'mountpoint' {name!r} is not a path\")")
         return mountpoint.joinpath(*parts)
-
-    @contextlib.contextmanager
-    def _one_at_a_time(self, name: str) -> Iterator[None]:
-        with self._lock:
-            lock = self._mounting.setdefault(name, threading.Lock())
-        with lock:
-            yield
 
 
 def mapped_over(point: Path) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import subprocess
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -127,6 +126,8 @@ def _table(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _program(daemon: Mapping[str, Any]) -> Finding:
+    import subprocess  # noqa: PLC0415 - with the snapshotter
+
     name, path = "nydusd_path", str(daemon.get("nydusd_path") or "/usr/local/bin/nydusd")
     remedy = "name this project's nydusd in [daemon] nydusd_path"
     try:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from nydus_fscache.errors import KernelRefused
 
+NAME = "cachefiles"  # of the transport
+DESCRIPTOR = "cachefiles"  # the device's name at the keeper, which knows what to do with it
 DEVICE = "/dev/cachefiles"
 TAG = "nydus-fscache"
 _BACKING_FILE_PATIENCE_S = 5.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nydus_fscache.cache.evict import EvictionSource
 from nydus_fscache.cache.store import Store
@@ -12,9 +13,12 @@ from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.image.binding import Binding
 from nydus_fscache.kernel.probe import Finding
 from nydus_fscache.transport.cachefiles import probe
+from nydus_fscache.transport.cachefiles.device import DESCRIPTOR, NAME
 from nydus_fscache.transport.cachefiles.domains import names_of
 from nydus_fscache.transport.cachefiles.kernel_cache import KernelCache, is_held
-from nydus_fscache.transport.cachefiles.transport import DESCRIPTOR, NAME, CachefilesTransport
+
+if TYPE_CHECKING:
+    from nydus_fscache.transport.cachefiles.transport import CachefilesTransport
 
 
 class CachefilesDialect:
@@ -29,6 +33,11 @@ class CachefilesDialect:
         return probe.cachefiles(root)
 
     def open(self, core: Core, objects: Objects, park: Park) -> CachefilesTransport:
+        # a node has one transport, and room for no other
+        from nydus_fscache.transport.cachefiles.transport import (  # noqa: PLC0415
+            CachefilesTransport,
+        )
+
         return CachefilesTransport(core, objects, park, self._cache)
 
     def sources(self) -> list[EvictionSource]:

@@ -47,6 +47,8 @@ class BoundNames:
 
 @dataclass(slots=True)
 class Domain:
+    """The images of a domain and their cookies."""
+
     images: dict[str, Image] = field(default_factory=dict)  # by fsid
     bound: dict[str, BoundNames] = field(default_factory=dict)
 

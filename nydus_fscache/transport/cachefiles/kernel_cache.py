@@ -25,8 +25,6 @@ import logging
 import os
 import re
 import select
-import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -283,7 +281,7 @@ class KernelCache:
                     self._record(domain).unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
             for buried in os.scandir(self.directory / "graveyard"):
-                shutil.rmtree(buried.path, ignore_errors=True)
+                _remove_tree(buried.path)
 
     def _delete(self, paths: Mapping[str, Path]) -> list[str]:
         """Which of them (file or volume, by name) are gone."""
@@ -312,7 +310,7 @@ class KernelCache:
         if status_of_ours(marker) is not None and marker.read_bytes() != boot.encode():
             log.warning("the machine stopped while cachefiles was in use: cached data are dropped")
             for name in ("cache", "graveyard"):
-                shutil.rmtree(self.directory / name, ignore_errors=True)
+                _remove_tree(self.directory / name)
         replace_file(marker, boot.encode())
         sync(self.directory)
 
@@ -331,8 +329,17 @@ def is_held(domain: str, fsid: str, blobs: Iterable[str]) -> bool:
     return not open_cookies(domain).keys().isdisjoint([fsid, *blobs])
 
 
+def _remove_tree(path: Path | str) -> None:
+    """As far as it can be deleted."""
+    import shutil  # noqa: PLC0415 - start-up time, and 0.5 MiB
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def _cull(device: int, paths: Iterable[Path], word: str) -> list[int]:
     """Have the kernel delete what it does not use: 0 or an errno for each path."""
+    import subprocess  # noqa: PLC0415 - likewise
+
     names = [os.fsencode(path) for path in paths]
     printed = b""
     try:

@@ -38,7 +38,9 @@ from nydus_fscache.image.image import Image
 from nydus_fscache.transport.base import Bound
 from nydus_fscache.transport.cachefiles.bootstraps import Bootstraps
 from nydus_fscache.transport.cachefiles.device import (
+    DESCRIPTOR,
     DEVICE,
+    NAME,
     has_file,
     open_and_bind,
     wait_for_backing_file,
@@ -60,8 +62,6 @@ from nydus_fscache.transport.cachefiles.parked import ParkedObjects, UnboundObje
 
 log = logging.getLogger("cachefiles")
 
-NAME = "cachefiles"
-DESCRIPTOR = "cachefiles"  # the device's name at the keeper, which knows what to do with it
 _RESEND_PAUSE_S = 0.2  # in which READs that were lost are gathered
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nydus_fscache.cache.evict import EvictionSource
 from nydus_fscache.cache.store import Store
@@ -19,7 +20,9 @@ from nydus_fscache.transport.fuse.connection import (
     number_of,
     number_of_name,
 )
-from nydus_fscache.transport.fuse.transport import FuseTransport
+
+if TYPE_CHECKING:
+    from nydus_fscache.transport.fuse.transport import FuseTransport
 
 
 class _FuseDialect:
@@ -34,6 +37,9 @@ class _FuseDialect:
         return probe.probe(cls.shape)
 
     def open(self, core: Core, objects: Objects, park: Park) -> FuseTransport:
+        # a node has one transport, and room for no other
+        from nydus_fscache.transport.fuse.transport import FuseTransport  # noqa: PLC0415
+
         self._opened = FuseTransport(core, objects, park, self.shape)
         return self._opened
 

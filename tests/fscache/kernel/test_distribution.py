@@ -6,7 +6,7 @@ import platform
 
 import pytest
 
-from nydus_fscache.kernel import distribution, probe
+from nydus_fscache.kernel import probe
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_remedy(
             raise FileNotFoundError
         return told
 
-    monkeypatch.setattr(distribution.platform, "freedesktop_os_release", os_release)
+    monkeypatch.setattr(platform, "freedesktop_os_release", os_release)
     monkeypatch.setattr(probe, "has_erofs", lambda: False)
     finding = probe.erofs_driver()
     assert not finding.ok

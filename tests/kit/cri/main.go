@@ -1,7 +1,10 @@
 // What a kubelet does, for tests: pull an image over the CRI, run a pod with one container, print
 // the container's log, and take everything away.
 //
-//	cri -a CONTAINERD_SOCKET REFERENCE LOG_DIRECTORY COMMAND...
+//	cri -a CONTAINERD_SOCKET [-users FIRST] REFERENCE LOG_DIRECTORY COMMAND...
+//
+// -users: as with hostUsers: false, in a user namespace whose 65536 ids begin at FIRST outside, and
+// with a network of its own.
 package main
 
 import (
@@ -20,12 +23,13 @@ import (
 
 func main() {
 	address := flag.String("a", "/run/containerd/containerd.sock", "containerd's socket")
+	users := flag.Uint("users", 0, "first id outside of the pod's user namespace")
 	flag.Parse()
 	if flag.NArg() < 3 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	code, err := run(*address, flag.Arg(0), flag.Arg(1), flag.Args()[2:])
+	code, err := run(*address, uint32(*users), flag.Arg(0), flag.Arg(1), flag.Args()[2:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "cri:", err)
 		os.Exit(1)
@@ -33,7 +37,7 @@ func main() {
 	os.Exit(code)
 }
 
-func run(address, reference, logs string, command []string) (int, error) {
+func run(address string, users uint32, reference, logs string, command []string) (int, error) {
 	connection, err := grpc.NewClient("unix://"+address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -44,6 +48,13 @@ func run(address, reference, logs string, command []string) (int, error) {
 	defer cancel()
 	images, runtime := cri.NewImageServiceClient(connection), cri.NewRuntimeServiceClient(connection)
 	network := &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}
+	if users != 0 {
+		ids := []*cri.IDMapping{{HostId: users, ContainerId: 0, Length: 65536}}
+		network = &cri.NamespaceOption{
+			Network:       cri.NamespaceMode_POD,
+			UsernsOptions: &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids},
+		}
+	}
 	image := &cri.ImageSpec{Image: reference}
 	pod := &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: "pod", Uid: "pod", Namespace: "default"},
