@@ -31,9 +31,3 @@ def make_backend(config: Mapping[str, Any]) -> Backend:
         import_module(f"nydus_fscache.backend.{module}"), name
     )
     return make(Options(kind, config.get(kind)))
-
-
-def preload() -> None:
-    """Import what most images need, so that the first of them does not wait for it."""
-    import_module("nydus_fscache.backend.registry")
-    import_module("encodings.idna")  # of host names

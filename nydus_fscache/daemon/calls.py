@@ -34,7 +34,6 @@ from nydus_fscache.image.binding import Address, Binding
 from nydus_fscache.image.image import renew_auth
 from nydus_fscache.kernel.mountinfo import mount_namespace
 from nydus_fscache.log import event
-from nydus_fscache.registry.auth import check_auth
 
 log = logging.getLogger("service")
 
@@ -246,6 +245,8 @@ class Calls:
         host, auth = request.get("host"), request.get("auth")
         if not isinstance(host, str) or not isinstance(auth, str) or not host or not auth:
             raise UsageError("a request needs host and auth", hint="auth: base64 of user:password")
+        from nydus_fscache.registry.auth import check_auth  # noqa: PLC0415 - with HTTP, 0.5 MiB
+
         check_auth(auth)
         with self._mounts.lock:
             found = [b for b in self._record.bindings() if renew_auth(b.backend, host, auth)]

@@ -11,12 +11,10 @@ import contextlib
 import logging
 import os
 import threading
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import nydus_fscache
-from nydus_fscache.backend.make import preload
 from nydus_fscache.daemon.binder import Binder
 from nydus_fscache.daemon.calls import Calls
 from nydus_fscache.daemon.dispatch import Dispatcher
@@ -29,7 +27,7 @@ from nydus_fscache.errors import DaemonError, MountpointError
 from nydus_fscache.handover import upgrade
 from nydus_fscache.handover.link import Handover
 from nydus_fscache.handover.retry_queue import RetryQueue
-from nydus_fscache.kernel.syscalls import raise_nofile_limit
+from nydus_fscache.kernel.syscalls import raise_nofile_limit, trim
 from nydus_fscache.log import event
 
 log = logging.getLogger("service")
@@ -72,10 +70,10 @@ class Service(Calls):
             self._record.save()
 
     def prepare(self) -> None:
-        """What the first mount would wait for, while nobody does."""
-        preload()
-        import_module("rafs_v6.validate")
+        """What the first mount would wait for long, while nobody does.  Modules are no part of
+        it: some milliseconds, and a MiB of an idle node."""
         self._engine.transports.prepare()
+        trim()
 
     # -- the end -----------------------------------------------------------------------------
 

@@ -34,6 +34,13 @@ _BUILDS = {
 }  # fmt: skip
 # to build: a run of all tests only takes what is there
 _LONG = {"buildkit", "ndconvert", "dockerd", "containerd2"}
+_NETWORK = """#!/bin/sh
+case "$CNI_COMMAND" in
+VERSION) echo '{"cniVersion": "0.4.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0"]}' ;;
+ADD) printf '{"cniVersion": "0.4.0", "interfaces": [{"name": "%s", "sandbox": "%s"}], "ips": [
+{"version": "4", "address": "10.1.0.2/24", "interface": 0}]}' "$CNI_IFNAME" "$CNI_NETNS" ;;
+esac
+"""
 
 
 def peer(name: str) -> Path:
@@ -68,6 +75,7 @@ class Stack:
     prefetch: bool = False
     cri: bool = False  # with the plugin that kubelets talk to
     experimental: tuple[str, ...] = ()  # of the snapshotter's settings, to be switched on
+    programs: Path | None = None  # containerd 2 with its shim and runc, instead of Debian's
     environment: dict[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -155,7 +163,7 @@ address = ""
         ]  # fmt: skip
         settings = self.base / "c.toml"
         settings.write_text(
-            f"""version = 2
+            f"""version = {2 if self.programs is None else 3}
 root = "{self.base}/c"
 state = "{self.base}/cs"
 disabled_plugins = {json.dumps(disabled)}
@@ -166,10 +174,14 @@ disabled_plugins = {json.dumps(disabled)}
 [proxy_plugins.nydus]
   type = "snapshot"
   address = "{self.base}/sn.sock"
+{'  capabilities = ["remap-ids"]' if self.programs else ""}
 {self._cri_settings() if self.cri else ""}
 """
         )
-        self.spawn("containerd", ["containerd", "-c", str(settings)])
+        program = "containerd" if self.programs is None else str(self.programs / "containerd")
+        if self.programs is not None:  # where it looks for its shim
+            self.environment["PATH"] = f"{self.programs}:{os.environ['PATH']}"
+        self.spawn("containerd", [program, "-c", str(settings)])
         self._wait_for(self.containerd_socket, "containerd")
 
     def _cri_settings(self) -> str:
@@ -179,6 +191,26 @@ disabled_plugins = {json.dumps(disabled)}
             f'server = "http://{self.host}"\n[host."http://{self.host}"]\n'
             '  capabilities = ["pull", "resolve"]\n'
         )
+        self._make_network()
+        if self.programs is not None:
+            images, runtime = (f'plugins."io.containerd.cri.v1.{n}"' for n in ("images", "runtime"))
+            return f"""
+[{images}]
+  snapshotter = "nydus"
+  disable_snapshot_annotations = false
+  [{images}.pinned_images]
+    sandbox = "{self.host}/{PAUSE}"
+  [{images}.registry]
+    config_path = "{self.base}/certs.d"
+[{runtime}]
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [{runtime}.containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+  [{runtime}.cni]
+    bin_dir = "{self.base}/cni"
+    conf_dir = "{self.base}/cni"
+"""
         plugin = 'plugins."io.containerd.grpc.v1.cri"'
         return f"""
 [{plugin}]
@@ -194,6 +226,16 @@ disabled_plugins = {json.dumps(disabled)}
     bin_dir = "{self.base}/cni"
     conf_dir = "{self.base}/cni"
 """
+
+    def _make_network(self) -> None:
+        """Of pods that have one of their own: it is said to be there, and no test uses it."""
+        directory = self.base / "cni"
+        directory.mkdir(exist_ok=True)
+        for name in ("nothing", "loopback"):
+            (directory / name).write_text(_NETWORK)
+            (directory / name).chmod(0o755)
+        plugins = {"cniVersion": "0.4.0", "name": "none", "plugins": [{"type": "nothing"}]}
+        (directory / "none.conflist").write_text(json.dumps(plugins))
 
     def push(self, image: Path, name: str = "", command: Sequence[str] = ()) -> str:
         """An image (image.boot and blobs/); returns its reference.  ``name``: with its tag.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nydus_fscache.api.nydusd import documents
 from nydus_fscache.api.nydusd.documents import Document, ErrorRing
@@ -25,9 +25,10 @@ from nydus_fscache.api.nydusd.service import (
     unsupported,
 )
 from nydus_fscache.api.nydusd.turns import Turns
-from nydus_fscache.config import nydusd as configuration
-from nydus_fscache.config.nydusd import Config
 from nydus_fscache.errors import FscacheError, UsageError
+
+if TYPE_CHECKING:
+    from nydus_fscache.config.nydusd import Config
 
 # The snapshotter tolerates a failed unbind whose message has these words, and no other.
 NOT_FOUND = "blob_cache: cache entry not found"
@@ -228,6 +229,8 @@ class BoundImages:
 
 def _config_of(document: Document) -> Config:
     """From ``config_v2``, or the older ``config``.  Raises ``FscacheError``."""
+    from nydus_fscache.config import nydusd as configuration  # noqa: PLC0415 - half a MiB
+
     return configuration.blob_entry(document, "the request").config
 
 

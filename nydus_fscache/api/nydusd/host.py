@@ -37,6 +37,7 @@ from nydus_fscache.api.nydusd.server import Listener, Refused
 from nydus_fscache.errors import FscacheError, KernelRefused
 from nydus_fscache.files import claim_root, short_path
 from nydus_fscache.handover.front_state import FrontSupervisor
+from nydus_fscache.kernel.syscalls import trim
 from nydus_fscache.transport.cachefiles import probe
 
 LOCK = "fronts.lock"
@@ -97,6 +98,7 @@ class _Hosted:
         for finding in node_checks.at_start():
             if not finding.ok:
                 log.warning("%s: %s; %s", finding.name, finding.detail, finding.remedy)
+        trim()
         try:
             self._daemon.start()
         except FscacheError as e:

@@ -12,18 +12,20 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nydus_fscache.api.nydusd.documents import Document, ErrorRing
 from nydus_fscache.api.nydusd.layer_view import LayerViews, hide, layer_of
 from nydus_fscache.api.nydusd.server import Refused
 from nydus_fscache.api.nydusd.service import Engine, told
 from nydus_fscache.api.nydusd.turns import Turns
-from nydus_fscache.config import nydusd as configuration
-from nydus_fscache.config.nydusd import Config
 from nydus_fscache.errors import BackendError, DaemonError, FscacheError, MountpointError
 from nydus_fscache.kernel import mountinfo
 from nydus_fscache.kernel.mount import IMAGE_TYPES, umount
 from nydus_fscache.kernel.mount_trees import IdMap, bind_with_ids
+
+if TYPE_CHECKING:
+    from nydus_fscache.config.nydusd import Config
 
 # The snapshotter forgets that a mount failed, and waits 30 s for the answer: better try again here.
 MOUNT_PATIENCE_S = 20.0
@@ -175,6 +177,8 @@ class MountPoints:
         )  # fmt: skip
 
     def _config(self, instance: Instance) -> Config:
+        from nydus_fscache.config import nydusd as configuration  # noqa: PLC0415 - half a MiB
+
         try:
             return configuration.parse(instance.config, f"the configuration of {instance.name}")
         except FscacheError as e:

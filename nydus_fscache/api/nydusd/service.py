@@ -9,8 +9,6 @@ from typing import Any, Protocol
 
 from nydus_fscache.api.nydusd.documents import Document
 from nydus_fscache.api.nydusd.server import Query, Refused
-from nydus_fscache.config import nydusd as configuration
-from nydus_fscache.config.version_2 import as_version_2
 from nydus_fscache.errors import FscacheError
 
 Call = Callable[[Query, bytes | None], Any]
@@ -114,6 +112,8 @@ def unsupported(call: str) -> Refused:
 
 def backend_of(config: str) -> Document:
     """That of a configuration; empty where it is none."""
+    from nydus_fscache.config import nydusd as configuration  # noqa: PLC0415 - half a MiB
+
     try:
         return configuration.parse(config, "configuration").backend
     except FscacheError:
@@ -122,6 +122,9 @@ def backend_of(config: str) -> Document:
 
 def shown(config: str) -> Document | None:
     """A configuration as answers have it; None where it is none."""
+    from nydus_fscache.config import nydusd as configuration  # noqa: PLC0415 - likewise
+    from nydus_fscache.config.version_2 import as_version_2  # noqa: PLC0415
+
     try:
         return as_version_2(configuration.parse(config, "configuration"))
     except FscacheError:
