@@ -20,6 +20,7 @@ ffi.set_source(
         "csrc/core/fuse.c",
         "csrc/core/fuse_connections.c",
         "csrc/core/fuse_files.c",
+        "csrc/core/fuse_flat.c",
         "csrc/core/fuse_tree.c",
         "csrc/core/tree.c",
         "csrc/core/fanotify.c",

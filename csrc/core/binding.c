@@ -56,6 +56,16 @@ int nf_core_attach_fuse(struct nf_core *c, uint32_t connection, int fd)
 	return t ? nf_core_attached(c, nf_fuse_attach_files(t, connection, fd)) : -EPROTO;
 }
 
+int nf_core_attach_fuse_flat(struct nf_core *c, uint32_t connection, int fd, const uint32_t *objects,
+			     const uint64_t *starts, uint32_t n)
+{
+	struct nf_transport *t = c->transports[NF_FUSE];
+
+	if (!t)
+		return -EPROTO;
+	return nf_core_attached(c, nf_fuse_attach_flat(t, connection, fd, objects, starts, n));
+}
+
 int nf_core_attach_fuse_tree(struct nf_core *c, uint32_t connection, int fd, const uint8_t *image,
 			     size_t len, const uint32_t *objects, uint32_t nobjects)
 {

@@ -93,6 +93,12 @@ int nf_core_attach_cachefiles(struct nf_core *c, int dev_fd);
  */
 int nf_core_attach_fuse(struct nf_core *c, uint32_t connection, int fd);
 /*
+ * The same, with one file: ``flat`` is n objects behind another, each from byte starts[] on
+ * (ascending, whole pages).  Both memories stay until the detach.  n 0: they come later, as below.
+ */
+int nf_core_attach_fuse_flat(struct nf_core *c, uint32_t connection, int fd, const uint32_t *objects,
+			     const uint64_t *starts, uint32_t n);
+/*
  * The same of one that shows the tree of a bootstrap, which was validated.  objects: the ids of the
  * objects of its devices, in order.  Both memories stay until the detach.  image NULL: it comes
  * later, by another call with fd -1, and what is asked meanwhile waits as nf_core_fuse_hold says.

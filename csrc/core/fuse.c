@@ -3,8 +3,8 @@
  * it waits for bytes.
  *
  * A connection (fuse_connections.c) is one mount, of one image, and a server says what it shows:
- * objects as files, on which the kernel's EROFS is mounted (fuse_files.c), or the image's own tree
- * (fuse_tree.c).  A READ is the kernel's question, and its answer carries the bytes, out of the
+ * objects as files, on which the kernel's EROFS is mounted (fuse_files.c), one file of all of them
+ * (fuse_flat.c), or the image's own tree (fuse_tree.c).  A READ is the kernel's question, and its answer carries the bytes, out of the
  * cache files.  A file may have pieces in several objects: a READ is admitted to one after another.
  *
  * Nothing depends on a handle: OPEN is refused with ENOSYS, after which the kernel opens files
@@ -123,7 +123,9 @@ static int reply_bytes(struct nf_transport *t, uint32_t slot, const struct nf_fu
 		err = -c->shown.server->piece(t, c, q->node, off, q->end - off, &p);
 		if (err || !p.len)
 			break;
-		if (!read_piece(t, &p, buffer + (off - q->off)))
+		if (!p.object)
+			memset(buffer + (off - q->off), 0, p.len);
+		else if (!read_piece(t, &p, buffer + (off - q->off)))
 			err = EIO;
 		off += p.len;
 	}
@@ -146,8 +148,13 @@ static void advance(struct nf_transport *t, const struct nf_fuse_connection *c, 
 	int err = 0;
 
 	question_of(t, slot, &q);
-	if (f->done[slot] < q.end)
-		err = -c->shown.server->piece(t, c, q.node, f->done[slot], q.end - f->done[slot], &p);
+	do {	/* nobody has to be waited for because of zeros */
+		f->done[slot] += p.len;
+		p.len = 0;
+		if (f->done[slot] < q.end)
+			err = -c->shown.server->piece(t, c, q.node, f->done[slot],
+						      q.end - f->done[slot], &p);
+	} while (!err && p.len && !p.object);
 	if (!err && !p.len) {
 		err = reply_bytes(t, slot, c, &q);
 		if (!err) {
@@ -159,7 +166,7 @@ static void advance(struct nf_transport *t, const struct nf_fuse_connection *c, 
 		fail(t, slot, err);
 		return;
 	}
-	o = p.object && p.object <= UINT32_MAX ?
+	o = p.object <= UINT32_MAX ?
 		    nf_object_by_id(&t->core->table, (uint32_t)p.object) : NULL;
 	if (!o) {
 		wait_or_fail(t, slot, came);
@@ -358,6 +365,15 @@ void nf_fuse_objects_came(struct nf_transport *t)
 int nf_fuse_attach_files(struct nf_transport *t, uint32_t connection, int fd)
 {
 	return nf_fuse_connect(t, connection, fd, &(struct nf_fuse_shown){ .server = &nf_fuse_files });
+}
+
+int nf_fuse_attach_flat(struct nf_transport *t, uint32_t connection, int fd, const uint32_t *objects,
+			const uint64_t *starts, uint32_t n)
+{
+	struct nf_fuse_shown shown = { .objects = objects, .starts = starts, .nobjects = n };
+
+	shown.server = n ? &nf_fuse_flat : NULL;
+	return nf_fuse_connect(t, connection, fd, &shown);
 }
 
 int nf_fuse_attach_tree(struct nf_transport *t, uint32_t connection, int fd, const uint8_t *image,

@@ -18,6 +18,8 @@ extern const struct nf_transport_ops nf_fuse;
 
 /* See core.h. */
 int nf_fuse_attach_files(struct nf_transport *t, uint32_t connection, int fd);
+int nf_fuse_attach_flat(struct nf_transport *t, uint32_t connection, int fd, const uint32_t *objects,
+			const uint64_t *starts, uint32_t n);
 int nf_fuse_attach_tree(struct nf_transport *t, uint32_t connection, int fd, const uint8_t *image,
 			size_t len, const uint32_t *objects, uint32_t nobjects);
 int nf_fuse_disconnect(struct nf_transport *t, uint32_t connection);

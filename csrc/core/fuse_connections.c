@@ -72,6 +72,7 @@ static int connect_locked(struct nf_fuse *f, uint32_t id, int fd, const struct n
 			return c ? -EEXIST : -ENOENT;
 		c->shown.tree = shown->tree;
 		c->shown.objects = shown->objects;
+		c->shown.starts = shown->starts;
 		c->shown.nobjects = shown->nobjects;
 		__atomic_store_n(&c->shown.server, shown->server, __ATOMIC_RELEASE);
 		return 0;

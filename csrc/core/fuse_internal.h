@@ -2,6 +2,7 @@
  * What the fuse dialect is made of, for its files:
  *   fuse_connections.c  descriptors, the journal, answers as bytes
  *   fuse_files.c        a connection whose files are objects
+ *   fuse_flat.c         a connection whose one file is all of them
  *   fuse_tree.c         a connection that shows the tree of a bootstrap
  *   fuse.c              what is asked, what of it waits, READs
  */
@@ -23,7 +24,7 @@ struct nf_fuse_connection;
 
 /* Bytes of an object, which are those of a file at some place. */
 struct nf_fuse_piece {
-	uint64_t object;
+	uint64_t object;	/* 0: zeros, of nobody */
 	uint64_t off;
 	uint64_t len;
 };
@@ -44,6 +45,7 @@ struct nf_fuse_shown {
 	const struct nf_fuse_server *server;
 	struct nf_tree tree;	/* of fuse_tree.c */
 	const uint32_t *objects;	/* by device; the caller's */
+	const uint64_t *starts;	/* of each, of fuse_flat.c; the caller's */
 	uint32_t nobjects;
 };
 
@@ -74,7 +76,7 @@ struct nf_fuse {
 	uint8_t rest[NF_FUSE_READ_BUFFER];	/* of a message; the loop's own */
 };
 
-extern const struct nf_fuse_server nf_fuse_files, nf_fuse_tree;
+extern const struct nf_fuse_server nf_fuse_files, nf_fuse_flat, nf_fuse_tree;
 
 static inline struct nf_fuse_record *nf_fuse_record(const struct nf_transport *t, uint32_t slot)
 {

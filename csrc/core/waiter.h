@@ -8,6 +8,7 @@
 #ifndef NF_WAITER_H
 #define NF_WAITER_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "base.h"
@@ -24,7 +25,7 @@ struct nf_completion {
 struct nf_watch {
 	struct nf_completion on;
 	int fd;
-	bool armed;
+	atomic_bool armed;	/* others may look */
 	bool *ready;
 	struct nf_waiter *waiter;
 	struct nf_watch *next;

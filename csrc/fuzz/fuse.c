@@ -45,6 +45,8 @@ static void take_events(struct nf_core *c, struct input *in)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+	static const uint32_t objects[3] = { 1, 2, 3 };
+	static const uint64_t starts[3] = { 0, 5 * NF_PAGE, 12 * NF_PAGE };
 	static uint8_t pages[4][8];
 	size_t len = nf_journal_size(SLOTS);
 	struct input in = { data, size };
@@ -87,7 +89,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			break;
 		case 5:
 			nf_core_detach_fuse(c, 1);
-			nf_core_attach_fuse(c, 1, device[0]);
+			if (take(&in, 1) % 2)
+				nf_core_attach_fuse_flat(c, 1, device[0], objects, starts, 3);
+			else
+				nf_core_attach_fuse(c, 1, device[0]);
 			break;
 		default:
 			send_message(&in, device[1]);

@@ -165,6 +165,47 @@ static void take_over(struct answer *a)
 	CHECK(answered(a, ask_read(20, 0, NF_PAGE)) == -EIO);
 }
 
+/* One file of all objects: what it shows comes later, and zeros lie between them. */
+static void flat(struct answer *a)
+{
+	static const uint32_t objects[2] = { 9, 9 };
+	static const uint64_t starts[2] = { 0, 6 * NF_PAGE };
+	const struct fuse_entry_out *entry = (const void *)a->data;
+	struct nf_event ev;
+	uint64_t waits;
+
+	CHECK(nf_filled(core, 9, 0, SIZE) == 0);
+	CHECK(nf_core_detach_fuse(core, CONNECTION) == 0);
+	CHECK(nf_core_fuse_hold(core, 1) == 0);
+	CHECK(nf_core_attach_fuse_flat(core, CONNECTION, device, NULL, NULL, 0) == 0);
+	waits = ask_fuse(FUSE_LOOKUP, 1, "flat", 5);
+	check_silence();
+	CHECK(nf_core_attach_fuse_flat(core, CONNECTION, -1, objects, starts, 2) == 0);
+	CHECK(nf_core_fuse_look_again(core) == 0);
+	CHECK(answered(a, waits) == (long)sizeof(*entry));
+	CHECK(entry->nodeid == 2 && entry->attr.size == 10 * NF_PAGE && entry->attr.mode == 0100400);
+	CHECK(answered(a, ask_fuse(FUSE_LOOKUP, 1, "flat", 4)) == -ENOENT);
+	CHECK(answered(a, ask_fuse(FUSE_LOOKUP, 1, "9", 2)) == -ENOENT);
+	CHECK(answered(a, ask_fuse(FUSE_GETATTR, 3, NULL, 0)) == -EIO);
+	CHECK(answered(a, ask_read(10, 0, NF_PAGE)) == -EIO);
+	CHECK(answered(a, ask_read(2, 3 * NF_PAGE, 4 * NF_PAGE)) == 4 * NF_PAGE);
+	CHECK(a->data[99] == 'x' && !a->data[100] && !a->data[3 * NF_PAGE - 1]);
+	CHECK(a->data[3 * NF_PAGE] == 'x' && a->data[4 * NF_PAGE - 1] == 'x');
+	CHECK(answered(a, ask_read(2, 9 * NF_PAGE, 4 * NF_PAGE)) == NF_PAGE);
+	CHECK(answered(a, ask_read(2, 10 * NF_PAGE, NF_PAGE)) == 0);
+	CHECK(answered(a, ask_read(2, 4 * NF_PAGE, 2 * NF_PAGE)) == 2 * NF_PAGE && !a->data[0]);
+
+	CHECK(nf_unfill(core, 9, 0, NF_PAGE) == 0);
+	waits = ask_read(2, 4 * NF_PAGE, 3 * NF_PAGE);
+	CHECK(nf_core_next(core, &ev, 1, PATIENCE_MS) == 1 && ev.object == 9 && !ev.off);
+	check_silence();
+	CHECK(nf_filled(core, 9, 0, NF_PAGE) == 0);
+	CHECK(answered(a, waits) == 3 * NF_PAGE && !a->data[0] && a->data[2 * NF_PAGE] == 'x');
+	CHECK(nf_core_fuse_hold(core, 0) == 0);
+	CHECK(nf_core_detach_fuse(core, CONNECTION) == 0);
+	CHECK(nf_core_attach_fuse(core, CONNECTION, device) == 0);
+}
+
 static void ends(void)
 {
 	struct nf_stats stats;
@@ -211,6 +252,7 @@ int main(void)
 	messages(&a);
 	reads(&a);
 	take_over(&a);
+	flat(&a);
 	ends();
 	nf_core_free(core);
 	close(device);

@@ -53,7 +53,7 @@ class Core:
         self._events = ffi.new("struct nf_event[]", _BATCH)
         self._pages: dict[int, Any] = {}
         self._asked: dict[int, Any] = {}
-        self._trees: dict[int, tuple[Any, Any]] = {}  # by connection: image, numbers of objects
+        self._trees: dict[int, tuple[Any, Any]] = {}  # by connection: what C was handed
         self.started = False
 
     @staticmethod
@@ -78,6 +78,18 @@ class Core:
         """Serve a FUSE connection that is mounted, under a number of its own; ``fd``, which is
         non-blocking, stays open until ``detach_fuse``."""
         _checked(lib.nf_core_attach_fuse(self._core, connection, fd))
+
+    def attach_fuse_flat(
+        self, connection: int, fd: int, objects: Sequence[int], starts: Sequence[int]
+    ) -> None:
+        """The same of a connection with one file, ``flat``: each of ``objects`` (numbers) from the
+        byte of ``starts`` on.  Without any: they come by another call, with ``fd`` -1."""
+        held = ffi.new("uint32_t[]", list(objects)), ffi.new("uint64_t[]", list(starts))
+        _checked(
+            lib.nf_core_attach_fuse_flat(self._core, connection, fd, *held, len(held[0]))
+        )
+        if objects:
+            self._trees[connection] = held
 
     def attach_fuse_tree(
         self, connection: int, fd: int, image: mmap.mmap | bytes | None, objects: Sequence[int]

@@ -359,6 +359,7 @@ class TocEntry(_Structure):
 
 DIRENT = struct.Struct("<QHBB")  # nid, nameoff, file_type, reserved [1.9]
 CHUNK_INDEX = struct.Struct("<HBBI")  # index low, blob index + 1, index high, blkaddr [1.7]
+FLAT_INDEX = struct.Struct("<HHI")  # the kernel's view of it: advise, device, blkaddr
 XATTR_ENTRY = struct.Struct("<BBH")  # e_name_len, e_name_index, e_value_size [1.12]
 
 
