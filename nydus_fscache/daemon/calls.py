@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import nydus_fscache
@@ -30,7 +33,7 @@ from nydus_fscache.daemon.take_over import TakeOver
 from nydus_fscache.errors import DaemonError, MountpointError, UsageError
 from nydus_fscache.handover import keeper
 from nydus_fscache.handover.retry_queue import RetryQueue
-from nydus_fscache.image.binding import Address, Binding
+from nydus_fscache.image.binding import Binding
 from nydus_fscache.image.image import renew_auth
 from nydus_fscache.kernel.mountinfo import mount_namespace
 from nydus_fscache.log import event
@@ -59,6 +62,8 @@ class Calls:
         self._record = record
         self._take_over = take_over
         self._waiting = waiting
+        self._promising = threading.Lock()
+        self._promised: list[Binding] = []  # with an address, not yet in the table
 
     # -- mounts ------------------------------------------------------------------------------
 
@@ -96,19 +101,17 @@ class Calls:
 
     def _mount(self, binding: Binding, policy: str) -> None:
         engine = self._engine
-        taken = self._addresses(binding.transport)
-        transport = engine.transports.get(binding.transport)
-        binding.address = transport.new_address(binding.digest, taken)
-        active = self._binder.bind(binding)
-        # over cachefiles there is nothing to fill until the kernel has opened it
-        is_open = active.is_open
-        if is_open:  # the first data are on their way while the rest is done
-            try:
-                engine.prefetcher.begin(active, policy, [])
-            except BaseException:
-                self._binder.unbind([active])
-                raise
-        self._binder.enter(active)
+        with self._new_address(binding):
+            active = self._binder.bind(binding)
+            # over cachefiles there is nothing to fill until the kernel has opened it
+            is_open = active.is_open
+            if is_open:  # the first data are on their way while the rest is done
+                try:
+                    engine.prefetcher.begin(active, policy, [])
+                except BaseException:
+                    self._binder.unbind([active])
+                    raise
+            self._binder.enter(active)
         try:
             if not engine.core.started:
                 raise DaemonError("the event core does not run", hint="see the log")
@@ -190,8 +193,20 @@ class Calls:
             tuning=wanted.tuning,
         )
 
-    def _addresses(self, transport: str) -> list[Address]:
-        return [b.address for b in self._record.bindings() if b.transport == transport]
+    @contextlib.contextmanager
+    def _new_address(self, binding: Binding) -> Iterator[None]:
+        """One that no other mount is given before this block has ended, with it in the table."""
+        transport = self._engine.transports.get(binding.transport)
+        with self._promising:
+            given = [*self._record.bindings(), *self._promised]
+            taken = [b.address for b in given if b.transport == binding.transport]
+            binding.address = transport.new_address(binding.digest, taken)
+            self._promised.append(binding)
+        try:
+            yield
+        finally:
+            with self._promising:
+                self._promised = [b for b in self._promised if b is not binding]
 
     def _not_ours(self, mountpoint: object) -> MountpointError:
         return MountpointError(

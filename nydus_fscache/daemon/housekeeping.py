@@ -47,6 +47,8 @@ class Housekeeper:
             except (OSError, ValueError) as e:
                 log.error("blob %s: presence is not recorded: %s", obj.name, e)
         self._note_independent()
+        for transport in engine.transports.in_use().values():
+            transport.tidy()
         now = time.monotonic()
         engine.objects.copies.catch_up(now)
         self._completion.look([a for a in self._mounts.all() if a.mounted], now)

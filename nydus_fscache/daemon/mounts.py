@@ -180,6 +180,8 @@ class MountTable:
         if not binding.mountpoint:
             return None
         name = _recorded(binding)
+        if name is not None and is_replaced(binding) and not mountinfo.look_up([name], table):
+            name = None
         if name is None:  # killed before it was on record
             named = [_recorded(a.binding) for a in self.all() if a.mounted]
             others = mountinfo.look_up(name for name in named if name is not None)
@@ -192,6 +194,11 @@ class MountTable:
         binding.mountpoint = found.mountpoint
         _record(binding, name)
         return name
+
+    def must_go(self, binding: Binding) -> bool:
+        """Is it the mount that was to be replaced when its service was killed?"""
+        name = _recorded(binding)
+        return name is not None and is_replaced(binding) and name in mountinfo.look_up([name])
 
     # -- unmounting --------------------------------------------------------------------------
 
@@ -336,6 +343,16 @@ class MountTable:
 def _record(binding: Binding, name: MountId) -> None:
     # numbers begin anew at a boot
     binding.mount = {**asdict(name), "boot": boot_id()}
+
+
+def note_replacement(binding: Binding) -> None:
+    """Its mount, which is on record, goes now and another comes: to be saved before."""
+    binding.mount["replaced"] = True
+
+
+def is_replaced(binding: Binding) -> bool:
+    """Was it about to be mounted again when its service was killed?"""
+    return bool(binding.mount.get("replaced")) and _recorded(binding) is not None
 
 
 def _recorded(binding: Binding) -> MountId | None:

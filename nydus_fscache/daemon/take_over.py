@@ -14,7 +14,7 @@ from pathlib import Path
 from nydus_fscache.daemon.active_mount import ActiveMount, Phase
 from nydus_fscache.daemon.binder import Binder
 from nydus_fscache.daemon.engine import Engine
-from nydus_fscache.daemon.mounts import MountTable
+from nydus_fscache.daemon.mounts import MountTable, is_replaced, note_replacement
 from nydus_fscache.daemon.record import Record
 from nydus_fscache.errors import DaemonEnding, MountpointError
 from nydus_fscache.handover.retry_queue import PendingRestore, RetryQueue
@@ -47,8 +47,8 @@ class TakeOver:
         """Bind what the state names and the kernel still has; settle what is open; start."""
         engine, bindings = self._engine, self._engine.state.bindings
         known = engine.state_path.exists()
-        useless = [not b.independent and engine.transports.is_useless(b) for b in bindings]
         table = mountinfo.Table()  # for all of them
+        useless = self._find_useless(bindings, table)
         for binding, is_useless in zip(bindings, useless, strict=True):
             waiting = PendingRestore(binding, is_useless, "not tried yet")
             try:
@@ -76,16 +76,41 @@ class TakeOver:
             event("taken-over", images=len(taken), requests=settled)
         self._record.save()
 
+    def _find_useless(self, bindings: list[Binding], table: mountinfo.Table) -> list[bool]:
+        """Which mounts are to be replaced.  That is on record before anything is done: a successor
+        could not tell any more, for it inherits what we open, or finds no mount at all."""
+        engine = self._engine
+        useless = [
+            not b.independent and (engine.transports.is_useless(b) or self._mounts.must_go(b))
+            for b in bindings
+        ]
+        noted = False
+        for binding, is_useless in zip(bindings, useless, strict=True):
+            if is_useless and self._mounts.adopt(binding, table) is not None:
+                note_replacement(binding)
+                noted = True
+        if noted:
+            try:
+                engine.state.save(engine.state_path)
+            except OSError as e:  # then this service must not be killed
+                log.error("cannot write %s: %s", engine.state_path, e.strerror)
+        return useless
+
     def _serve_again(
         self, waiting: PendingRestore, table: mountinfo.Table | None = None, *, may_ask: bool
     ) -> ActiveMount | None:
         """None when nobody can read it any more.  Without ``may_ask`` no backend is waited for,
         or one that hangs would hold up all."""
         binding = waiting.binding
-        mount = self._mounts.adopt(binding, table)
+        was_replaced = is_replaced(binding)
+        mount = None if waiting.unmounted else self._mounts.adopt(binding, table)
         if mount is not None and waiting.remount:
+            note_replacement(binding)
+            self._engine.transports.get(binding.transport).check_can_mount()
             self._unmount_useless(binding, mount)
             waiting.unmounted, mount = True, None
+        elif mount is None and was_replaced:
+            waiting.unmounted = True
         # an image that the user mounts counts always: we are not told of its umount
         if mount is None and binding.mountpoint and not waiting.unmounted:
             holds = self._engine.transports.holds(binding)

@@ -115,6 +115,12 @@ def has_erofs() -> bool:
     return True
 
 
+def erofs_has_device_table() -> bool:
+    """Can an image have its blobs on devices of their own (Linux 5.16)?  The driver must be there,
+    and sysfs mounted."""
+    return Path("/sys/fs/erofs/features/device_table").exists()
+
+
 def erofs_has_option(key: str) -> bool:
     """Does the driver act on a mount option?
 

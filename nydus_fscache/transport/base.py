@@ -60,6 +60,11 @@ class Presenter(Protocol):
         on with what was inherited of it."""
         ...
 
+    def check_can_mount(self) -> None:
+        """Raises ``DaemonError`` when a mount would fail just now, so that one which shows errors
+        only is better than none."""
+        ...
+
     def mount(self, bound: Bound, target: Path) -> None:
         """Returns when it is ready to read."""
         ...
@@ -97,6 +102,10 @@ class EventSource(Protocol):
 
     def handle(self, event: Event) -> bool:
         """An event that no open cache object took; False when it is not of this transport."""
+        ...
+
+    def tidy(self) -> None:
+        """Once a second, and quickly: readers' deadlines wait for it."""
         ...
 
     def close(self) -> None:

@@ -143,6 +143,31 @@ class Rig:
                         found.append(int(entry.name))
         return found
 
+    def wait_until_mounted(self, point: Path) -> None:
+        """A mount that is made again reads through the service: it comes a moment after that."""
+        deadline = time.monotonic() + COMMAND_S
+        while str(point) not in {m["mountpoint"] for m in self.status()["mounts"] if m["mounted"]}:
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
+
+    def kill_at_once(self) -> None:
+        """SIGKILL for everything of ours as if in one moment: stopped before, since of two that are
+        killed one after the other the second starts the first again.  Returns when all have
+        closed their files."""
+        stopped: set[int] = set()
+        while new := ({*self.processes()} | _children_of(stopped)) - stopped:
+            for pid in new:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            stopped |= new
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + COMMAND_S
+        while alive := [pid for pid in stopped if _has_threads(pid)]:
+            assert time.monotonic() < deadline, f"{alive} cannot be killed"
+            time.sleep(0.01)
+
     def clean(self) -> None:
         """For the end of a test that may have failed."""
         self.kill()
@@ -165,6 +190,26 @@ class Rig:
             if time.monotonic() > deadline:
                 raise AssertionError(f"{pids} cannot be killed")
             time.sleep(0.02)
+
+
+def _stat_of(pid: int) -> list[str]:
+    """State, parent, ... of a process; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _children_of(parents: set[int]) -> set[int]:
+    pids = {int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()} if parents else ()
+    return {pid for pid in pids if int((_stat_of(pid) or "00")[1]) in parents}
+
+
+def _has_threads(pid: int) -> bool:
+    """Besides its first one, which may be a zombie long before the others close their files."""
+    with contextlib.suppress(OSError):
+        return (_stat_of(pid) or "Z")[0] not in "ZX" or len(os.listdir(f"/proc/{pid}/task")) > 1
+    return False
 
 
 FUSE = ["fuse-file", "fuse-loop", "fuse-tree"]

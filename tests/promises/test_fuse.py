@@ -10,8 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from cold import service, successor
 from rangeserver import RangeServer
 from rig import FUSE, Rig, read_errno, regular_files
 from trees import assert_tree
+
+from nydus_fscache.api.client import Client
 
 pytestmark = pytest.mark.parametrize("rig", FUSE, indirect=True)
 
@@ -78,28 +82,14 @@ def test_nothing_of_fuse_can_be_seen(rig: Rig, golden: Path) -> None:
 
 def test_lost_daemon_is_an_error_and_never_zeros(rig: Rig, golden: Path) -> None:
     """Everything of ours is killed at once; the next start mounts again."""
-    if rig.transport == "fuse-loop" and not os.environ.get("NYDUS_TEST_LONG"):
-        pytest.skip(
-            "OPEN FAULT: in runs of all tests this failed twice over fuse-loop, in the comparison "
-            "after the next start, and never alone: scripts/test --long runs it"
-        )
     image = golden / "images" / "one-lz4"
     mount = rig.mount(image / "image.boot", image / "blobs", "m", "--prefetch", "none")
     files = regular_files(mount)
-    deadline = time.monotonic() + PATIENCE_S
-    while pids := rig.processes():  # a keeper that is being started comes a moment later
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.2)
-        assert time.monotonic() < deadline
+    rig.kill_at_once()
     assert {read_errno(path) for path in files} <= {0, errno.EIO, errno.ENOTCONN}
     assert read_errno(largest_of(files)) != 0
     rig.mount(image / "image.boot", image / "blobs", "other")
-    # a mount reads through the service, so it comes a moment after the service goes on
-    while str(mount) not in {m["mountpoint"] for m in rig.status()["mounts"] if m["mounted"]}:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    rig.wait_until_mounted(mount)
     assert_tree(mount, image / "expected.jsonl")
     rig.run("umount", mount)
     rig.run("umount", rig.base / "other")
@@ -114,6 +104,57 @@ def largest_of(files: list[Path]) -> Path:
         with contextlib.suppress(OSError):
             sizes[path] = path.stat().st_size
     return max(sizes, key=lambda path: sizes[path])
+
+
+def test_mounts_of_the_same_moment_have_connections_of_their_own(rig: Rig, golden: Path) -> None:
+    image = golden / "images" / "one-lz4"
+    mounts = [rig.mount(image / "image.boot", image / "blobs", "m0", "--prefetch", "none")]
+    mounts += [rig.mountpoint(f"m{n}") for n in range(1, 9)]
+    began = threading.Barrier(len(mounts) - 1)
+
+    def mount(at: Path) -> None:
+        backend = {"type": "localfs", "localfs": {"dir": str(image / "blobs")}}
+        request = {"bootstrap": str(image / "image.boot"), "backend": backend}
+        request |= {"mountpoint": str(at), "transport": rig.transport, "prefetch": "none"}
+        began.wait()
+        Client(rig.root).call("POST", "/v1/mounts", request)
+
+    with ThreadPoolExecutor(len(mounts)) as pool:
+        list(pool.map(mount, mounts[1:]))
+    for at in mounts:
+        assert_tree(at, image / "expected.jsonl")
+        rig.run("umount", at)
+    rig.run("stop")
+    assert rig.leftovers() == []
+
+
+def test_pages_are_not_kept_twice(rig: Rig, golden: Path) -> None:
+    """EROFS and the FUSE file below it each keep what was read, until all of a blob is there."""
+    if rig.transport == "fuse-tree":
+        pytest.skip("fuse-tree keeps pages once")
+    image = golden / "images" / "one-lz4"
+    mount = rig.mount(image / "image.boot", image / "blobs", "m", "--prefetch", "none")
+    big = largest(mount)
+
+    def asked_again() -> int:
+        """READs that reading a file causes when EROFS has forgotten it."""
+        before = rig.status()["requests"]["events"]
+        with big.open("rb") as f:
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            f.read()
+        events: int = rig.status()["requests"]["events"]
+        return events - before
+
+    big.read_bytes()
+    assert asked_again() == 0, "FUSE has not forgotten it"
+    rig.run("prefetch", mount)
+    deadline = time.monotonic() + PATIENCE_S
+    while "kept once" not in rig.log():
+        assert time.monotonic() < deadline, rig.log()
+        time.sleep(0.1)
+    assert asked_again() > 0
+    assert_tree(mount, image / "expected.jsonl")
+    rig.run("umount", mount)
 
 
 def test_a_reader_that_waits_can_be_killed(
@@ -211,7 +252,6 @@ def test_service_killed_while_it_mounts(
 def test_only_the_daemon_mounts_over_fuse(rig: Rig, golden: Path) -> None:
     image = golden / "images" / "one-lz4"
     rig.mount(image / "image.boot", image / "blobs")
-    from nydus_fscache.api.client import Client
     from nydus_fscache.errors import UsageError
 
     request = {"bootstrap": str(image / "image.boot"), "transport": "fuse", "fsid": "x"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,6 @@ def _mount_of(rig: Rig, mount: Path) -> dict[str, Any]:
     return dict(found[0])
 
 
-def _kill_everything(rig: Rig) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while pids := rig.processes():
-        assert time.monotonic() < deadline
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-
-
 def test_a_complete_image_outlives_everything(rig: Rig, golden: Path) -> None:
     image = golden / "images" / "layers-zstd"
     mount = rig.mount(image / "image.boot", image / "blobs", "m", "--prefetch", "none")
@@ -41,7 +31,7 @@ def test_a_complete_image_outlives_everything(rig: Rig, golden: Path) -> None:
     while not _mount_of(rig, mount)["independent"]:
         assert time.monotonic() < deadline, rig.log()
         time.sleep(0.1)
-    _kill_everything(rig)
+    rig.kill_at_once()
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
     assert_tree(mount, image / "expected.jsonl")

@@ -136,6 +136,9 @@ class CachefilesTransport:
         for event in opens:
             self._open(event)
 
+    def tidy(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """After the last unmount: what is cached outlives a reboot."""
         self._cache.mark_synced()
@@ -185,6 +188,9 @@ class CachefilesTransport:
                 for domain, entry in self._domains.items()
                 for obj in entry.objects()
             }
+
+    def check_can_mount(self) -> None:
+        """Nothing is ever mounted anew (``Dialect.is_useless``)."""
 
     def mount(self, bound: Bound, target: Path) -> None:
         mount_apart(target, *names_of(bound.address))

@@ -17,6 +17,7 @@ from nydus_fscache.image.binding import Address
 
 DEVICE = "/dev/fuse"
 PREFIX = "fuse."  # of its name at the keeper, which knows what to do with it
+FLAT, FLAT_NODE = "flat", 2  # the file of csrc/core/fuse_flat.c
 _SHAPES = 4  # a connection's number says its shape: its rest by this
 
 
@@ -53,6 +54,11 @@ def is_alive(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, 0)
     return not poll.poll(0)
+
+
+def node_of(oid: int) -> int:
+    """Of the file that is an object (csrc/core/fuse_files.c)."""
+    return oid + 1
 
 
 def number_of(address: Address) -> int:

@@ -6,8 +6,8 @@ seen any more; it ends with the image.  TREE: FUSE itself is mounted at the targ
 
 usage: python -m nydus_fscache.transport.fuse.mount_image SERVICE_PID SHAPE FD TARGET FILE...
 FD: of /dev/fuse, not mounted yet.  FILE: the bootstrap and the blobs, in the order of the device
-table; none for TREE.  TARGET: empty to see only whether the kernel takes it.  Prints ``mounted``
-when FUSE is: from then on the service has to answer.
+table, or one that is all of them; none for TREE.  TARGET: empty to see only whether the kernel
+takes it.  Prints ``mounted`` when FUSE is: from then on the service has to answer.
 """
 
 from __future__ import annotations
