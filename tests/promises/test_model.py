@@ -189,10 +189,12 @@ class Daemon(RuleBasedStateMachine):
     @rule(point=points)
     def mount_inside(self, point: str) -> None:
         world = self.world
+        if not world.on_top(point):
+            return
         if point in world.inner:
             run("umount", world.base / point / INNER)
             world.inner.discard(point)
-        elif world.on_top(point):
+        else:
             run("mount", "-t", "tmpfs", "inside", world.base / point / INNER)
             world.inner.add(point)
         self.done()
