@@ -61,6 +61,7 @@ class Row:
     peer_s: float = 0.0  # 0: it did not run
     peer_mb: float = 0.0
     peer_requests: int = 0
+    peer_cpu_s: float = 0.0
 
     @property
     def to_peer(self) -> float:
@@ -107,7 +108,8 @@ class Bench:
                 peers.append(self._peer(self.peer, built, net, peer, work))
         row = sorted(rows, key=lambda row: row.seconds)[len(rows) // 2]
         if peers:
-            row.peer_s, row.peer_mb, row.peer_requests = sorted(peers)[len(peers) // 2]
+            median = sorted(peers)[len(peers) // 2]
+            row.peer_s, row.peer_mb, row.peer_requests, row.peer_cpu_s = median
         self.add(row)
         return row
 
@@ -140,8 +142,8 @@ class Bench:
 
     def _peer(
         self, peer: Nydusd, built: kit.Built, net: tuple[float, float], prefetch: str, work: Any
-    ) -> tuple[float, float, int]:
-        """(seconds, MB, requests) of the original."""
+    ) -> tuple[float, float, int, float]:
+        """(seconds, MB, requests, CPU seconds) of the original."""
         stats = self.work / "stats"
         with kit.server(built.blobs, *net, stats=stats) as host:
             try:
@@ -151,10 +153,11 @@ class Bench:
                     lambda: peer.mount(built, config, prefetch_all=prefetch == "all")
                 )
                 seconds += kit.timed(lambda: work(peer.mountpoint))
+                cpu = peer.usage()[0]
             finally:
                 peer.stop()
         requests, sent = map(int, stats.read_text().split())
-        return seconds, sent / 1e6, requests
+        return seconds, sent / 1e6, requests, cpu
 
     def add(self, row: Row) -> None:
         self.rows.append(row)
@@ -164,7 +167,7 @@ class Bench:
             f"  fetched {row.fetched_mb:6.1f} MB of {row.needed_mb:6.1f}"
             f"  {row.requests:4} requests  cpu {row.cpu_s:5.2f} s  peak {row.peak_mb:4.0f} MB"
             + (f"  nydusd {row.peer_s:6.2f} s {row.peer_mb:6.1f} MB {row.peer_requests:4} requests"
-               f"  ratio {row.to_peer:4.2f}" if row.peer_s else ""),
+               f"  cpu {row.peer_cpu_s:5.2f} s  ratio {row.to_peer:4.2f}" if row.peer_s else ""),
             flush=True,
         )
 

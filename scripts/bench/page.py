@@ -15,7 +15,7 @@ from typing import Any
 _LINK = re.compile(r" (\d+)/(\d+)$")
 _HEAD = (
     "run", "ms, MB/s", "mount, s", "took, s", "times the limit", "MB, of those needed",
-    "requests", "CPU, s", "peak, MB", "nydusd, s", "its MB", "its requests", "ratio",
+    "requests", "CPU, s", "peak, MB", "nydusd, s", "its MB", "its requests", "its CPU, s", "ratio",
 )  # fmt: skip
 
 
@@ -37,6 +37,7 @@ def line(row: dict[str, Any]) -> list[str]:
         f"{row['peer_s']:.2f}" if peer else "",
         f"{row['peer_mb']:.1f}" if peer else "",
         str(row["peer_requests"]) if peer else "",
+        f"{row['peer_cpu_s']:.2f}" if peer else "",
         f"**{row['seconds'] / row['peer_s']:.2f}**" if peer else "",
     ]
 
