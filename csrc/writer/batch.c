@@ -42,7 +42,7 @@ uint32_t rafs_build_cut(const struct rafs_tree *t, const uint32_t *rows, uint32_
 				return n;
 			chunks[n++] = (struct rafs_read_chunk){
 				.fd = RAFS_FD_PATH, .len = len, .off = cut->at, .at = used,
-				.file_off = cut->at, .row = row,
+				.file_off = cut->at, .row = row, .is_file = len == t->size[row],
 			};
 			used += room;
 			cut->at += len;
@@ -52,11 +52,12 @@ uint32_t rafs_build_cut(const struct rafs_tree *t, const uint32_t *rows, uint32_
 }
 
 uint32_t rafs_build_locate(const struct rafs_read_chunk *chunks, uint32_t n,
-			   const uint32_t *numbers, struct rafs_locations *l, uint32_t *at,
-			   uint32_t *refs, uint32_t *which)
+			   const uint32_t *numbers, struct rafs_locations *l, uint32_t *refs,
+			   uint32_t *which)
 {
 	uint32_t made = 0;
 
+	l->nfirst = 0;
 	for (uint32_t i = 0; i < n; i++) {
 		const struct rafs_read_chunk *p = &chunks[i];
 
@@ -67,23 +68,24 @@ uint32_t rafs_build_locate(const struct rafs_read_chunk *chunks, uint32_t n,
 			l->found[l->nfound++] = l->next++;
 			which[made++] = i;
 		}
-		if (!p->file_off)
-			at[p->row] = l->nrefs;
+		if (!p->file_off) {
+			l->first_row[l->nfirst] = p->row;
+			l->first_ref[l->nfirst++] = i;
+		}
 		refs[i] = l->found[numbers[i]];
-		l->nrefs++;
 	}
 	return made;
 }
 
 uint32_t rafs_build_pack(const struct rafs_read_chunk *chunks, const uint32_t *which, uint32_t n,
-			 const uint64_t *size, uint32_t limit, uint8_t *arena,
-			 struct rafs_write_unit *units, uint32_t *unit_of)
+			 uint32_t limit, uint8_t *arena, struct rafs_write_unit *units,
+			 uint32_t *unit_of)
 {
 	uint32_t count = 0;
 
 	for (uint32_t k = 0; k < n; k++) {
 		const struct rafs_read_chunk *p = &chunks[which[k]];
-		const int small = limit && p->len == size[p->row] && 2 * (uint64_t)p->len < limit;
+		const int small = limit && p->is_file && 2 * (uint64_t)p->len < limit;
 		struct rafs_write_unit *u = count ? &units[count - 1] : NULL;
 
 		if (p->hole)

@@ -52,23 +52,72 @@ uint32_t rafs_build_sort_table(uint8_t *table, uint32_t n)
 	return kept;
 }
 
-#define KEY (DIGEST + 4)
+static uint32_t kind_of_digest(const uint8_t *record)
+{
+	return (uint32_t)record[0] << 8 | record[1];
+}
+
+void rafs_build_count(const uint8_t *table, uint32_t n, uint32_t *counts)
+{
+	for (uint32_t i = 0; i < n; i++)
+		counts[kind_of_digest(table + (size_t)i * RECORD)]++;
+}
+
+uint32_t rafs_build_select(const uint8_t *table, uint32_t n, uint32_t blob, uint32_t low,
+			   uint32_t high, uint8_t *out)
+{
+	uint32_t found = 0;
+
+	for (uint32_t i = 0; i < n; i++, table += RECORD) {
+		const uint32_t kind = kind_of_digest(table);
+		uint8_t *to = out + (size_t)found * RECORD;
+
+		if (kind < low || kind >= high)
+			continue;
+		memcpy(to, table, RECORD);
+		for (uint32_t k = 0; k < 4; k++)
+			to[BLOB_INDEX + k] = (uint8_t)(blob >> 8 * k);
+		found++;
+	}
+	return found;
+}
+
+/*
+ * A chunk is known by 128 bits in place of its digest, which takes twice the memory: the sum of
+ * (word + secret) * (word + secret) over its digest and size.  For secrets that nobody knows two
+ * chunks have the same sum with a probability of at most 2^-64, whatever their digests are (NH, of
+ * Black et al., UMAC, 1999).
+ */
+struct key {
+	uint64_t low, high;
+};
 
 struct rafs_keys {
-	uint8_t *keys;		/* KEY bytes each */
+	struct key *keys;
 	uint32_t *slots;	/* number + 1, or 0; a power of two of them */
 	uint32_t n, room, mask;
-	uint64_t seed[DIGEST / 8];
+	uint64_t secret[DIGEST / 8 + 2];
 };
 
 struct rafs_keys *rafs_keys_new(void)
 {
 	struct rafs_keys *k = calloc(1, sizeof(*k));
 
-	/* Without, an image to build upon could only make it slow. */
-	if (k && getrandom(k->seed, sizeof(k->seed), 0) < 0)
-		k->seed[0] = (uintptr_t)k;
+	if (k && getrandom(k->secret, sizeof(k->secret), 0) != sizeof(k->secret)) {
+		free(k);
+		return NULL;
+	}
 	return k;
+}
+
+static struct key key_of(const struct rafs_keys *k, const uint8_t *digest, uint32_t size)
+{
+	unsigned __int128 sum = (unsigned __int128)(size + k->secret[4]) * k->secret[5];
+
+	for (uint32_t i = 0; i < DIGEST / 8; i += 2)
+		sum += (unsigned __int128)(le64(digest + 8 * i) + k->secret[i]) *
+		       (le64(digest + 8 * i + 8) + k->secret[i + 1]);
+	return (struct key){ (uint64_t)sum, (uint64_t)(sum >> 64) };
 }
 
 void rafs_keys_free(struct rafs_keys *keys)
@@ -80,21 +129,24 @@ void rafs_keys_free(struct rafs_keys *keys)
 	free(keys);
 }
 
-static uint32_t *slot_of(const struct rafs_keys *k, const uint8_t *key)
+static uint32_t *slot_of(const struct rafs_keys *k, struct key key)
 {
-	const uint64_t hash = (le64(key) ^ k->seed[0]) * (le64(key + 8) ^ k->seed[1]) +
-			      (le64(key + 16) ^ k->seed[2]) * (le64(key + 24) ^ k->seed[3]);
-	uint32_t i = (uint32_t)(hash >> 32) & k->mask;
+	uint32_t i = (uint32_t)(key.high ^ key.low >> 32) & k->mask;
 
-	while (k->slots[i] && memcmp(k->keys + (size_t)(k->slots[i] - 1) * KEY, key, KEY))
+	while (k->slots[i]) {
+		const struct key *known = &k->keys[k->slots[i] - 1];
+
+		if (known->low == key.low && known->high == key.high)
+			break;
 		i = (i + 1) & k->mask;
+	}
 	return &k->slots[i];
 }
 
 static int grow(struct rafs_keys *k)
 {
 	const uint32_t room = k->room ? k->room * 2 : 1024;
-	uint8_t *keys = realloc(k->keys, (size_t)room * KEY);
+	struct key *keys = realloc(k->keys, (size_t)room * sizeof(*keys));
 	uint32_t *slots, i;
 
 	if (!keys)
@@ -108,22 +160,20 @@ static int grow(struct rafs_keys *k)
 	k->room = room;
 	k->mask = room * 2 - 1;
 	for (i = 0; i < k->n; i++)
-		*slot_of(k, k->keys + (size_t)i * KEY) = i + 1;
+		*slot_of(k, k->keys[i]) = i + 1;
 	return 0;
 }
 
 int64_t rafs_keys_number(struct rafs_keys *k, const uint8_t *digest, uint32_t size)
 {
-	uint8_t key[KEY];
+	const struct key key = key_of(k, digest, size);
 	uint32_t *slot;
 
 	if (k->n == k->room && grow(k))
 		return -ENOMEM;
-	memcpy(key, digest, DIGEST);
-	memcpy(key + DIGEST, &size, 4);
 	slot = slot_of(k, key);
 	if (!*slot) {
-		memcpy(k->keys + (size_t)k->n * KEY, key, KEY);
+		k->keys[k->n] = key;
 		*slot = ++k->n;
 	}
 	return *slot - 1;

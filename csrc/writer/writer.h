@@ -13,6 +13,7 @@ struct rafs_read_chunk {
 	uint64_t at;		/* bytes, in the arena */
 	uint64_t file_off;	/* bytes, in the file that the image will have */
 	uint32_t row;		/* of the file in the tree */
+	uint32_t is_file;	/* 1: the file has no other chunk */
 
 	int32_t error;		/* 0, or a negative errno; -ENODATA: the file ended too soon */
 	uint32_t hole;		/* 1: zeros that were not read, and are not in the arena */
@@ -119,6 +120,13 @@ const struct rafs_gz_point *rafs_gunzip_points(const struct rafs_gunzip *g, uint
  * many are left, at the start; the rest is zeroed.
  */
 uint32_t rafs_build_sort_table(uint8_t *table, uint32_t n);
+
+/* Add n records to counts, of 65,536 kinds: by the first two bytes of digests, as they sort. */
+void rafs_build_count(const uint8_t *table, uint32_t n, uint32_t *counts);
+
+/* Copy those of n records whose kind is in [low, high) to out, as of this blob; returns how many. */
+uint32_t rafs_build_select(const uint8_t *table, uint32_t n, uint32_t blob, uint32_t low,
+			   uint32_t high, uint8_t *out);
 
 /*
  * A set of chunks by digest and size, numbered as they come.  Returns the chunk's
@@ -241,24 +249,26 @@ struct rafs_locations {
 	uint32_t nfound;
 	uint32_t next;		/* number of the next location */
 	uint32_t next_index;	/* in the blob that is built */
-	uint32_t nrefs;		/* of the tree */
+	uint32_t nfirst;	/* out: files that begin; room for n of their rows and refs */
 	uint64_t next_flat;
 	uint32_t *index;	/* out, of each new location; room for n */
 	uint64_t *flat;
+	uint32_t *first_row;
+	uint32_t *first_ref;	/* among these n */
 };
 
 /*
- * Append n chunks, by their numbers, to the files in their rows: at of the tree, and n refs, are
- * set.  Returns how many are new; which says which.
+ * Locations of n chunks by their numbers, to refs.  Files that begin are only told: the tree, which
+ * may be growing, is not looked at.  Returns how many are new; which says which.
  */
 uint32_t rafs_build_locate(const struct rafs_read_chunk *chunks, uint32_t n,
-			   const uint32_t *numbers, struct rafs_locations *l, uint32_t *at,
-			   uint32_t *refs, uint32_t *which);
+			   const uint32_t *numbers, struct rafs_locations *l, uint32_t *refs,
+			   uint32_t *which);
 
 /*
- * Units of the n chunks that which names: one each, or batches of small files (size: of rows) of
- * less than limit bytes, whose data are moved together.  unit_of: n.  Returns how many units.
+ * Units of the n chunks that which names: one each, or batches of small files of less than limit
+ * bytes, whose data are moved together.  unit_of: n.  Returns how many units.
  */
 uint32_t rafs_build_pack(const struct rafs_read_chunk *chunks, const uint32_t *which, uint32_t n,
-			 const uint64_t *size, uint32_t limit, uint8_t *arena,
-			 struct rafs_write_unit *units, uint32_t *unit_of);
+			 uint32_t limit, uint8_t *arena, struct rafs_write_unit *units,
+			 uint32_t *unit_of);

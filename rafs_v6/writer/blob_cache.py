@@ -22,7 +22,7 @@ def write_cache_files(
     """``blob``: a descriptor of the finished blob, whose chunks are stored uncompressed."""
     header_at = record.ci_offset + record.ci_compressed_size
     header = os.pread(blob, CCT_HEADER_SIZE, header_at)
-    cct = bytes(chunks.cct + chunks.contexts)
+    cct = bytes(chunks.whole_cct())
     padded = cct.ljust(round_up(len(cct), EROFS_BLOCK), b"\0")
     target = directory / f"{blob_id}.blob.data"
     out = BlobFile(target)

@@ -23,6 +23,7 @@ from rafs_v6.writer.chunk_index import ChunkIndex
 from rafs_v6.writer.chunk_records import ChunkRecords
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.locations import ChunkLocations
+from rafs_v6.writer.spill import Spill
 from rafs_v6.writer.tree import NONE, Tree, column_in_c
 
 _V2 = BlobFeatures.CHUNK_INFO_V2
@@ -50,7 +51,7 @@ class BlobChunks:
     locations: ChunkLocations
     known: ChunkIndex = field(default_factory=ChunkIndex)
     records: ChunkRecords = field(default_factory=ChunkRecords)
-    cct: bytearray = field(default_factory=bytearray)
+    cct: Spill = field(default_factory=Spill)
     contexts: bytearray = field(default_factory=bytearray)
     context_count: int = 0
     features: int = 0  # BlobFeatures
@@ -64,6 +65,12 @@ class BlobChunks:
 
     def __post_init__(self) -> None:
         self._found.extend(NONE for _ in range(len(self.known.locations)))
+
+    def whole_cct(self) -> bytearray:
+        """The uncompressed CCT, contexts and all."""
+        out = self.cct.whole()
+        out += self.contexts
+        return out
 
     @property
     def context_place(self) -> tuple[int, int, int]:
@@ -109,24 +116,26 @@ class BlobChunks:
                     self._location_of_known(number)
         room = bytes(4 * count)
         which, index, flat = array("I", room), array("I", room), array("Q", 2 * room)
+        rows, firsts, refs = array("I", room), array("I", room), array("I", room)
         ends = ffi.new("struct rafs_locations *")
         ends.nfound, ends.next = len(self._found), len(self.locations)
         ends.next_index, ends.next_flat = self._count, self.flat_size
-        ends.nrefs = at = len(tree.refs)
         self._found.frombytes(room)
-        tree.refs.frombytes(room)
         with (
             column_in_c(self._found) as ends.found, column_in_c(index) as ends.index,
-            column_in_c(flat) as ends.flat, column_in_c(tree.at) as first,
-            column_in_c(tree.refs) as refs, column_in_c(which) as new,
+            column_in_c(flat) as ends.flat, column_in_c(rows) as ends.first_row,
+            column_in_c(firsts) as ends.first_ref, column_in_c(refs) as out,
+            column_in_c(which) as new,
         ):  # fmt: skip
-            made = lib.rafs_build_locate(
-                chunks, count, self._numbers, ends, first, refs + at, new
-            )
+            made = lib.rafs_build_locate(chunks, count, self._numbers, ends, out, new)
         del self._found[ends.nfound :]
         self._count, self.flat_size = ends.next_index, ends.next_flat
         if self._count > MAX_CHUNKS - 1:
             raise _too_many_chunks()
+        at, start = tree.at, len(tree.refs)  # others may add rows to the tree meanwhile
+        for row, ref in zip(rows[: ends.nfirst], firsts, strict=False):
+            at[row] = start + ref
+        tree.refs += refs
         self.locations.extend(self.blob, index[:made], flat[:made])
         return which[:made]
 
@@ -147,8 +156,8 @@ class BlobChunks:
         )  # fmt: skip
         if rc:
             raise too_large_for_v2()
-        self.records.packed += table
-        self.cct += cct
+        self.records.extend(table)
+        self.cct.append(cct)
         if end.contexts != self.context_count:
             for i in range(count):
                 if units[i].batched:
@@ -164,7 +173,7 @@ class BlobChunks:
             # The chunk table does not say where a batch lies (format.md 1.17).
             self.records.append(replace(record, compressed_offset=0))
         if not self.features & BlobFeatures.CHUNK_INFO_V2:
-            self.cct += pack_v1(record)
+            self.cct.append(pack_v1(record))
             return
         flags, data = ChunkV2Flags(0), record.crc32c
         if record.flags & ChunkFlags.ENCRYPTED:
@@ -178,7 +187,7 @@ class BlobChunks:
             # Upstream's reader takes a crc of 0 for damage.
             if record.crc32c:
                 flags |= ChunkV2Flags.CRC
-        self.cct += pack_v2(record, flags, data)
+        self.cct.append(pack_v2(record, flags, data))
 
 
 def _too_many_chunks() -> BuildError:

@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from rafs_v6._writer import ffi, lib
 from rafs_v6.format.erofs import (
-    CHUNK_RECORD_SIZE,
     DEVICE_SLOTS_OFFSET,
     EROFS_BLOCK,
     EROFS_SUPER_MAGIC_V1,
@@ -31,12 +29,12 @@ from rafs_v6.format.erofs import (
     round_up,
 )
 from rafs_v6.writer.chunk_records import ChunkRecords
+from rafs_v6.writer.chunk_table import chunk_table
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.layout import Layout
 from rafs_v6.writer.tree import ROOT, Tree
 
 _MAPPED_ALIGN = 0x80000  # lets boot and flat blobs be one device (format.md 1.4)
-_BLOB_INDEX_AT = 32  # in a chunk record
 _COMPRESSION_FLAG = {
     Compressor.NONE: SuperFlags.COMPRESSION_NONE,
     Compressor.LZ4_BLOCK: SuperFlags.COMPRESSION_LZ4,
@@ -71,9 +69,8 @@ def write_bootstrap(
 ) -> Iterator[bytes | bytearray]:
     """The bytes of a bootstrap, in pieces that are made as they are asked for.
 
-    Blob indexes in ``blobs`` are set here, and chunk records may be left as the chunk
-    table has them.  ``prefetch``: rows of the tree for the
-    prefetch table (format.md 1.16), in order.
+    Blob indexes in ``blobs`` are set here.  ``prefetch``: rows of the tree for the prefetch table
+    (format.md 1.16), in order.
     """
     if len(blobs) > MAX_BLOBS:
         raise BuildError(
@@ -87,6 +84,7 @@ def write_bootstrap(
             " upon; with equal data, use that image's --digester, else another --blob-id"
         )
     block = defaults.block_size
+    table = chunk_table([blob.chunks for blob in blobs])
     layout = Layout(tree, block, {blob.name: i for i, blob in enumerate(blobs)})
     table_off = round_up(DEVICE_SLOTS_OFFSET + DeviceSlot.SIZE * len(blobs), EROFS_BLOCK)
     prefetch_off = table_off + BlobRecord.SIZE * len(blobs)
@@ -95,8 +93,7 @@ def write_bootstrap(
     )
     meta_addr = round_up(prefetch_off + len(prefetch_table), EROFS_BLOCK) if blobs else 0
     chunk_table_off = meta_addr + layout.size
-    chunk_table = _chunk_table(blobs)
-    size = round_up(chunk_table_off + len(chunk_table), EROFS_BLOCK)
+    size = round_up(chunk_table_off + len(table), EROFS_BLOCK)
     # Without blobs, the head lies in the empty block that the region begins with.
     out = bytearray(meta_addr or EROFS_BLOCK)
     out[EROFS_SUPER_OFFSET:RAFS_EXT_SUPER_OFFSET] = SuperBlock(
@@ -109,7 +106,7 @@ def write_bootstrap(
     ext_end = RAFS_EXT_SUPER_OFFSET + ExtSuperBlock.SIZE
     out[RAFS_EXT_SUPER_OFFSET:ext_end] = ExtSuperBlock(
         _flags(blobs, defaults, layout.has_xattr), table_off, BlobRecord.SIZE * len(blobs),
-        defaults.chunk_size, chunk_table_off, len(chunk_table),
+        defaults.chunk_size, chunk_table_off, len(table),
         prefetch_off if prefetch_table else 0, len(prefetch_table), 0, bytes(200),
     ).pack()  # fmt: skip
     position = size
@@ -137,8 +134,8 @@ def write_bootstrap(
             yield out
         yield first
         yield from region
-        yield chunk_table
-        yield bytes(size - chunk_table_off - len(chunk_table))
+        yield from table.pieces()
+        yield bytes(size - chunk_table_off - len(table))
 
     return pieces()
 
@@ -158,22 +155,3 @@ def _flags(blobs: Sequence[BlobEntry], defaults: Defaults, has_xattr: bool) -> S
     if all(b.record.features & BlobFeatures.INLINED_CHUNK_DIGEST for b in blobs):
         flags |= SuperFlags.INLINED_CHUNK_DIGEST
     return flags
-
-
-def _chunk_table(blobs: Sequence[BlobEntry]) -> bytearray:
-    """The records of all blobs, sorted by digest and blob (format.md 1.17)."""
-    out = bytearray()
-    for i, blob in enumerate(blobs):
-        for k, value in enumerate(i.to_bytes(4, "little")):
-            blob.chunks.packed[_BLOB_INDEX_AT + k :: CHUNK_RECORD_SIZE] = bytes([value]) * len(
-                blob.chunks
-            )
-        if len(blobs) > 1:
-            out += blob.chunks.packed
-        else:
-            out = blob.chunks.packed  # sorted where they are: in large images they are large
-    kept = lib.rafs_build_sort_table(
-        ffi.from_buffer("uint8_t[]", out), len(out) // CHUNK_RECORD_SIZE
-    )
-    del out[kept * CHUNK_RECORD_SIZE :]
-    return out

@@ -21,7 +21,7 @@ from rafs_v6.writer.sources.source import Source
 from rafs_v6.writer.tree import Tree, column_in_c
 
 _ARENA = 8 << 20
-MAX_BATCH = 2048
+MAX_BATCH = 1024
 
 
 class ReadBatch:
@@ -90,7 +90,7 @@ class ChunkReader:
         """Bytes, as they are added."""
         step = self._tree.chunk_size
         for row in files:
-            fd, start = source.data_at(self._tree.extent[row])
+            fd, start = source.data_at(self._tree.extent_at(row))
             size = self._tree.size[row]
             for at in range(0, size, step):
                 chunk = self._next(row, at, min(step, size - at))
@@ -130,6 +130,7 @@ class ChunkReader:
             batch = self._batch
         chunk = batch.chunks[batch.count]
         chunk.len, chunk.at, chunk.file_off, chunk.row = length, batch.used, at, row
+        chunk.is_file = length == self._tree.size[row]
         batch.used += room
         batch.count += 1
         return chunk

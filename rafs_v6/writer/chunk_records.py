@@ -5,31 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from rafs_v6.format.erofs import CHUNK_RECORD_SIZE, ChunkRecord
+from rafs_v6.writer.spill import Spill
 
 _DIGEST = 32
 
 
 class ChunkRecords:
-    """A sequence of ``ChunkRecord``; ``packed``: the same as bytes of a chunk table (1.17)."""
+    """A sequence of ``ChunkRecord``, in no order but that of ``append``."""
 
-    __slots__ = ("packed",)
+    __slots__ = ("_packed",)
 
     def __init__(self, records: Iterable[ChunkRecord] = ()) -> None:
-        self.packed = bytearray()
+        self._packed = Spill(CHUNK_RECORD_SIZE)
         for record in records:
             self.append(record)
 
     def __len__(self) -> int:
-        return len(self.packed) // CHUNK_RECORD_SIZE
+        return len(self._packed) // CHUNK_RECORD_SIZE
 
     def __iter__(self) -> Iterator[ChunkRecord]:
-        for at in range(0, len(self.packed), CHUNK_RECORD_SIZE):
-            yield ChunkRecord.unpack(bytes(self.packed[at : at + CHUNK_RECORD_SIZE]))
+        for piece in self.pieces():
+            for at in range(0, len(piece), CHUNK_RECORD_SIZE):
+                yield ChunkRecord.unpack(bytes(piece[at : at + CHUNK_RECORD_SIZE]))
 
     def append(self, record: ChunkRecord) -> None:
-        self.packed += record.pack()
+        self._packed.append(record.pack())
 
-    def digests(self) -> bytes:
-        """32 bytes each."""
-        at = range(0, len(self.packed), CHUNK_RECORD_SIZE)
-        return b"".join(self.packed[i : i + _DIGEST] for i in at)
+    def extend(self, packed: bytes | bytearray) -> None:
+        """The same of records as they are in a chunk table."""
+        self._packed.append(packed)
+
+    def pieces(self) -> Iterator[bytes | bytearray]:
+        """The records as bytes of a chunk table (1.17), so many at a time."""
+        return self._packed.pieces()
+
+    def digests(self) -> Iterator[bytes]:
+        """32 bytes each, so many at a time."""
+        for piece in self.pieces():
+            at = range(0, len(piece), CHUNK_RECORD_SIZE)
+            yield b"".join(piece[i : i + _DIGEST] for i in at)

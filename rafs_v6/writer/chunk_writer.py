@@ -97,14 +97,10 @@ class ChunkWriter:
         many units there are."""
         which = self._out.take_all(batch.chunks, batch.count, self._tree)
         unit_of = array("I", bytes(4 * len(which)))
-        with (
-            column_in_c(which) as chunks, column_in_c(unit_of) as units,
-            column_in_c(self._tree.size) as sizes,
-        ):  # fmt: skip
+        with column_in_c(which) as chunks, column_in_c(unit_of) as units:
             count = lib.rafs_build_pack(
-                batch.chunks, chunks, len(which), sizes, self._batch_size, batch.arena,
-                self._units, units,
-            )  # fmt: skip
+                batch.chunks, chunks, len(which), self._batch_size, batch.arena, self._units, units
+            )
         return which, unit_of, count
 
 

@@ -118,7 +118,7 @@ class _Refer:
             size, chunk.len, off, flat, chunk.file_off, len(out.records), chunk.crc32c,
         )  # fmt: skip
         out.records.append(record)
-        out.cct += pack_v2(record, flags, word)
+        out.cct.append(pack_v2(record, flags, word))
 
 
 def refer_chunks(
@@ -156,7 +156,7 @@ def tarfs_chunks(tree: Tree, blob: str, tar: TarFile) -> BlobChunks:
     for row in in_tar_order(tree):
         tree.at[row] = len(tree.refs)
         for at in range(0, tree.size[row], tree.chunk_size):
-            off, size = tree.extent[row] + at, min(tree.chunk_size, tree.size[row] - at)
+            off, size = tree.extent_at(row) + at, min(tree.chunk_size, tree.size[row] - at)
             tree.refs.append(tree.locations.add(blob, count, off))
             last = ChunkRecord(bytes(32), 0, ChunkFlags(0), size, size, off, off, at, count, 0)
             count += 1
@@ -169,4 +169,4 @@ def tarfs_chunks(tree: Tree, blob: str, tar: TarFile) -> BlobChunks:
 
 def in_tar_order(tree: Tree) -> list[int]:
     """The rows of files that have data, as their data follow each other in the tar."""
-    return sorted(tree.unread(), key=tree.extent.__getitem__)
+    return sorted(tree.unread(), key=tree.extent_at)

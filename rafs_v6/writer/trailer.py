@@ -60,7 +60,7 @@ def write_trailer(
             toc += toc_entry(
                 b"image.blob", out.digest(), 0, data_size, chunks.flat_size, TocFlags.RAW
             )
-        uncompressed_cct = chunks.cct + chunks.contexts
+        uncompressed_cct = chunks.whole_cct()
         ci_compressor, cct = shrink(
             options.chunks.compressor if original is None else Compressor.ZSTD, uncompressed_cct
         )
@@ -138,14 +138,13 @@ def _write_digests(out: BlobFile, chunks: BlobChunks) -> bytes:
     The array is outside the blob id because upstream's ids are made so (format.md
     2.9) and its tools compare them; the digest of the object is the registry's.
     """
-    digests = chunks.records.digests()
-    at = out.size
-    out.write(digests, hashed=False)
-    out.write(tar_header(b"blob.digest", len(digests)))
-    return toc_entry(
-        b"blob.digest", hashlib.sha256(digests).digest(), at, len(digests), len(digests),
-        TocFlags.RAW,
-    )  # fmt: skip
+    at, digest = out.size, hashlib.sha256()
+    for digests in chunks.records.digests():
+        digest.update(digests)
+        out.write(digests, hashed=False)
+    size = out.size - at
+    out.write(tar_header(b"blob.digest", size))
+    return toc_entry(b"blob.digest", digest.digest(), at, size, size, TocFlags.RAW)
 
 
 def blob_id_of(digest: str, options: CreateOptions) -> str:

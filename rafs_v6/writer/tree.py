@@ -59,7 +59,7 @@ class Tree:
     is on disk, or the first of a file's ``refs`` (``NONE``: its data are not stored
     yet); ``refs`` are numbers of ``locations``, one for each ``chunk_size`` bytes.
     ``link``: the row of the first name of the same inode, mostly the row itself.
-    ``extent``: where a file's data are in the source, as that knows it.  ``flags``: ``IMPLIED``
+    ``extent_at``: where a file's data are in the source, as that knows it.  ``flags``: ``IMPLIED``
     of a directory that a tar does not list: over a lower image it is as that has it.
     """
 
@@ -68,7 +68,8 @@ class Tree:
         self.uid, self.gid, self.mtime_nsec = array("I"), array("I"), array("I")
         self.mtime, self.size = array("q"), array("Q")
         self.at, self.parent, self.link, self.xattr = array("I"), array("I"), array("I"), array("I")
-        self.extent, self.flags = array("Q"), array("B")
+        self.flags = array("B")
+        self._extent = array("Q")  # of the rows up to the last that has one
         self.name_off, self.names = array("I", [0]), bytearray()
         self.targets = bytearray()
         self.xattr_sets: list[Mapping[bytes, bytes]] = [{}]
@@ -111,7 +112,7 @@ class Tree:
         rows = range(first, first + count)
         self.parent.extend(repeat(parent, count))
         self.link.extend(rows)
-        for column in (self.xattr, self.extent, self.flags):
+        for column in (self.xattr, self.flags):
             column.frombytes(bytes(count * column.itemsize))
         start = len(self.names)
         self.name_off.extend(start + end for end in ffi.unpack(scan.name_end, count))
@@ -123,7 +124,7 @@ class Tree:
         """``row`` is another name of the file in row ``first``."""
         for column in (
             self.mode, self.uid, self.gid, self.mtime, self.mtime_nsec, self.size, self.at,
-            self.xattr, self.extent, self.flags,
+            self.xattr, self.flags,
         ):  # fmt: skip
             column[row] = column[first]
         self.link[row] = first
@@ -163,7 +164,8 @@ class Tree:
         )  # fmt: skip
         if source.xattr[row]:
             self.set_xattrs(new, source.xattr_sets[source.xattr[row]])
-        self.extent[new], self.flags[new] = source.extent[row], source.flags[row]
+        self.flags[new] = source.flags[row]
+        self.set_extent(new, source.extent_at(row))
         return new
 
     def _append(
@@ -181,7 +183,6 @@ class Tree:
         self.parent.append(parent)
         self.link.append(row)
         self.xattr.append(0)
-        self.extent.append(0)
         self.flags.append(0)
         self.names += name
         self.name_off.append(len(self.names))
@@ -204,6 +205,15 @@ class Tree:
                 self.xattr_sets.append(xattrs)
             self._last_xattrs = xattrs, number  # a tar may say once what all its files have
         self.xattr[row] = self._last_xattrs[1]
+
+    def extent_at(self, row: int) -> int:
+        return self._extent[row] if row < len(self._extent) else 0
+
+    def set_extent(self, row: int, extent: int) -> None:
+        if extent or row < len(self._extent):
+            missing = row + 1 - len(self._extent)
+            self._extent.frombytes(bytes(max(0, missing) * self._extent.itemsize))
+            self._extent[row] = extent
 
     # -- what a row is -------------------------------------------------------------------------
 

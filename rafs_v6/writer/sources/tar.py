@@ -87,7 +87,7 @@ class TarTree:
             node.size = member.size
         check_node(node, name)
         row = self._new(node)
-        self._heap.extent[row] = extent
+        self._heap.set_extent(row, extent)
         self._place(name, parts, row)
         return row
 

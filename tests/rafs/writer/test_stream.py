@@ -6,23 +6,31 @@ import gzip
 import hashlib
 import io
 import os
+import stat
 import subprocess
 import sys
+import tarfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from build_kit import image_tree
 from tar_kit import DIR, HARD, LINK, header_with, member, tar
 
 import rafs_v6
+from rafs_v6._writer import lib
 from rafs_v6.cli import main
 from rafs_v6.format.erofs import Compressor, Digester
+from rafs_v6.writer import blob_chunks, chunk_writer, stream
+from rafs_v6.writer.chunk_writer import ChunkWriter
 from rafs_v6.writer.cipher import XtsKey
 from rafs_v6.writer.errors import SourceError
 from rafs_v6.writer.options import ChunkOptions, CreateOptions
 from rafs_v6.writer.overlay import WhiteoutSpec
 from rafs_v6.writer.stream import create_from_stream
+from rafs_v6.writer.tree import Node, Tree
 
 CHUNK = 0x10000
 
@@ -182,3 +190,51 @@ def test_a_stream_of_too_many_names_is_refused(tmp_path: Path) -> None:
     options = _options(inline_meta=False, bootstrap=tmp_path / "boot", blob_dir=tmp_path)
     with pytest.raises(SourceError, match="is it a bomb"):
         create_from_stream(io.BytesIO(tar(*deep)), None, options)
+
+
+class _Between:
+    """``lib``; ``then`` is called before each of the calls that see a batch."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        self._then = then
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("rafs_build_locate", "rafs_build_pack", "rafs_build_records"):
+            self._then()
+        return getattr(lib, name)
+
+
+def test_rows_come_while_chunks_are_placed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next members are read beside the chunks of those before: here at each worst moment."""
+    trees: list[Tree] = []
+    calls: list[int] = []
+
+    class Remembered(ChunkWriter):
+        def __init__(self, tree: Tree, *args: Any) -> None:
+            trees.append(tree)
+            super().__init__(tree, *args)
+
+    def another_row() -> None:
+        calls.append(trees[0].add(0, b"", Node(stat.S_IFREG | 0o644)))
+
+    monkeypatch.setattr(stream, "ChunkWriter", Remembered)
+    for module in (blob_chunks, chunk_writer):
+        monkeypatch.setattr(module, "lib", _Between(another_row))
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        for number in range(10):
+            info = tarfile.TarInfo(f"f{number}")
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"%03d" % number))
+    layer.seek(0)
+    options = CreateOptions(
+        ChunkOptions(Compressor.ZSTD, Digester.BLAKE3, 1 << 20, 3, 1, 1 << 16),
+        tmp_path / "boot", None, tmp_path,
+    )  # fmt: skip
+    stream.create_from_stream(layer, None, options)
+    assert len(calls) >= 3
+    with rafs_v6.open(tmp_path / "boot", blobs=tmp_path) as image:
+        for number in range(10):
+            assert image.read(image.resolve(f"/f{number}")) == b"%03d" % number
