@@ -12,7 +12,8 @@
 struct nf_core;
 
 /* nf_event.type */
-#define NF_EV_MISS 1	/* [off, off+len) of object is wanted and not all there */
+#define NF_EV_MISS 1	/* [off, off+len) of object is wanted and not all there; until that is ended by a
+			 * fill or nf_fail (or nf_expire), a request within it makes no other event */
 #define NF_EV_AHEAD 2	/* a reader crossed a read-ahead mark (nf_object_mark); nobody waits */
 #define NF_EV_OPEN 3	/* cachefiles OPEN: answer with nf_cachefiles_copen */
 #define NF_EV_CLOSE 4	/* cachefiles CLOSE: remove the object, which closes its descriptor */

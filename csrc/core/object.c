@@ -121,6 +121,7 @@ void nf_object_put(struct nf_object *o)
 		close(o->fill_fd);
 	pthread_mutex_destroy(&o->lock);
 	free(o->marks);
+	free(o->told);
 	free(o);
 }
 
@@ -278,6 +279,7 @@ void nf_object_clear_present(struct nf_object *o, uint64_t off, uint64_t len)
 	pthread_mutex_lock(&o->lock);
 	for (; page < end; page++)
 		__atomic_fetch_and(&o->pages[page >> 3], (uint8_t)~(1u << (page & 7)), __ATOMIC_SEQ_CST);
+	nf_object_untell(o, off, len);
 	pthread_mutex_unlock(&o->lock);
 }
 
@@ -321,4 +323,33 @@ bool nf_object_touch(struct nf_object *o, uint64_t off, uint64_t len)
 		}
 	}
 	return crossed;
+}
+
+bool nf_object_tell(struct nf_object *o, uint64_t off, uint64_t len)
+{
+	uint64_t page = off / NF_PAGE, end = end_page(off, len);
+	bool is_new = false;
+
+	if (!o->told && !(o->told = calloc(1, o->size / NF_PAGE / 8 + 1)))
+		return true;	/* once more than needed */
+	for (; page < end; page++) {
+		uint8_t bit = (uint8_t)(1u << (page & 7));
+
+		if (o->told[page >> 3] & bit || nf_object_present(o, page * NF_PAGE, 1))
+			continue;
+		o->told[page >> 3] |= bit;
+		is_new = true;
+	}
+	return is_new;
+}
+
+void nf_object_untell(struct nf_object *o, uint64_t off, uint64_t len)
+{
+	uint64_t page = off / NF_PAGE, end;
+
+	if (!o->told || off >= o->size)
+		return;
+	end = end_page(off, len < o->size - off ? len : o->size - off);
+	for (; page < end; page++)
+		o->told[page >> 3] &= (uint8_t)~(1u << (page & 7));
 }

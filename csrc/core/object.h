@@ -30,7 +30,8 @@ struct nf_object {
 	uint8_t *pages;
 	uint8_t *marks;		/* read-ahead marks, as pages; NULL until the first */
 	uint8_t *asked;		/* what requests were for, as pages; the caller's, or NULL */
-	pthread_mutex_t lock;	/* marks, asked, who waits, gone */
+	uint8_t *told;		/* missing ones that Python was told of; NULL until the first */
+	pthread_mutex_t lock;	/* marks, asked, told, who waits, gone */
 	struct nf_request *_Atomic pending;	/* newest first */
 	atomic_uint npending;
 	bool gone;
@@ -78,5 +79,10 @@ int nf_object_set_mark(struct nf_object *o, uint64_t off);
 void nf_object_set_asked(struct nf_object *o, uint8_t *asked);
 /* With the lock: note that a request is for these; did it cross a mark?  Marks hit are gone. */
 bool nf_object_touch(struct nf_object *o, uint64_t off, uint64_t len);
+/* With the lock: is there a page of these that is missing, and that Python was not told of?  It is
+ * told of all of them now. */
+bool nf_object_tell(struct nf_object *o, uint64_t off, uint64_t len);
+/* With the lock: the next request for one of these pages that are missing is told. */
+void nf_object_untell(struct nf_object *o, uint64_t off, uint64_t len);
 
 #endif

@@ -39,15 +39,19 @@ static bool grow(struct nf_queue *q)
 	return true;
 }
 
-void nf_queue_push(struct nf_queue *q, const struct nf_event *ev)
+bool nf_queue_push(struct nf_queue *q, const struct nf_event *ev)
 {
+	bool fits;
+
 	pthread_mutex_lock(&q->lock);
-	if (q->len < q->cap || grow(q)) {
+	fits = q->len < q->cap || grow(q);
+	if (fits) {
 		q->events[(q->head + q->len) % q->cap] = *ev;
 		q->len++;
 		pthread_cond_signal(&q->filled);
 	}
 	pthread_mutex_unlock(&q->lock);
+	return fits;
 }
 
 int nf_queue_next(struct nf_queue *q, struct nf_event *out, uint32_t max, int timeout_ms)

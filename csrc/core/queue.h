@@ -19,8 +19,8 @@ struct nf_queue {
 
 void nf_queue_init(struct nf_queue *q);
 void nf_queue_destroy(struct nf_queue *q);
-/* Without memory the event is lost; a request whose miss is lost ends by its deadline. */
-void nf_queue_push(struct nf_queue *q, const struct nf_event *ev);
+/* False: there is no memory, and the event is lost. */
+bool nf_queue_push(struct nf_queue *q, const struct nf_event *ev);
 /* See nf_core_next. */
 int nf_queue_next(struct nf_queue *q, struct nf_event *out, uint32_t max, int timeout_ms);
 /* Let who waits in nf_queue_next return with what there is. */

@@ -166,6 +166,20 @@ static void make_room(struct nf_requests *rs)
 
 enum admitted { WAITS, PRESENT, OUTSIDE, GONE };
 
+/*
+ * Python is told, unless it was told of all of it before and works on that.  It ends each with a
+ * fill or with nf_fail; what it does not end, nf_expire does.
+ */
+static void tell(struct nf_object *o, struct nf_requests *rs, struct nf_event *ev)
+{
+	ev->type = NF_EV_MISS;
+	if (nf_queue_push(&rs->queue, ev))
+		return;
+	pthread_mutex_lock(&o->lock);
+	nf_object_untell(o, ev->off, ev->len);
+	pthread_mutex_unlock(&o->lock);
+}
+
 /* Let it wait for the object's bytes, unless they are there; Python learns of a miss. */
 static enum admitted admit(struct nf_object *o, struct nf_request *r, int pid)
 {
@@ -173,7 +187,7 @@ static enum admitted admit(struct nf_object *o, struct nf_request *r, int pid)
 	struct nf_event ev = { .object = o->id, .pid = pid, .fd = -1 };
 	uint64_t end = r->off + r->len;
 	struct nf_trace_entry entry;
-	bool crossed, present, gone;
+	bool crossed, present, gone, is_new = false;
 
 	if (r->off >= o->size || !r->len)
 		return OUTSIDE;
@@ -193,6 +207,7 @@ static enum admitted admit(struct nf_object *o, struct nf_request *r, int pid)
 		atomic_fetch_add(&rs->pending, 1);
 		atomic_fetch_add(&o->npending, 1);
 		atomic_store(&o->pending, r);
+		is_new = nf_object_tell(o, ev.off, ev.len);
 	}
 	pthread_mutex_unlock(&o->lock);
 
@@ -212,8 +227,8 @@ static enum admitted admit(struct nf_object *o, struct nf_request *r, int pid)
 		return PRESENT;
 	}
 	atomic_fetch_add(&rs->misses, 1);
-	ev.type = NF_EV_MISS;
-	nf_queue_push(&rs->queue, &ev);
+	if (is_new)
+		tell(o, rs, &ev);
 	return WAITS;
 }
 
@@ -307,6 +322,10 @@ void nf_requests_fail(struct nf_requests *rs, struct nf_object *o, uint64_t off,
 {
 	struct range range = { off, off + len < off ? UINT64_MAX : off + len };
 
+	/* before: who comes between the two is told once more, and not forgotten */
+	pthread_mutex_lock(&o->lock);
+	nf_object_untell(o, off, len);
+	pthread_mutex_unlock(&o->lock);
 	/* 0 would let readers on to what is not there */
 	answer_all(rs, take_pending(o, in_range, &range), err > 0 ? err : EIO);
 	nf_requests_satisfied(rs, o);
@@ -314,8 +333,10 @@ void nf_requests_fail(struct nf_requests *rs, struct nf_object *o, uint64_t off,
 
 static bool is_older(struct nf_object *o, struct nf_request *r, const void *arg)
 {
-	(void)o;
-	return atomic_load(&r->t_ns) < *(const uint64_t *)arg;
+	if (atomic_load(&r->t_ns) >= *(const uint64_t *)arg)
+		return false;
+	nf_object_untell(o, r->off, r->len);	/* whatever Python does for it may be at fault */
+	return true;
 }
 
 int nf_requests_expire(struct nf_requests *rs, uint64_t age_ns, int err)

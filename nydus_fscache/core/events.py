@@ -11,7 +11,10 @@ from nydus_fscache._core import ffi, lib
 
 @dataclass(frozen=True, slots=True)
 class ReadMiss:
-    """Somebody waits for flat bytes [off, off + len) of an object, which are not all there."""
+    """Somebody waits for flat bytes [off, off + len) of an object, which are not all there.
+
+    It is to be ended, by a fill or by ``Core.fail``: until then, others who ask for bytes within it
+    wait and make no event."""
 
     object: int
     off: int
