@@ -410,5 +410,6 @@ const struct nf_transport_ops nf_fuse = {
 	.arm = nf_fuse_arm,
 	.drain = nf_fuse_drain,
 	.answer = answer,
+	.rest = nf_fuse_rest,
 	.destroy = destroy,
 };

@@ -248,6 +248,12 @@ static enum nf_more drain_connection(struct nf_transport *t, struct nf_fuse_conn
 	return NF_MORE;
 }
 
+/* Was it not waited for, or is something there? */
+static bool may_have_more(const struct nf_fuse_connection *c)
+{
+	return !c->watch.armed || c->watch.fired;
+}
+
 /* The next connection behind `c` that is in use, with its id; the loop's own way along the list. */
 static struct nf_fuse_connection *next_open(struct nf_fuse *f, struct nf_fuse_connection *c,
 					    uint32_t *id)
@@ -273,13 +279,13 @@ enum nf_more nf_fuse_drain(struct nf_transport *t, unsigned int budget)
 
 	pthread_mutex_lock(&f->lock);
 	for (c = f->connections; c; c = c->next)
-		n += c->id && !c->ended;
+		n += c->id && !c->ended && may_have_more(c);
 	pthread_mutex_unlock(&f->lock);
 	/* each gets its part: one that is busy holds up no other, and one more may come meanwhile */
 	for (c = next_open(f, NULL, &id); c; c = next) {
 		unsigned int share = n && n < budget ? budget / n : 1;
 
-		one = drain_connection(t, c, id, &share);
+		one = may_have_more(c) ? drain_connection(t, c, id, &share) : NF_EMPTY;
 		if (one > all)
 			all = one;
 		next = one == NF_NO_SLOT ? NULL : next_open(f, c, &id);
@@ -301,6 +307,17 @@ void nf_fuse_arm(struct nf_transport *t, struct nf_waiter *w)
 		next = next_open(f, c, &id);
 		nf_fuse_put(t, c);
 	}
+}
+
+void nf_fuse_rest(struct nf_transport *t)
+{
+	struct nf_fuse *f = (struct nf_fuse *)t;
+	struct nf_fuse_connection *c;
+
+	pthread_mutex_lock(&f->lock);
+	for (c = f->connections; c; c = c->next)
+		c->watch.armed = false;
+	pthread_mutex_unlock(&f->lock);
 }
 
 void nf_fuse_free_connections(struct nf_fuse *f)

@@ -118,6 +118,7 @@ void nf_fuse_give_buffer(struct nf_transport *t, uint8_t *buffer);
 
 void nf_fuse_arm(struct nf_transport *t, struct nf_waiter *w);
 enum nf_more nf_fuse_drain(struct nf_transport *t, unsigned int budget);
+void nf_fuse_rest(struct nf_transport *t);
 void nf_fuse_free_connections(struct nf_fuse *f);
 
 #endif

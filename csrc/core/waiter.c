@@ -48,6 +48,36 @@ struct io_uring_sqe *nf_waiter_sqe(struct nf_waiter *w)
 	return sqe;
 }
 
+void nf_waiter_close(struct nf_waiter *w, int fd)
+{
+	struct io_uring_sqe *sqe = nf_waiter_sqe(w);
+
+	if (!sqe) {
+		close(fd);
+		return;
+	}
+	io_uring_prep_close(sqe, fd);
+	io_uring_sqe_set_data(sqe, NULL);
+	if (w->ring.features & IORING_FEAT_CQE_SKIP)	/* Linux 5.17 */
+		sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
+}
+
+void nf_waiter_cancel(struct nf_waiter *w, struct nf_completion *on)
+{
+	struct io_uring_sqe *sqe = nf_waiter_sqe(w);
+
+	if (!sqe)
+		return;
+	io_uring_prep_cancel(sqe, on, 0);
+	io_uring_sqe_set_data(sqe, NULL);
+}
+
+static void fire(struct nf_watch *watch)
+{
+	watch->fired = true;
+	*watch->ready = true;
+}
+
 static void disarm(struct nf_watch *watch)
 {
 	struct nf_watch **p;
@@ -60,7 +90,7 @@ static void disarm(struct nf_watch *watch)
 	}
 	watch->waiter->narmed--;
 	watch->armed = false;
-	*watch->ready = true;
+	fire(watch);
 }
 
 /* An error of the poll itself counts as readable too: the read then says what is wrong. */
@@ -86,6 +116,7 @@ void nf_waiter_watch(struct nf_waiter *w, struct nf_watch *watch)
 {
 	struct io_uring_sqe *sqe;
 
+	watch->fired = false;
 	if (watch->armed)
 		return;
 	if (w->narmed == w->room && !grow(w)) {
@@ -125,7 +156,7 @@ static void poll_all(struct nf_waiter *w, int timeout_ms)
 		if (!w->fds[n++].revents)
 			continue;
 		if (w->uring)
-			*watch->ready = true;
+			fire(watch);
 		else
 			disarm(watch);
 	}

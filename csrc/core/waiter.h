@@ -26,6 +26,7 @@ struct nf_watch {
 	struct nf_completion on;
 	int fd;
 	atomic_bool armed;	/* others may look */
+	bool fired;	/* since it was handed in, for who shares `ready` with others */
 	bool *ready;
 	struct nf_waiter *waiter;
 	struct nf_watch *next;
@@ -40,6 +41,10 @@ void nf_waiter_watch(struct nf_waiter *w, struct nf_watch *watch);
 /* To be prepared, with a struct nf_completion as its data; submitted by the next wait.  NULL: there
  * is no ring, or no room until then. */
 struct io_uring_sqe *nf_waiter_sqe(struct nf_waiter *w);
+/* With the next wait, which does not end by it; at once where there is no room. */
+void nf_waiter_close(struct nf_waiter *w, int fd);
+/* Ask the kernel to end the SQE of `on`, which is done then (ECANCELED, unless it was before). */
+void nf_waiter_cancel(struct nf_waiter *w, struct nf_completion *on);
 /*
  * Until something is done, at most timeout_ms (-1: for ever; 0: only look).
  * What the kernel did not take (EAGAIN: no memory for a request) is handed in again by the

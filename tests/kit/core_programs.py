@@ -23,6 +23,7 @@ WRAPPED = {  # functions that a program replaces
     "write_fails": ["pwrite"],
     "late_fill": ["pwrite"],
     "cachefiles": ["ioctl"],
+    "fuse_idle": ["readv"],
     "fanotify": ["io_uring_submit", "io_uring_submit_and_wait"],
 }
 
