@@ -24,6 +24,8 @@ ffi.set_source(
         "csrc/core/fuse_tree.c",
         "csrc/core/tree.c",
         "csrc/core/fanotify.c",
+        "csrc/core/fanotify_events.c",
+        "csrc/core/fanotify_ring.c",
         "csrc/core/fill.c",
         "csrc/core/request.c",
         "csrc/core/object.c",

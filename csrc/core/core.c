@@ -85,12 +85,16 @@ static void loop_once(struct nf_core *c)
 static void *loop(void *arg)
 {
 	struct nf_core *c = arg;
+	unsigned int i;
 	sigset_t all;
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, NULL);
 	while (!atomic_load(&c->stopping))
 		loop_once(c);
+	for (i = 0; i < c->ntransports; i++)
+		if (c->transports[i] && c->transports[i]->ops->withdraw)
+			c->transports[i]->ops->withdraw(c->transports[i]);
 	return NULL;
 }
 

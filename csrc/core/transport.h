@@ -59,6 +59,8 @@ struct nf_transport_ops {
 	/* Read and handle at most about `budget` messages; does not block. */
 	enum nf_more (*drain)(struct nf_transport *t, unsigned int budget);
 	void (*answer)(struct nf_transport *t, struct nf_request *r, int err);
+	/* The loop ends, in whose thread this is: take back what waits in the waiter.  May be NULL. */
+	void (*withdraw)(struct nf_transport *t);
 	/* The waiter goes, after what was handed in to it is done. May be NULL. */
 	void (*rest)(struct nf_transport *t);
 	/* Nothing is pending any more; free what occupy took.  May be NULL. */

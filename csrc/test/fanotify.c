@@ -101,6 +101,7 @@ static void run(uint32_t flags)
 	struct nf_event ev;
 	struct stat st;
 	int ends[2], fd;
+	char one;
 
 	CHECK(mem != MAP_FAILED && nf_journal_format(mem, len, 8) == 0);
 	core = nf_core_new(mem, len, flags);
@@ -152,6 +153,13 @@ static void run(uint32_t flags)
 		for (i = 0; i < 4; i++)
 			CHECK(answer_to(many[i]) == FAN_ALLOW);
 	}
+	/* who has stopped takes nothing more from the kernel */
+	CHECK(nf_core_stop(core) == 0);
+	fd = event_fd(file);
+	tell(fd, 6, 0, NF_PAGE, 48);
+	CHECK(!answered() && recv(ends[1], &one, 1, MSG_PEEK | MSG_DONTWAIT) == 1);
+	CHECK(nf_core_start(core) == 0);
+	CHECK(answer_to(fd) == FAN_ALLOW);
 	nf_core_stats(core, &stats);
 	CHECK(stats.pending == 0 && stats.oldest_ns == 0);
 	nf_core_free(core);
