@@ -19,10 +19,11 @@ CODEC_SOURCES = [
     "csrc/codec/zran.c",
     "csrc/codec/xts.c",
     "csrc/codec/digest.c",
+    "csrc/codec/crypto.c",
     "csrc/codec/blake3.c",
     "csrc/codec/validate.c",
 ]
-CODEC_LIBS = ["zstd", "lz4", "z", "crypto"]
+CODEC_LIBS = ["zstd", "lz4", "z"]
 
 
 def cdef_of(header: str) -> str:

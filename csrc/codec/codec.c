@@ -55,9 +55,8 @@ struct rafs_decoder *rafs_decoder_new(void)
 		return NULL;
 	}
 	d->zstd = ZSTD_createDCtx();
-	d->cipher = EVP_CIPHER_CTX_new();
 	d->plain = malloc(XTS_MAX_LEN);	/* not resident until an encrypted blob uses it */
-	if (!d->zstd || !d->cipher || !d->plain) {
+	if (!d->zstd || !d->plain) {
 		rafs_decoder_free(d);
 		return NULL;
 	}
@@ -70,7 +69,7 @@ void rafs_decoder_free(struct rafs_decoder *d)
 		return;
 	inflateEnd(&d->inflate);
 	ZSTD_freeDCtx(d->zstd);
-	EVP_CIPHER_CTX_free(d->cipher);
+	rafs_xts_free(d->cipher);
 	free(d->plain);
 	free(d);
 }
@@ -164,8 +163,8 @@ static int decode_encrypted(struct rafs_decoder *d, const struct rafs_blob *blob
 	if (u->clen < 16)
 		return -EBADMSG;
 	if (u->clen == u->ulen && !(u->flags & RAFS_UNIT_COMPRESSED))
-		return rafs_xts_open(d->cipher, blob->key, blob->iv, src, u->clen, out);
-	err = rafs_xts_open(d->cipher, blob->key, blob->iv, src, u->clen, d->plain);
+		return rafs_xts_open(&d->cipher, blob->key, blob->iv, src, u->clen, out);
+	err = rafs_xts_open(&d->cipher, blob->key, blob->iv, src, u->clen, d->plain);
 	if (err)
 		return err;
 	cut = rafs_xts_unpadded(d->plain, u->clen);

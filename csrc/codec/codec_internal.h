@@ -14,10 +14,24 @@
 /* What a unit below 16 bytes grows to before it is encrypted. */
 #define XTS_PADDED_LEN 18
 
+/* OpenSSL's functions under its own types (crypto.c). */
+struct rafs_crypto {
+	__typeof__(&EVP_MD_fetch) md_fetch;
+	__typeof__(&EVP_Digest) digest;
+	__typeof__(&EVP_CIPHER_fetch) cipher_fetch;
+	__typeof__(&EVP_CIPHER_CTX_new) ctx_new;
+	__typeof__(&EVP_CIPHER_CTX_free) ctx_free;
+	__typeof__(&EVP_CipherInit_ex) cipher_init;
+	__typeof__(&EVP_CipherUpdate) cipher_update;
+};
+
+/* NULL: it is not installed. */
+const struct rafs_crypto *rafs_crypto(void);
+
 struct rafs_decoder {
 	ZSTD_DCtx *zstd;
 	z_stream inflate;
-	EVP_CIPHER_CTX *cipher;
+	EVP_CIPHER_CTX *cipher;	/* NULL until an encrypted blob uses it */
 	uint8_t *plain;		/* XTS_MAX_LEN bytes: a decrypted unit that is still compressed */
 };
 
@@ -49,9 +63,13 @@ void rafs_blake3(const uint8_t *data, size_t len, uint8_t out[32]);
 int rafs_zran_decode(z_stream *z, const struct rafs_unit *unit, const uint8_t *dict,
 		     const uint8_t *in, size_t in_len, uint8_t *out, size_t out_len);
 
-/* Decrypt without looking for padding; 16 <= len <= XTS_MAX_LEN. */
-int rafs_xts_open(EVP_CIPHER_CTX *ctx, const uint8_t *key, const uint8_t *iv,
+/*
+ * Decrypt without looking for padding; 16 <= len <= XTS_MAX_LEN.  *ctx: NULL, or what the last call
+ * has made, for rafs_xts_free.
+ */
+int rafs_xts_open(EVP_CIPHER_CTX **ctx, const uint8_t *key, const uint8_t *iv,
 		  const uint8_t *src, size_t len, uint8_t *dst);
+void rafs_xts_free(EVP_CIPHER_CTX *ctx);
 /* How many of the len decrypted bytes were there before padding. */
 size_t rafs_xts_unpadded(const uint8_t *plain, size_t len);
 

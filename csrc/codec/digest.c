@@ -15,7 +15,8 @@ static uint32_t crc_table[8][256];
 /* Fetching by name costs more than hashing a small chunk. */
 static void fetch_digest(void)
 {
-	sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+	if (rafs_crypto())
+		sha256 = rafs_crypto()->md_fetch(NULL, "SHA256", NULL);
 }
 
 int rafs_digest(uint32_t digester, const uint8_t *data, size_t len, uint8_t *out)
@@ -28,7 +29,7 @@ int rafs_digest(uint32_t digester, const uint8_t *data, size_t len, uint8_t *out
 		pthread_once(&digest_once, fetch_digest);
 		if (!sha256)
 			return -ENOTSUP;
-		return EVP_Digest(data, len, out, NULL, sha256, NULL) == 1 ? 0 : -ENOMEM;
+		return rafs_crypto()->digest(data, len, out, NULL, sha256, NULL) == 1 ? 0 : -ENOMEM;
 	default:
 		return -ENOTSUP;
 	}

@@ -17,10 +17,11 @@ static EVP_CIPHER *aes_xts;
 
 static void fetch_cipher(void)
 {
-	aes_xts = EVP_CIPHER_fetch(NULL, "AES-128-XTS", NULL);
+	if (rafs_crypto())
+		aes_xts = rafs_crypto()->cipher_fetch(NULL, "AES-128-XTS", NULL);
 }
 
-static int xts_run(EVP_CIPHER_CTX *ctx, int enc, const uint8_t *key, const uint8_t *iv,
+static int xts_run(EVP_CIPHER_CTX **ctx, int enc, const uint8_t *key, const uint8_t *iv,
 		   const uint8_t *src, size_t len, uint8_t *dst)
 {
 	int n = 0;
@@ -33,13 +34,23 @@ static int xts_run(EVP_CIPHER_CTX *ctx, int enc, const uint8_t *key, const uint8
 	pthread_once(&cipher_once, fetch_cipher);
 	if (!aes_xts)
 		return -ENOTSUP;
-	if (EVP_CipherInit_ex(ctx, aes_xts, NULL, key, iv, enc) != 1 ||
-	    EVP_CipherUpdate(ctx, dst, &n, src, (int)len) != 1 || n != (int)len)
+	if (!*ctx)
+		*ctx = rafs_crypto()->ctx_new();
+	if (!*ctx)
+		return -ENOMEM;
+	if (rafs_crypto()->cipher_init(*ctx, aes_xts, NULL, key, iv, enc) != 1 ||
+	    rafs_crypto()->cipher_update(*ctx, dst, &n, src, (int)len) != 1 || n != (int)len)
 		return -EBADMSG;
 	return 0;
 }
 
-int rafs_xts_open(EVP_CIPHER_CTX *ctx, const uint8_t *key, const uint8_t *iv,
+void rafs_xts_free(EVP_CIPHER_CTX *ctx)
+{
+	if (ctx)
+		rafs_crypto()->ctx_free(ctx);
+}
+
+int rafs_xts_open(EVP_CIPHER_CTX **ctx, const uint8_t *key, const uint8_t *iv,
 		  const uint8_t *src, size_t len, uint8_t *dst)
 {
 	return xts_run(ctx, 0, key, iv, src, len, dst);
@@ -57,7 +68,7 @@ int64_t rafs_xts_encrypt(const uint8_t *key, const uint8_t *iv, const uint8_t *s
 			 size_t src_len, uint8_t *dst, size_t dst_len)
 {
 	uint8_t padded[XTS_PADDED_LEN];
-	EVP_CIPHER_CTX *ctx;
+	EVP_CIPHER_CTX *ctx = NULL;
 	int err;
 
 	if (src_len == 0)
@@ -71,26 +82,20 @@ int64_t rafs_xts_encrypt(const uint8_t *key, const uint8_t *iv, const uint8_t *s
 	}
 	if (dst_len < src_len)
 		return -EINVAL;
-	ctx = EVP_CIPHER_CTX_new();
-	if (!ctx)
-		return -ENOMEM;
-	err = xts_run(ctx, 1, key, iv, src, src_len, dst);
-	EVP_CIPHER_CTX_free(ctx);
+	err = xts_run(&ctx, 1, key, iv, src, src_len, dst);
+	rafs_xts_free(ctx);
 	return err ? err : (int64_t)src_len;
 }
 
 int64_t rafs_xts_decrypt(const uint8_t *key, const uint8_t *iv, const uint8_t *src,
 			 size_t src_len, uint8_t *dst, size_t dst_len)
 {
-	EVP_CIPHER_CTX *ctx;
+	EVP_CIPHER_CTX *ctx = NULL;
 	int err;
 
 	if (dst_len < src_len)
 		return -EINVAL;
-	ctx = EVP_CIPHER_CTX_new();
-	if (!ctx)
-		return -ENOMEM;
-	err = xts_run(ctx, 0, key, iv, src, src_len, dst);
-	EVP_CIPHER_CTX_free(ctx);
+	err = xts_run(&ctx, 0, key, iv, src, src_len, dst);
+	rafs_xts_free(ctx);
 	return err ? err : (int64_t)rafs_xts_unpadded(dst, src_len);
 }

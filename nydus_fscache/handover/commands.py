@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 _NOT_FROM_HERE = ["-P"]  # root must not import what lies in the current directory
-_KEEPER = Path(__file__).with_name("keeper.py")
+KEEPER = Path(__file__).with_name("start_keeper.py")
 
 
 def daemon_argv(
-    root: Path, python: str = sys.executable, keeper: Path = _KEEPER
+    root: Path, python: str = sys.executable, keeper: Path = KEEPER
 ) -> tuple[list[str], list[str]]:
     """The commands of keeper and service; the service's goes behind the keeper's."""
     service = ["-m", "nydus_fscache.daemon.main", "--root", str(root)]
@@ -18,7 +18,7 @@ def daemon_argv(
 
 
 def keeper_argv(
-    words: list[str], python: str = sys.executable, keeper: Path = _KEEPER
+    words: list[str], python: str = sys.executable, keeper: Path = KEEPER
 ) -> tuple[list[str], list[str]]:
     """The same for any service: ``words`` go behind the interpreter."""
     return [python, "-I", "-S", str(keeper)], [python, *_NOT_FROM_HERE, *words]

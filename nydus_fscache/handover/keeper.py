@@ -1,6 +1,6 @@
 """The keeper: holds descriptors, restarts the service, and does nothing else.
 
-Run by path with ``python -I -S``; imports only what is built into the
+Run by start_keeper.py with ``python -I -S``; imports only what is built into the
 interpreter, systemd.py and fail_pending.py, so that it stays small and hardly anything can kill
 it.  It holds, by name, whatever the service sent (link.py): the fanotify
 group, the event journal, the API socket, fill descriptors, /dev/cachefiles; as

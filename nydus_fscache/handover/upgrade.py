@@ -16,8 +16,8 @@ from typing import Any
 
 import nydus_fscache
 from nydus_fscache.errors import DaemonError, FscacheError, UsageError
-from nydus_fscache.handover import fail_pending, keeper, state
-from nydus_fscache.handover.commands import daemon_argv
+from nydus_fscache.handover import fail_pending, state
+from nydus_fscache.handover.commands import KEEPER, daemon_argv
 
 ASK_S = 20.0
 _HINT = "the running service goes on; install the new version anew, or name its --python"
@@ -65,4 +65,4 @@ def answer(root: Path, journal: int) -> dict[str, str]:
     with mmap.mmap(journal, 0, prot=mmap.PROT_READ) as memory:
         if not fail_pending.journal_slots(memory):
             return {"error": "it does not know this version of the event journal"}
-    return {"version": nydus_fscache.__version__, "keeper": keeper.__file__}
+    return {"version": nydus_fscache.__version__, "keeper": str(KEEPER)}

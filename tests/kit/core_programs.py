@@ -17,7 +17,7 @@ SANITIZERS = {
 }
 FLAGS = ["-O1", "-g", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
 INCLUDES = [f"-I{CSRC / room}" for room in ("codec", "core", "test")]
-LIBS = [f"-l{name}" for name in ("uring", "zstd", "lz4", "z", "crypto", "pthread")]
+LIBS = [f"-l{name}" for name in ("uring", "zstd", "lz4", "z", "pthread")]
 WRAPPED = {  # functions that a program replaces
     "waiting": ["io_uring_submit_and_wait"],
     "write_fails": ["pwrite"],

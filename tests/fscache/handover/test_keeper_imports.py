@@ -13,7 +13,7 @@ import pytest
 from nydus_fscache.handover import keeper
 
 HERE = Path(keeper.__file__).parent
-ITS_FILES = ("keeper", "fail_pending", "systemd")
+ITS_FILES = ("start_keeper", "keeper", "fail_pending", "systemd")
 # extension modules and the few of Python that every start of the interpreter loads
 SMALL = {
     "_signal", "_socket", "_struct", "errno", "fcntl", "mmap", "os", "select", "sys", "time",
