@@ -184,6 +184,32 @@ def test_all_names_that_are_asked_for_are_exported(read_rig: Rig) -> None:
     }  # fmt: skip
 
 
+def test_the_dashboard_is_as_linters_of_grafana_want_it() -> None:
+    """The rules of grafana/dashboard-linter, in our words: it is not in a package registry."""
+    dashboard: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    assert dashboard["editable"] is False
+    variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
+    assert variables["datasource"]["label"] == "Data source"
+    for name in ("job", "instance"):
+        variable = variables[name]
+        assert (variable["label"], variable["allValue"]) == (name.title(), ".+")
+        assert variable["multi"]
+        assert variable["refresh"] == 2  # when the range of time changes
+        assert variable["datasource"]["uid"] == "${datasource}"
+    for panel in dashboard["panels"]:
+        assert panel["title"]
+        assert panel["description"]
+        assert panel["datasource"]["uid"] == "${datasource}"
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["targets"]
+    for query in (target["expr"] for panel in dashboard["panels"] for target in panel["targets"]):
+        for name, labels in re.findall(r"(\w+)\{([^}]*)\}", query):
+            assert labels == 'job=~"$job", instance=~"$instance"', query
+            counted = re.search(rf"\b(rate|increase)\({name}\b", query)
+            assert bool(counted) == name.endswith(("_total", "_bucket")), query
+        assert "[" not in query.replace("[$__rate_interval]", "")
+
+
 @needs_promtool
 def test_queries_and_rules_are_understood(tmp_path: Path) -> None:
     def promtool(*words: str | Path) -> str:

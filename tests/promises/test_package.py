@@ -46,6 +46,7 @@ def copies(tree: debian.Tree) -> list[str]:
 def test_a_life(deb: Path, tree: debian.Tree, golden: Path, tmp_path: Path) -> None:
     before = tree.files()
     tree.install(deb)
+    tree.run("/usr/lib/nydus-fscache/current/bin/python3", "-c", "import PIL.Image")  # trace --plot
     for program in ("nydus-fscache", "nydus-image", "nydusify", "nydusd", "nydus-ctr-remote"):
         assert tree.run(program, "--version").stdout
     assert tree.processes() == []  # without systemd nothing is started unasked
