@@ -4,8 +4,9 @@
 //	storepull HOST/REPO:TAG
 //
 // Pulls, makes a container's layer, mounts it and prints its root; when standard input ends, removes
-// both.  All in one process: these libraries do not write down the layers that they took from a
-// store (layerStore.PutAdditionalLayer sets no location), so that another would not find them.
+// both.  All in one process: since containers/storage 1.58 these libraries do not write down the layers that
+// they took from a store (layerStore.PutAdditionalLayer sets no location), and another would not find
+// them.
 // Storage is configured by $CONTAINERS_STORAGE_CONF; signatures are not asked for, and registries are
 // spoken to without TLS.
 package main
