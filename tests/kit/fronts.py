@@ -16,7 +16,7 @@ from nydus_fscache.api.nydusd.fscache import BoundImages
 from nydus_fscache.api.nydusd.fuse import FuseMounts
 from nydus_fscache.api.nydusd.layer_view import LayerViews
 from nydus_fscache.api.nydusd.server import Listener
-from nydus_fscache.errors import MountpointError, UsageError
+from nydus_fscache.errors import DaemonError, MountpointError, UsageError
 
 CONFIG = json.dumps(
     {
@@ -40,6 +40,7 @@ class Engine:
     def __init__(self) -> None:
         self.gates: dict[str, threading.Event] = {}  # by mountpoint or fsid: waited for
         self.entered: list[str] = []
+        self.deaths: list[str] = []  # calls in which the service dies, behind its work or before
         self.mounts: list[dict[str, Any]] = []
         self.failures: list[Exception] = []
         self.logins: list[dict[str, Any]] = []
@@ -50,6 +51,11 @@ class Engine:
         self.entered.append(name)
         if name in self.gates:
             assert self.gates[name].wait(30), name
+
+    def _dies(self, call: str) -> None:
+        if call in self.deaths:
+            self.deaths.remove(call)
+            raise DaemonError("it does not answer")
 
     def start(self) -> None:
         pass
@@ -74,6 +80,7 @@ class Engine:
                 "blobs": [BLOB], "fsid": "", "domain": "",
             }
         )  # fmt: skip
+        self._dies("mounted")
         return {}
 
     def prefetch(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -84,9 +91,11 @@ class Engine:
 
     def umount(self, mountpoint: str) -> dict[str, Any]:
         found = [m for m in self.mounts if m["mountpoint"] == mountpoint]
+        self._dies("umount")
         if not found or self.busy:
             raise MountpointError("nothing of ours" if not found else "in use")
         self.mounts.remove(found[0])
+        self._dies("umounted")
         return {}
 
     def bind(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -99,15 +108,18 @@ class Engine:
                 "fsid": request["fsid"], "domain": request["domain"],
             }
         )  # fmt: skip
+        self._dies("bound")
         return {}
 
     def unbind(self, fsid: str, domain: str) -> dict[str, Any]:
         found = [m for m in self.mounts if (m["fsid"], m["domain"]) == (fsid, domain)]
+        self._dies("unbind")
         if not found:
             raise UsageError("not bound")
         if self.busy:
             raise MountpointError("in use")
         self.mounts.remove(found[0])
+        self._dies("unbound")
         return {}
 
     def drop(self, name: str) -> dict[str, Any]:
@@ -116,6 +128,7 @@ class Engine:
         return {}
 
     def status(self) -> dict[str, Any]:
+        self._dies("status")
         return {"root": "/r", "mounts": self.mounts, "blobs": []}
 
     def login(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,10 @@ by domain alone never fails; ``underlying_files`` lists every blob of every boun
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nydus_fscache.api.nydusd import documents
@@ -21,6 +23,7 @@ from nydus_fscache.api.nydusd.service import (
     named,
     no_counter,
     object_of,
+    patiently,
     told,
     unsupported,
 )
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 # The snapshotter tolerates a failed unbind whose message has these words, and no other.
 NOT_FOUND = "blob_cache: cache entry not found"
 Key = tuple[str, str]
+_log = logging.getLogger("nydusd")
 _MOUNT_METHODS = ("POST", "PUT", "DELETE")
 
 
@@ -110,25 +114,27 @@ class BoundImages:
             config = _config_of(document)
         except (FscacheError, TypeError, AttributeError) as e:
             raise Refused(400, f'ParseBody(Error("{told(e)}"))') from e
-        bootstrap = config.metadata_path
         entry = Entry(fsid, domain, document)
         with self._turns.of((fsid, domain)):
-            if self._is_bound(entry):
-                self._renew(config)
-            else:
-                try:
-                    self._engine.bind(
-                        {
-                            "bootstrap": bootstrap, **config.request(),
-                            "transport": "cachefiles", "fsid": fsid, "domain": domain,
-                            "source": bootstrap,
-                        }
-                    )  # fmt: skip
-                except FscacheError as e:
-                    self._errors.add(f"bind {fsid}: {e}")
-                    raise _refused("CreateBlobObject", told(e)) from e
+            try:
+                patiently(f"bind {fsid}", partial(self._bind_once, entry, config), _log)
+            except FscacheError as e:
+                self._errors.add(f"bind {fsid}: {e}")
+                raise _refused("CreateBlobObject", told(e)) from e
             with self._lock:
                 self._entries[fsid, domain] = entry
+
+    def _bind_once(self, entry: Entry, config: Config) -> None:
+        if self._is_bound(entry):
+            self._renew(config)
+            return
+        bootstrap = config.metadata_path
+        self._engine.bind(
+            {
+                "bootstrap": bootstrap, **config.request(), "transport": "cachefiles",
+                "fsid": entry.fsid, "domain": entry.domain, "source": bootstrap,
+            }
+        )  # fmt: skip
 
     def _is_bound(self, entry: Entry) -> bool:
         """By us, or by an earlier front, of the same bootstrap."""
@@ -178,7 +184,8 @@ class BoundImages:
             if entry is None:
                 return False
             try:
-                self._engine.unbind(entry.fsid, entry.domain)
+                call = partial(self._engine.unbind, entry.fsid, entry.domain)
+                patiently(f"unbind {entry.fsid}", call, _log)
             except UsageError:
                 pass  # the node's daemon has given it up already
             except FscacheError as e:

@@ -11,13 +11,14 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nydus_fscache.api.nydusd.documents import Document, ErrorRing
 from nydus_fscache.api.nydusd.layer_view import LayerViews, hide, layer_of
 from nydus_fscache.api.nydusd.server import Refused
-from nydus_fscache.api.nydusd.service import Engine, told
+from nydus_fscache.api.nydusd.service import Engine, patiently, told
 from nydus_fscache.api.nydusd.turns import Turns
 from nydus_fscache.errors import BackendError, DaemonError, FscacheError, MountpointError
 from nydus_fscache.kernel import mountinfo
@@ -27,9 +28,6 @@ from nydus_fscache.kernel.mount_trees import IdMap, bind_with_ids
 if TYPE_CHECKING:
     from nydus_fscache.config.nydusd import Config
 
-# The snapshotter forgets that a mount failed, and waits 30 s for the answer: better try again here.
-MOUNT_PATIENCE_S = 20.0
-_PAUSE_S = 0.5
 EXISTS = "object or filesystem already exists"
 MISSING = "object or filesystem doesn't exist"
 
@@ -104,7 +102,8 @@ class MountPoints:
         try:
             with self._directories:
                 point.mkdir(parents=True, exist_ok=True)
-            self._mount_with_patience(request)
+            call = partial(self._mount_or_adopt, request)
+            patiently(str(point), call, self._log, (BackendError, DaemonError))
             if config.id_mapping is not None:
                 self._map_ids(point, config.id_mapping)
         except (FscacheError, OSError) as e:
@@ -152,22 +151,13 @@ class MountPoints:
             return False
         return True
 
-    def _mount_with_patience(self, request: Document) -> None:
-        deadline = time.monotonic() + MOUNT_PATIENCE_S
-        while True:
-            try:
-                self._engine.mount(request)
-                return
-            except MountpointError as e:
-                if self._is_ours(request):
-                    self._log.info("%s is mounted already: adopted", request["mountpoint"])
-                    return
+    def _mount_or_adopt(self, request: Document) -> None:
+        try:
+            self._engine.mount(request)
+        except MountpointError as e:
+            if not self._is_ours(request):
                 raise MountpointError(f"{EXISTS}: {e}", hint=e.hint) from e
-            except (BackendError, DaemonError) as e:
-                if time.monotonic() > deadline:
-                    raise
-                self._log.warning("%s: %s; trying again", request["mountpoint"], e)
-                time.sleep(_PAUSE_S)
+            self._log.info("%s is mounted already: adopted", request["mountpoint"])
 
     def _is_ours(self, request: Document) -> bool:
         """Is this image mounted there by our engine?"""
@@ -192,7 +182,18 @@ class MountPoints:
 
     def _umount(self, point: Path) -> None:
         with self._lock:
-            known = self._mounts.get(point)
+            known = self._mounts.get(point) is not None
+        try:
+            known = known or self._is_mounted(point)
+            patiently(str(point), partial(self._umount_once, point, known=known), self._log)
+        except FscacheError as e:
+            raise mount_error(told(e)) from e
+        self._remove_directories(point)
+        with self._lock:
+            self._mounts.pop(point, None)
+
+    def _umount_once(self, point: Path, *, known: bool) -> None:
+        """What the last try has unmounted is no error; ``Refused`` when nothing was there."""
         try:
             self._hide_view(point)
             if mapped_over(point):
@@ -200,14 +201,9 @@ class MountPoints:
             self._engine.umount(str(point))
         except MountpointError as e:
             if self._is_mounted(point):
-                raise mount_error(told(e)) from e
-            if known is None:
+                raise
+            if not known:
                 raise mount_error(MISSING) from e
-        except FscacheError as e:
-            raise mount_error(told(e)) from e
-        self._remove_directories(point)
-        with self._lock:
-            self._mounts.pop(point, None)
 
     def _remove_directories(self, point: Path) -> None:
         """From there up to M; those that others use are not empty."""
@@ -224,7 +220,8 @@ class MountPoints:
                 hide(layer)
 
     def _is_mounted(self, point: Path) -> bool:
-        return any(m["mountpoint"] == str(point) for m in self._engine.status()["mounts"])
+        status = patiently(str(point), self._engine.status, self._log)
+        return any(m["mountpoint"] == str(point) for m in status["mounts"])
 
     def point(self, name: str) -> Path:
         mountpoint = self._mountpoint

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from nydus_fscache.api.nydusd.documents import Document
 from nydus_fscache.api.nydusd.server import Query, Refused
-from nydus_fscache.errors import FscacheError
+from nydus_fscache.errors import DaemonError, FscacheError
 
+PATIENCE_S = 20.0  # the snapshotter waits 30 s for an answer
+PAUSE_S = 0.5
+_Answer = TypeVar("_Answer")
 Call = Callable[[Query, bytes | None], Any]
 Routes = Mapping[tuple[str, str], Call]
 
@@ -59,6 +64,26 @@ class Service(Protocol):
     def end(self) -> None:
         """By SIGTERM, with no successor to come."""
         ...
+
+
+def patiently(
+    what: str,
+    call: Callable[[], _Answer],
+    log: logging.Logger,
+    passing: tuple[type[FscacheError], ...] = (DaemonError,),
+) -> _Answer:
+    """A call of the engine that may be made twice.  Its service can be killed in the middle of it,
+    and another one starts at once; the snapshotter forgets that a call failed, so better try again
+    here.  ``passing``: errors that may be over soon."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return call()
+        except passing as e:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("%s: %s; trying again", what, e)
+            time.sleep(PAUSE_S)
 
 
 def object_of(body: bytes | None) -> Document:

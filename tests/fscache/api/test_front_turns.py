@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fronts import CONFIG, Rig
 
+from nydus_fscache.api.nydusd import service
 from nydus_fscache.api.nydusd.front import State
 from nydus_fscache.api.nydusd.turns import Turns
 from nydus_fscache.errors import BadImage
@@ -186,3 +187,41 @@ def test_nothing_stays_of_a_name_that_nobody_has() -> None:
     with turns.of("a"), turns.of("b"):
         assert sorted(turns.names()) == ["a", "b"]
     assert turns.names() == []
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "PAUSE_S", 0.01)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "deaths", [["mounted"], ["mounted", "status"], ["mounted", "status", "mounted", "status"]]
+)
+def test_a_mount_outlives_the_service_that_dies_in_it(rig: Rig, deaths: list[str]) -> None:
+    """The snapshotter forgets a failure, and would start containers on nothing."""
+    rig.engine.deaths = deaths
+    assert rig.mount("/3") == (204, None)
+    assert len(rig.engine.mounts) == 1
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("deaths", [["umount"], ["umounted"], ["status", "umounted", "status"]])
+def test_an_unmount_outlives_the_service_that_dies_in_it(rig: Rig, deaths: list[str]) -> None:
+    assert rig.mount("/3") == (204, None)
+    rig.engine.deaths = deaths
+    assert rig.call("DELETE", f"{MOUNT}?mountpoint=/3") == (204, None)
+    assert rig.engine.mounts == []
+    assert list(rig.mountpoint.iterdir()) == []
+    assert rig.call("DELETE", f"{MOUNT}?mountpoint=/3")[0] == 500
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "deaths", [["status"], ["bound"], ["bound", "status", "unbind"], ["unbound"]]
+)
+def test_binds_outlive_the_service_that_dies_in_them(singleton: Rig, deaths: list[str]) -> None:
+    singleton.engine.deaths = deaths
+    assert singleton.call("PUT", BLOBS, entry("f1")) == (204, None)
+    assert singleton.call("DELETE", f"{BLOBS}?domain_id=d&blob_id=f1") == (204, None)
+    assert singleton.engine.mounts == []

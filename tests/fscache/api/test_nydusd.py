@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from fronts import BLOB, CONFIG, Rig
 
-from nydus_fscache.api.nydusd import documents, mount_points
+from nydus_fscache.api.nydusd import documents, service
 from nydus_fscache.api.nydusd.front import State
 from nydus_fscache.api.nydusd.fscache import NOT_FOUND
 from nydus_fscache.cli.nydusd import main
@@ -82,7 +82,7 @@ def test_a_mount_that_is_there_is_adopted(rig: Rig) -> None:
 
 
 def test_a_failed_mount_is_tried_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mount_points, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(service, "PAUSE_S", 0.01)
     rig.engine.failures = [BackendError("away"), BackendError("still away")]
     assert rig.mount("/3") == (204, None)
 
