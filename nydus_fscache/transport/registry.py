@@ -104,7 +104,7 @@ class Transports:
         self._lock = threading.Lock()
         self._by_name: dict[str, Transport] = {}
         self._probing = threading.Lock()
-        self._automatic = ""  # the transport of "auto"; a probe takes longer than a mount
+        self._chosen: dict[str, str] = {}  # of families; a probe takes longer than a mount
 
     def get(self, name: str) -> Transport:
         """Raises ``UsageError`` for a name that is not known, ``KernelRefused``."""
@@ -143,25 +143,27 @@ class Transports:
         return [source for dialect in self._dialects.values() for source in dialect.sources()]
 
     def choose(self, wanted: str) -> str:
-        """One in use already is not probed again (a second open of the device is refused)."""
+        """The first that works, whichever others are in use: what was cached by one is another's
+        too.  The very first is not probed while it is in use (a second open is refused)."""
         if wanted not in FAMILIES:
             self._dialect(wanted)
         family = FAMILIES.get(wanted, (wanted,))
         with self._probing:
-            known = self.in_use()
-            usable = [name for name in TRANSPORTS if name in known]
-            if not usable and self._automatic:
-                usable = [self._automatic]
-            if found := next((name for name in usable if name in family), ""):
-                return found
-            found = choose(self._store.root, wanted).transport
-            if wanted == "auto":
-                self._automatic = found
-            return found
+            if family[0] in self.in_use():
+                return family[0]
+            if wanted not in self._chosen:
+                found = choose(self._store.root, wanted).transport
+                if wanted not in FAMILIES:
+                    return found
+                self._chosen[wanted] = found
+            return self._chosen[wanted]
 
     def prepare(self) -> None:
         """Find out the transport of "auto" before a mount asks; where nothing works, that is in
-        the log before anybody wonders why no image can be mounted."""
+        the log before anybody wonders why no image can be mounted.  Not in a successor, which has
+        readers to serve."""
+        if self.in_use():
+            return
         try:
             self.choose("auto")
         except FscacheError as e:

@@ -157,6 +157,25 @@ def test_pages_are_not_kept_twice(rig: Rig, golden: Path) -> None:
     rig.run("umount", mount)
 
 
+def test_a_complete_image_goes_to_the_first_transport_at_its_next_mount(
+    rig: Rig, golden: Path
+) -> None:
+    """What was fetched over one is there for the other, which needs us less."""
+    image = golden / "images" / "one-lz4"
+    mount = rig.mount(image / "image.boot", image / "blobs", "m", "--prefetch", "all")
+    deadline = time.monotonic() + PATIENCE_S
+    while not all(blob["complete"] for blob in rig.status()["blobs"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    rig.run("umount", mount)
+    wanted = json.loads(rig.run("doctor", "--json").stdout)["auto"]
+    rig.mount(image / "image.boot", image / "blobs", "m", "--transport", "auto")
+    assert [m["transport"] for m in rig.status()["mounts"]] == [wanted]
+    assert_tree(mount, image / "expected.jsonl")
+    assert rig.fetched() == 0
+    rig.run("umount", mount)
+
+
 def test_a_reader_that_waits_can_be_killed(
     rig: Rig, golden: Path, slow: tuple[RangeServer, list[str | Path]]
 ) -> None:

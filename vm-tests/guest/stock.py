@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from checks import DISK, IMAGES, GuestRig, check_all, drop_caches, wanted
+from checks import DISK, IMAGES, GuestRig, check_all, forget_data, pin_programs, wanted
 from rig import read_errno
 from trees import assert_tree, golden_names
 
@@ -99,7 +99,7 @@ def start_reader(files: list[tuple[str, str]], seed: int, stop: Path) -> subproc
 def killed_under_readers(shape: str) -> str:
     """Readers never rest, and the kernel forgets before each kill: to begin a tree anew for each
     would take longer than all kills."""
-    reads, longest = 0, 0.0
+    reads, longest, pinned = 0, 0.0, pin_programs()
     for first in range(0, KILLS, IN_A_ROUND):
         stop_file = DISK / f"{shape}-{first}"
         points = [(name, mount(name, shape, f"{name}-{shape}")) for name in KILLED]
@@ -107,7 +107,7 @@ def killed_under_readers(shape: str) -> str:
         readers = [start_reader(files, first + i, stop_file) for i in range(READERS)]
         for _ in range(IN_A_ROUND):
             pid = rig.service_pid()  # one that never serves is another promise
-            drop_caches()
+            forget_data()
             time.sleep(chance.uniform(0.0, 1.0))
             os.kill(pid, signal.SIGKILL)
             while rig.any_service() == pid:
@@ -121,6 +121,7 @@ def killed_under_readers(shape: str) -> str:
         for _, at in points:
             rig.run("umount", at)
         empty_cache()
+    del pinned
     return f"{KILLS} kills, {reads} files read, longest read of a file {longest:.2f} s"
 
 

@@ -25,7 +25,7 @@ class Shape(Enum):
     """What is mounted for an image; the values are names of transports."""
 
     FILE = "fuse-file"  # EROFS on files of FUSE: Linux 6.12
-    LOOP = "fuse-loop"  # EROFS on loop devices on such files: Linux 5.16
+    LOOP = "fuse-loop"  # EROFS on loop devices on such files: Linux 5.15
     TREE = "fuse-tree"  # FUSE itself
 
     @property

@@ -25,7 +25,7 @@ _WORKS = {
 }
 _NEEDS = {
     Shape.FILE: "use Linux 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE",
-    Shape.LOOP: "use Linux 5.16 or later with EROFS; modprobe loop",
+    Shape.LOOP: "use Linux 5.15 or later with EROFS; modprobe loop",
     Shape.TREE: "modprobe fuse",
 }
 
