@@ -60,9 +60,10 @@ def consoles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
         yield console
 
 
-@pytest.mark.parametrize(
-    ("meta", "name"), [(m, name) for m, shapes in KERNELS.items() for name in stock.checks(shapes)]
-)
+CHECKS = [(meta, name) for meta, shapes in KERNELS.items() for name in stock.checks_of(shapes)]
+
+
+@pytest.mark.parametrize(("meta", "name"), CHECKS)
 def test_in_the_machine(consoles: Callable[[str], str], meta: str, name: str) -> None:
     console = consoles(meta)
     outcome = machine.outcomes(console).get(name)

@@ -35,7 +35,12 @@ def open_loop(file: int, name: str) -> tuple[int, str]:
     try:
         for _ in range(_TRIES):
             path = f"/dev/loop{fcntl.ioctl(control, LOOP_CTL_GET_FREE)}"
-            device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as e:
+                if e.errno != errno.ENXIO:  # another had it meanwhile, and lets it go
+                    raise
+                continue
             try:
                 fcntl.ioctl(device, LOOP_CONFIGURE, config)
                 return device, path
