@@ -27,6 +27,8 @@ ffi.set_source(
         "csrc/core/fanotify_events.c",
         "csrc/core/fanotify_ring.c",
         "csrc/core/fill.c",
+        "csrc/core/filler.c",
+        "csrc/core/crew.c",
         "csrc/core/request.c",
         "csrc/core/object.c",
         "csrc/core/trace.c",

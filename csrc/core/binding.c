@@ -256,13 +256,13 @@ int nf_fill(struct nf_core *c, uint32_t id, const struct rafs_blob *blob, uint32
 	    const uint8_t *stored, uint64_t stored_off, uint64_t stored_len, int *error,
 	    uint32_t *bad_chunk)
 {
-	return nf_fill_units(&c->fillers, id, blob, unit, n, stored, stored_off, stored_len, error,
-			     bad_chunk);
+	return nf_fill_units(&c->requests, &c->fillers, id, blob, unit, n, stored, stored_off,
+			     stored_len, error, bad_chunk);
 }
 
 int nf_fill_flat(struct nf_core *c, uint32_t id, uint64_t off, const uint8_t *data, uint64_t len)
 {
-	return nf_fill_bytes(&c->fillers, id, off, data, len);
+	return nf_fill_bytes(&c->requests, &c->fillers, id, off, data, len);
 }
 
 void nf_fill_trim(struct nf_core *c)

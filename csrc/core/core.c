@@ -213,7 +213,7 @@ struct nf_core *nf_core_make(const struct nf_transport_ops *const *kinds, unsign
 	nf_table_init(&rs->table);
 	nf_queue_init(&rs->queue);
 	nf_trace_init(&rs->trace);
-	nf_fillers_init(&c->fillers, rs);
+	nf_fillers_init(&c->fillers);
 	rs->wake_fd = -1;
 	if (nf_journal_check(journal, journal_len) < 0)
 		goto fail;

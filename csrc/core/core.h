@@ -168,7 +168,8 @@ int nf_core_next(struct nf_core *c, struct nf_event *out, uint32_t max, int time
  * by it, each as soon as it is.  Returns the number of units done; when fewer
  * than n, *error is the negative errno and *bad_chunk the chunk (or ~0).
  * Chunks before the bad one are done.  At most one more than there are
- * processors run at once; others wait their turn.
+ * processors run at once; others wait their turn.  What is long is shared with
+ * threads of the core, as long as a processor has no other fill.
  */
 int nf_fill(struct nf_core *c, uint32_t id, const struct rafs_blob *blob, uint32_t unit, uint32_t n,
 	    const uint8_t *stored, uint64_t stored_off, uint64_t stored_len, int *error,

@@ -5,6 +5,8 @@
  * Chunks that lie next to each other in the flat file are gathered and written
  * by one call; a gathered piece is at most STAGE bytes (or one chunk), so that
  * the reader of the first is not kept waiting for the last.
+ *
+ * What is long is done in parts by as many threads as there are idle processors (crew.h).
  */
 #include "fill.h"
 
@@ -13,96 +15,9 @@
 #include <unistd.h>
 
 #define STAGE (256u * 1024u)
-#define MAX_FILLERS 16u
+#define SHARED_LEAST (4 * STAGE)	/* flat bytes that are worth to wake others for */
 #define BACKING_PAUSE_US 20000
 #define BACKING_PAUSES 250u	/* 5 s */
-
-/*
- * What one fill works with.  A core has one more than there are processors,
- * whatever number of threads receive, so that memory follows what can be
- * decoded at once and not how many requests are under way.
- */
-struct nf_filler {
-	struct rafs_decoder *decoder;	/* NULL until a fill has something to decode */
-	uint8_t *stage;			/* page-aligned, as unit; both grow on demand */
-	size_t stage_cap;
-	uint8_t *unit;
-	size_t unit_cap;
-	struct nf_filler *next;
-};
-
-static void free_filler(struct nf_filler *f)
-{
-	rafs_decoder_free(f->decoder);
-	free(f->stage);
-	free(f->unit);
-	free(f);
-}
-
-static uint32_t most_fillers(void)
-{
-	long n = sysconf(_SC_NPROCESSORS_ONLN) + 1;
-
-	return n < 2 ? 2 : n > (long)MAX_FILLERS ? MAX_FILLERS : (uint32_t)n;
-}
-
-void nf_fillers_init(struct nf_fillers *f, struct nf_requests *core)
-{
-	f->core = core;
-	f->most = most_fillers();
-	pthread_mutex_init(&f->lock, NULL);
-	pthread_cond_init(&f->came_free, NULL);
-}
-
-void nf_fillers_destroy(struct nf_fillers *f)
-{
-	nf_fillers_trim(f);
-	pthread_mutex_destroy(&f->lock);
-	pthread_cond_destroy(&f->came_free);
-}
-
-/* A free one, or a new one, or the next that comes free; NULL when there is no memory. */
-static struct nf_filler *take_filler(struct nf_fillers *all)
-{
-	struct nf_filler *f;
-
-	pthread_mutex_lock(&all->lock);
-	while (!all->free && all->n >= all->most)
-		pthread_cond_wait(&all->came_free, &all->lock);
-	f = all->free;
-	if (f) {
-		all->free = f->next;
-	} else {
-		f = calloc(1, sizeof(*f));
-		all->n += f != NULL;
-	}
-	pthread_mutex_unlock(&all->lock);
-	return f;
-}
-
-static void give_back(struct nf_fillers *all, struct nf_filler *f)
-{
-	pthread_mutex_lock(&all->lock);
-	f->next = all->free;
-	all->free = f;
-	pthread_cond_signal(&all->came_free);
-	pthread_mutex_unlock(&all->lock);
-}
-
-void nf_fillers_trim(struct nf_fillers *all)
-{
-	struct nf_filler *f, *next;
-
-	pthread_mutex_lock(&all->lock);
-	f = all->free;
-	all->free = NULL;
-	for (; f; f = next) {
-		next = f->next;
-		free_filler(f);
-		all->n--;
-	}
-	pthread_mutex_unlock(&all->lock);
-}
 
 static int reserve(uint8_t **buf, size_t *cap, size_t len)
 {
@@ -271,78 +186,191 @@ static int fill_unit(struct stage *s, const struct rafs_blob *blob, uint32_t uni
 	return bad;
 }
 
-/* Units [unit, unit + n) into an object that is there; see nf_fill. */
-static int fill_all(struct stage *s, const struct rafs_blob *blob, uint32_t unit, uint32_t n,
-		      const uint8_t *stored, uint64_t stored_off, uint64_t stored_len,
-		      int *error, uint32_t *bad_chunk)
+/* What nf_fill was asked for. */
+struct job {
+	struct nf_requests *rs;
+	struct nf_fillers *all;
+	struct nf_object *o;
+	const struct rafs_blob *blob;
+	uint32_t unit;
+	const uint8_t *stored;
+	uint64_t stored_off;
+	uint64_t stored_len;
+};
+
+/* What became of units [first, ...): `done` of them are there, and the next was `bad` (or not). */
+struct result {
+	uint32_t done;
+	int error;
+	uint32_t bad;
+};
+
+/* Units [first, end) of the job. */
+static struct result run(const struct job *job, struct nf_filler *f, uint32_t first, uint32_t end)
 {
+	struct stage s = { .rs = job->rs, .o = job->o, .f = f };
+	struct result r = { .bad = UINT32_MAX };
 	uint32_t i, suspect = UINT32_MAX;
 	int rc = 0, late;
 
-	for (i = 0; i < n && !rc; i++) {
-		const struct rafs_unit *u = &blob->units[unit + i];
-		uint64_t at = u->coff - stored_off;
+	for (i = first; i < end && !rc; i++) {
+		const struct rafs_unit *u = &job->blob->units[job->unit + i];
+		uint64_t at = u->coff - job->stored_off;
 
-		if (u->coff < stored_off || at > stored_len || u->clen > stored_len - at) {
+		if (u->coff < job->stored_off || at > job->stored_len ||
+		    u->clen > job->stored_len - at) {
 			rc = -EINVAL;
 			break;
 		}
-		rc = fill_unit(s, blob, unit + i, stored + at, &suspect);
+		rc = fill_unit(&s, job->blob, job->unit + i, job->stored + at, &suspect);
 		if (!rc)
-			s->done = i + 1;
-		/* the first was asked for: its reader does not wait for the others */
-		if (!rc && i == 0)
-			rc = flush(s);
+			s.done = i - first + 1;
 	}
-	late = flush(s);
+	late = flush(&s);
 	if (rc || late) {
-		*error = rc ? rc : late;
+		r.error = rc ? rc : late;
 		if (rc == -EILSEQ || rc == -EBADMSG)
-			*bad_chunk = suspect;
+			r.bad = suspect;
 	}
-	return (int)s->written;
+	r.done = s.written;
+	return r;
 }
 
-int nf_fill_units(struct nf_fillers *f, uint32_t id, const struct rafs_blob *blob, uint32_t unit,
-		  uint32_t n, const uint8_t *stored, uint64_t stored_off, uint64_t stored_len,
-		  int *error, uint32_t *bad_chunk)
-{
-	struct nf_object *o = nf_object_by_id(&f->core->table, id);
-	struct stage s = { .rs = f->core, .o = o };
-	int done = 0;
+/* -- shared ------------------------------------------------------------------------------------ */
 
-	*error = 0;
-	*bad_chunk = UINT32_MAX;
+/* A job whose parts are taken in their order by any number of threads, until one has an error. */
+struct shared {
+	struct nf_work work;
+	const struct job *job;
+	struct nf_filler *f;	/* of whoever shares it */
+	uint32_t end;
+	pthread_mutex_t lock;	/* what follows */
+	uint32_t next;
+	struct result first_error;
+	bool failed;
+};
+
+/* The next part, of about STAGE bytes.  False: there is none. */
+static bool next_part(struct shared *s, uint32_t *first, uint32_t *end)
+{
+	size_t len = 0;
+
+	pthread_mutex_lock(&s->lock);
+	*first = s->next;
+	if (!s->failed)
+		while (s->next < s->end && len < STAGE)
+			len += s->job->blob->units[s->job->unit + s->next++].ulen;
+	*end = s->next;
+	pthread_mutex_unlock(&s->lock);
+	return *first < *end;
+}
+
+static void take_parts(struct shared *s, struct nf_filler *f)
+{
+	uint32_t first, end;
+	struct result r;
+
+	while (next_part(s, &first, &end)) {
+		r = run(s->job, f, first, end);
+		if (!r.error)
+			continue;
+		r.done += first;
+		pthread_mutex_lock(&s->lock);
+		if (!s->failed || r.done < s->first_error.done)
+			s->first_error = r;
+		s->failed = true;
+		pthread_mutex_unlock(&s->lock);
+	}
+}
+
+static void help(struct nf_work *w)
+{
+	struct shared *s = (struct shared *)w;
+	struct nf_filler *f = nf_filler_take_idle(s->job->all);
+
+	if (!f)
+		return;
+	take_parts(s, f);
+	nf_filler_give_back(s->job->all, f);
+}
+
+static void take_mine(struct nf_work *w)
+{
+	struct shared *s = (struct shared *)w;
+
+	take_parts(s, s->f);
+}
+
+static bool worth_sharing(const struct job *job, uint32_t first, uint32_t end)
+{
+	size_t len = 0;
+
+	if (!nf_fillers_idle(job->all))
+		return false;
+	while (first < end && len < SHARED_LEAST)
+		len += job->blob->units[job->unit + first++].ulen;
+	return first < end && len >= SHARED_LEAST;
+}
+
+static struct result run_rest(const struct job *job, struct nf_filler *f, uint32_t n)
+{
+	struct shared s = { .work.help = help, .job = job, .f = f, .next = 1, .end = n };
+	struct result r;
+
+	if (!worth_sharing(job, 1, n)) {
+		r = run(job, f, 1, n);
+		r.done++;
+		return r;
+	}
+	pthread_mutex_init(&s.lock, NULL);
+	nf_crew_share(&job->all->crew, &s.work, take_mine);
+	pthread_mutex_destroy(&s.lock);
+	r = (struct result){ .done = n, .bad = UINT32_MAX };
+	return s.failed ? s.first_error : r;
+}
+
+int nf_fill_units(struct nf_requests *rs, struct nf_fillers *all, uint32_t id,
+		  const struct rafs_blob *blob, uint32_t unit, uint32_t n, const uint8_t *stored,
+		  uint64_t stored_off, uint64_t stored_len, int *error, uint32_t *bad_chunk)
+{
+	struct nf_object *o = nf_object_by_id(&rs->table, id);
+	struct job job = { rs, all, o, blob, unit, stored, stored_off, stored_len };
+	struct result r = { .bad = UINT32_MAX };
+	struct nf_filler *f = NULL;
+
 	if (!o) {
-		*error = -ENOENT;
-		return 0;
+		r.error = -ENOENT;
+	} else if (unit > blob->nunits || n > blob->nunits - unit) {
+		r.error = -EINVAL;
+	} else if (n) {
+		f = nf_filler_with_decoder(all, nf_filler_take(all));
+		if (f)	/* the first was asked for: its reader does not wait for the others */
+			r = run(&job, f, 0, 1);
+		else
+			r.error = -ENOMEM;
+		if (f && !r.error && n > 1)
+			r = run_rest(&job, f, n);
 	}
-	s.f = take_filler(f);
-	if (s.f && !s.f->decoder)
-		s.f->decoder = rafs_decoder_new();
-	if (!s.f || !s.f->decoder)
-		*error = -ENOMEM;
-	else if (unit > blob->nunits || n > blob->nunits - unit)
-		*error = -EINVAL;
-	else
-		done = fill_all(&s, blob, unit, n, stored, stored_off, stored_len, error, bad_chunk);
-	if (s.f)
-		give_back(f, s.f);
-	nf_object_put(o);
-	return done;
+	if (f)
+		nf_filler_give_back(all, f);
+	if (o)
+		nf_object_put(o);
+	*error = r.error;
+	*bad_chunk = r.bad;
+	return (int)r.done;
 }
 
-int nf_fill_bytes(struct nf_fillers *f, uint32_t id, uint64_t off, const uint8_t *data,
-		  uint64_t len)
+int nf_fill_bytes(struct nf_requests *rs, struct nf_fillers *all, uint32_t id, uint64_t off,
+		  const uint8_t *data, uint64_t len)
 {
-	struct nf_object *o = nf_object_by_id(&f->core->table, id);
-	struct stage s = { .rs = f->core, .o = o };
+	struct nf_object *o = nf_object_by_id(&rs->table, id);
+	struct stage s = { .rs = rs, .o = o };
 	uint8_t *where;
 	int rc = 0;
 
 	if (!o)
 		return -ENOENT;
-	s.f = take_filler(f);
+	s.f = nf_filler_take(all);
 	if (!s.f)
 		rc = -ENOMEM;
 	while (len && !rc) {
@@ -359,7 +387,7 @@ int nf_fill_bytes(struct nf_fillers *f, uint32_t id, uint64_t off, const uint8_t
 		len -= step;
 	}
 	if (s.f)
-		give_back(f, s.f);
+		nf_filler_give_back(all, s.f);
 	nf_object_put(o);
 	return rc;
 }

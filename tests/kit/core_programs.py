@@ -21,6 +21,7 @@ LIBS = [f"-l{name}" for name in ("uring", "zstd", "lz4", "z", "pthread")]
 WRAPPED = {  # functions that a program replaces
     "waiting": ["io_uring_submit_and_wait"],
     "write_fails": ["pwrite"],
+    "shared_fill": ["pwrite"],
     "late_fill": ["pwrite"],
     "cachefiles": ["ioctl"],
     "fuse_idle": ["readv"],
