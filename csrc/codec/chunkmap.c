@@ -380,3 +380,36 @@ uint32_t rafs_chunk_find(const struct rafs_blob *blob, uint64_t off)
 	}
 	return lo;
 }
+
+static int all_set(const uint8_t *bits, uint64_t first, uint64_t end)
+{
+	for (; first < end && first % 8; first++)
+		if (!(bits[first / 8] & 1u << first % 8))
+			return 0;
+	for (; end - first >= 8; first += 8)
+		if (bits[first / 8] != 0xff)
+			return 0;
+	for (; first < end; first++)
+		if (!(bits[first / 8] & 1u << first % 8))
+			return 0;
+	return 1;
+}
+
+uint32_t rafs_units_present(const struct rafs_blob *blob, uint64_t flat_size,
+			    const uint8_t *pages, uint8_t *present)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < blob->nunits; i++) {
+		const struct rafs_unit *u = &blob->units[i];
+		const struct rafs_chunk *last = &blob->chunks[u->first + u->count - 1];
+		uint64_t end = padded(last->uoff + last->usize);
+
+		if (end > flat_size)
+			end = flat_size;
+		present[i] = (uint8_t)all_set(pages, blob->chunks[u->first].uoff / FLAT_ALIGN,
+					      padded(end) / FLAT_ALIGN);
+		n += present[i];
+	}
+	return n;
+}

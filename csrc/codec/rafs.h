@@ -115,6 +115,13 @@ int64_t rafs_digest_array_apply(const uint8_t *array, size_t len, struct rafs_bl
 /* First chunk whose padded extent ends after off; nchunks when there is none. */
 uint32_t rafs_chunk_find(const struct rafs_blob *blob, uint64_t off);
 
+/*
+ * Which units have all their pages of 4096 bytes in a bitmap, least significant bit first: a byte
+ * each, 1 or 0.  flat_size: where the flat file ends.  Returns how many.
+ */
+uint32_t rafs_units_present(const struct rafs_blob *blob, uint64_t flat_size,
+			    const uint8_t *pages, uint8_t *present);
+
 /* Reusable decoder state (zstd context, inflate state, bounce buffers); one per thread. */
 struct rafs_decoder;
 struct rafs_decoder *rafs_decoder_new(void);

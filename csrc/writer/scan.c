@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -179,6 +180,8 @@ struct rafs_scan *rafs_scan_new(void)
 {
 	struct rafs_scan *s = calloc(1, sizeof(*s));
 
+	/* Columns grow to megabytes: each in pages of its own, which realloc moves for nothing. */
+	mallopt(M_MMAP_THRESHOLD, 1 << 20);
 	if (!s)
 		return NULL;
 	s->memory = calloc(1, sizeof(*s->memory));

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nydus_fscache.cli.arguments import Parser
 from nydus_fscache.errors import FscacheError
 from rafs_v6.cli import main as image_main
 from rafs_v6.errors import BlobsError
@@ -62,4 +63,4 @@ def _translated() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return image_main(argv, _Backends())
+    return image_main(argv, _Backends(), Parser)

@@ -27,6 +27,18 @@ def unit_columns(blob: Any, count: int) -> tuple[array[int], array[int], array[i
     return columns
 
 
+def units_present(blob: Any, count: int, flat_size: int, pages: Any) -> bytes:
+    """A byte for each unit: 1 when all its pages are set in the bitmap ``pages``."""
+    present = bytearray(count)
+    if count:
+        with (
+            codec_ffi.from_buffer("uint8_t[]", pages) as bits,
+            codec_ffi.from_buffer("uint8_t[]", present) as out,
+        ):
+            codec.rafs_units_present(blob, flat_size, bits, out)
+    return bytes(present)
+
+
 def verify_chunk(blob: Any, chunk: int, data: bytes) -> bool:
     """Are these the plain bytes of a chunk, by its digest?"""
     with ffi.from_buffer("uint8_t[]", data) as plain:

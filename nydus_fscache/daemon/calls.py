@@ -35,7 +35,7 @@ from nydus_fscache.handover import keeper
 from nydus_fscache.handover.retry_queue import RetryQueue
 from nydus_fscache.image.binding import Binding
 from nydus_fscache.image.image import renew_auth
-from nydus_fscache.kernel.mountinfo import mount_namespace
+from nydus_fscache.kernel.namespace import mount_namespace
 from nydus_fscache.log import event
 
 log = logging.getLogger("service")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from nydus_fscache.cache.presence import ChunkMapFile, PageMap
 from nydus_fscache.cache.reuse import Copies
 from nydus_fscache.core.core import Core
-from nydus_fscache.core.units import unit_columns
+from nydus_fscache.core.units import unit_columns, units_present
 from nydus_fscache.fetch.extents import UnitTable
 from nydus_fscache.fetch.failures import SLOW_S, Failures
 from nydus_fscache.fetch.job import Counters, Extent, Filled, Job, Priority, Source
@@ -100,11 +100,14 @@ class CacheObject:
         """The page map is an earlier service's: what it says is true."""
         if self.pages.empty():
             return
-        for unit in range(self.chunks.nunits):
-            if self.pages.all_set(*self._states.pages(unit)):
-                self._states.found(unit)
-                if not self._record.has(unit):
-                    self._record.add([unit], 0.0, 0)
+        chunks = self.chunks
+        present = units_present(chunks.blob, chunks.nunits, chunks.flat_size, self.pages.memory)
+        unit = present.find(1)
+        while unit >= 0:
+            self._states.found(unit)
+            if not self._record.has(unit):
+                self._record.add([unit], 0.0, 0)
+            unit = present.find(1, unit + 1)
 
     def load_presence(self, extents: list[tuple[int, int]]) -> None:
         """Take over what an earlier run left; the page map is empty, ``extents`` are no holes.

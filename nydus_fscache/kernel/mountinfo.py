@@ -82,11 +82,6 @@ def _parse(lines: Iterable[bytes], fstype: str | None = None) -> list[Mount]:
     return found
 
 
-def mount_namespace() -> str:
-    """This process's: "mnt:[NUMBER]"."""
-    return os.readlink("/proc/self/ns/mnt")
-
-
 def mounts(fstype: str | None = None, pid: int | str = "self") -> list[Mount]:
     """All mounts of a process's namespace, or those of one file system type; lower ones first."""
     return _parse(_lines(pid), fstype)

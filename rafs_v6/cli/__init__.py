@@ -53,7 +53,10 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def main(argv: Sequence[str] | None = None, backends: Backends | None = None) -> int:
+def main(
+    argv: Sequence[str] | None = None, backends: Backends | None = None,
+    parser_type: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+) -> int:  # fmt: skip
     """``backends``: see ``_images``."""
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None, backends: Backends | None = None) ->
             stream.reconfigure(errors="backslashreplace")
     if argv[:1] == ["help"]:
         argv = [*argv[1:], "--help"]
-    args = parser(argv).parse_args(argv, argparse.Namespace(backends=backends))
+    args = parser(argv, parser_type).parse_args(argv, argparse.Namespace(backends=backends))
     try:
         args.log = Log(args.log_file, args.log_level)
     except OSError as error:
@@ -74,9 +77,11 @@ def main(argv: Sequence[str] | None = None, backends: Backends | None = None) ->
         args.log.close()
 
 
-def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+def parser(
+    argv: Sequence[str], parser_type: type[argparse.ArgumentParser] = argparse.ArgumentParser
+) -> argparse.ArgumentParser:
     """Of the command that ``argv`` begins with; of all, when it begins with none."""
-    made = argparse.ArgumentParser(
+    made = parser_type(
         prog="nydus-image",
         description="Build, merge, check, compare and take apart RAFS v6 images.",
         epilog=EXAMPLES,

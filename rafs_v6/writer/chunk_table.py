@@ -14,7 +14,7 @@ from rafs_v6.format.erofs import CHUNK_RECORD_SIZE
 from rafs_v6.writer.chunk_records import ChunkRecords
 from rafs_v6.writer.spill import Spill
 
-PART = 8 << 20  # bytes that are sorted at a time
+PART = 4 << 20  # bytes that are sorted at a time
 _KINDS = 1 << 16  # of digests, by their first two bytes
 
 

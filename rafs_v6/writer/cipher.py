@@ -5,7 +5,7 @@ The key lies in the bootstrap in clear: data are as safe as the bootstrap is.
 
 from __future__ import annotations
 
-import secrets
+import os
 from dataclasses import dataclass
 from typing import Self
 
@@ -30,10 +30,10 @@ class XtsKey:
 
     @classmethod
     def random(cls) -> Self:
-        key = secrets.token_bytes(2 * _HALF)
+        key = os.urandom(2 * _HALF)
         while key[:_HALF] == key[_HALF:]:
-            key = secrets.token_bytes(2 * _HALF)
-        return cls(key, secrets.token_bytes(16))
+            key = os.urandom(2 * _HALF)
+        return cls(key, os.urandom(16))
 
     def encrypt(self, data: bytes) -> bytes:
         room = max(len(data), _PADDED)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from rafs_v6.writer.errors import BuildError
 
-IN_MEMORY = 4 << 20  # bytes; more go to the file
+IN_MEMORY = 1 << 20  # bytes; more go to the file
 _PIECE = 1 << 20
 
 
@@ -31,20 +31,22 @@ class Spill:
         return self._stored + len(self._tail)
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
-        self._tail += data
-        if len(self._tail) >= IN_MEMORY:
-            self._store()
-
-    def _store(self) -> None:
+        if len(self._tail) + len(data) < IN_MEMORY:
+            self._tail += data
+            return
         if self._fd < 0:
             self._fd = _nameless_file()
             weakref.finalize(self, os.close, self._fd)
         tail, self._tail = self._tail, bytearray()
-        with memoryview(tail) as data:
+        self._store(tail)
+        self._store(data)
+
+    def _store(self, data: bytes | bytearray | memoryview) -> None:
+        with memoryview(data) as rest:
             done = 0
-            while done < len(data):
-                done += _write(self._fd, data[done:], self._stored + done)
-        self._stored += len(tail)
+            while done < len(rest):
+                done += _write(self._fd, rest[done:], self._stored + done)
+        self._stored += len(data)
 
     def pieces(self) -> Iterator[bytes | bytearray]:
         """All of it, in order; nothing is appended meanwhile."""

@@ -50,8 +50,7 @@ def write_trailer(
     original, cipher = chunks.original, options.chunks.cipher
     toc = b""
     count = len(chunks.records)
-    cct: bytes | bytearray = b""
-    ci_compressor, uncompressed_cct, ci_offset = Compressor.NONE, bytearray(), 0
+    ci_compressor, ci_offset, stored_cct, plain_cct = Compressor.NONE, 0, 0, 0
     if count:
         if original is None:
             data_size = out.size
@@ -67,29 +66,31 @@ def write_trailer(
         if cipher is not None:
             cct = cipher.encrypt(bytes(cct))
         ci_offset = out.size
+        stored_cct, plain_cct = len(cct), len(uncompressed_cct)
         header = cct_header(
-            features, ci_compressor, count, ci_offset, len(cct), len(uncompressed_cct),
+            features, ci_compressor, count, ci_offset, stored_cct, plain_cct,
             chunks.context_place,
         )  # fmt: skip
         toc += toc_entry(
-            b"blob.meta", hashlib.sha256(uncompressed_cct).digest(), ci_offset, len(cct),
-            len(uncompressed_cct), toc_flag(ci_compressor),
+            b"blob.meta", hashlib.sha256(uncompressed_cct).digest(), ci_offset, stored_cct,
+            plain_cct, toc_flag(ci_compressor),
         )  # fmt: skip
         toc += toc_entry(
-            b"blob.meta.header", hashlib.sha256(header).digest(), ci_offset + len(cct),
+            b"blob.meta.header", hashlib.sha256(header).digest(), ci_offset + stored_cct,
             CCT_HEADER_SIZE, CCT_HEADER_SIZE, TocFlags.RAW,
         )  # fmt: skip
         out.write(cct)
+        del cct, uncompressed_cct  # the bootstrap needs the room
         out.write(cipher.encrypt(header) if cipher is not None else header)
         if framed:
-            out.write(tar_header(b"blob.meta", len(cct) + CCT_HEADER_SIZE))
+            out.write(tar_header(b"blob.meta", stored_cct + CCT_HEADER_SIZE))
         if options.toc:
             toc += _write_digests(out, chunks)
     record = BlobRecord(
         _INLINED_ID, 0, options.chunks.chunk_size, count,
         original.compressor if original else options.chunks.compressor,
         options.chunks.digester, features, out.size, chunks.flat_size, 0, ci_compressor, ci_offset,
-        len(cct), len(uncompressed_cct), bytes(32), bytes(32), 0, 0, 0, bytes(36),
+        stored_cct, plain_cct, bytes(32), bytes(32), 0, 0, 0, bytes(36),
     )  # fmt: skip
     if original is not None:
         record = replace(

@@ -286,7 +286,10 @@ class Tree:
                 ffi.from_buffer("uint8_t[]", seen) as known, \
                 ffi.from_buffer("uint32_t[]", rest) as found:  # fmt: skip
             count = lib.rafs_build_unread(tree, known, found)
-        return files + rest[:count]
+        del rest[count:]
+        if not files:
+            return rest  # a copy would have a million numbers
+        return files + rest
 
     @contextlib.contextmanager
     def in_c(self, *columns: str) -> Iterator[Any]:

@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import nydus_fscache
+from nydus_fscache.cli.arguments import Parser
 from nydus_fscache.errors import FscacheError, UsageError
 
 COMMANDS = (
@@ -49,7 +50,7 @@ PROG = "nydus-fscache"
 EXIT_INTERRUPTED = 130
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """Words that make no sense are an error like any other."""
 
     def error(self, message: str) -> NoReturn:

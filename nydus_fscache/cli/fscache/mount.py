@@ -107,23 +107,29 @@ def fetch_config(args: argparse.Namespace) -> Config | None:
     from nydus_fscache.config import nydusd as config  # noqa: PLC0415 - start-up time of other commands
 
     if args.blob_dir is not None:
-        if not args.blob_dir.is_dir():
-            raise UsageError(f"{args.blob_dir} is no directory", hint="see --blob-dir in --help")
-        directory = str(args.blob_dir.resolve())
-        return config.of_backend({"type": "localfs", "localfs": {"dir": directory}})
+        return config.of_backend(_blob_directory(args))
     if args.backend is None:
         return None
     return config.parse(config.read(args.backend), args.backend)
 
 
+def _blob_directory(args: argparse.Namespace) -> dict[str, Any]:
+    """``--blob-dir`` as a backend."""
+    if not args.blob_dir.is_dir():
+        raise UsageError(f"{args.blob_dir} is no directory", hint="see --blob-dir in --help")
+    return {"type": "localfs", "localfs": {"dir": str(args.blob_dir.resolve())}}
+
+
 def run(args: argparse.Namespace) -> int:
     from nydus_fscache.api.client import Client  # noqa: PLC0415 - start-up time of other commands
-    from nydus_fscache.kernel.mountinfo import mount_namespace  # noqa: PLC0415
-    from nydus_fscache.kernel.probe import require_cache_dir  # noqa: PLC0415
+    from nydus_fscache.kernel.namespace import mount_namespace  # noqa: PLC0415
 
     require_root("mount")
     client = Client(args.root)
-    require_cache_dir(args.root)
+    if not client.runs():  # one that runs has its cache there
+        from nydus_fscache.kernel.probe import require_cache_dir  # noqa: PLC0415
+
+        require_cache_dir(args.root)
     with ExitStack() as cleanup:
         try:
             _check_mountpoint(args)
@@ -168,12 +174,16 @@ def _check_mountpoint(args: argparse.Namespace) -> None:
 
 def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]:
     """What the request says of the image: bootstrap, backend, source."""
-    config = fetch_config(args)
-    if os.path.exists(args.image):
+    is_file = os.path.exists(args.image)
+    plain = _blob_directory(args) if is_file and args.blob_dir is not None else None
+    config = fetch_config(args) if plain is None else None  # which is much to import
+    if is_file:
         file = Path(os.path.realpath(args.image))
         if not file.is_file():
             raise UsageError(f"{args.image} is not a regular file", hint="name a bootstrap")
         config = _own_blob(file) or config
+        if config is None and plain is not None:
+            return {"bootstrap": str(file), "backend": plain, "source": str(file)}
         if config is None:
             raise UsageError("where are the blobs?", hint="add --blob-dir DIR or --backend FILE")
         return {"bootstrap": str(file), **config.request(), "source": str(file)}

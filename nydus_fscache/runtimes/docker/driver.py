@@ -25,7 +25,8 @@ from typing import IO, Any
 from nydus_fscache.api.client import Client
 from nydus_fscache.errors import FscacheError, MountpointError, NoDaemon, UsageError
 from nydus_fscache.kernel.mount import umount
-from nydus_fscache.kernel.mountinfo import find_mount, mount_namespace
+from nydus_fscache.kernel.mountinfo import find_mount
+from nydus_fscache.kernel.namespace import mount_namespace
 from nydus_fscache.kernel.overlay import mount_overlay
 from nydus_fscache.runtimes.docker import pack
 from nydus_fscache.runtimes.docker.unpack import Source, unpack

@@ -23,7 +23,8 @@ from nydus_fscache.api.client import Client
 from nydus_fscache.errors import BadImage, MountpointError, NoDaemon
 from nydus_fscache.kernel.mount import umount
 from nydus_fscache.kernel.mount_trees import bind_with_namespace
-from nydus_fscache.kernel.mountinfo import find_mount, mount_namespace
+from nydus_fscache.kernel.mountinfo import find_mount
+from nydus_fscache.kernel.namespace import mount_namespace
 from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.pull import pull_bootstrap
 from nydus_fscache.runtimes.store.catalogue import NOBODY, Image, Layer

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from array import array
 from types import SimpleNamespace
 from typing import Any, cast
 
-from nydus_fscache.core.units import unit_columns
+from nydus_fscache.cache.presence import PageMap
+from nydus_fscache.core.units import unit_columns, units_present
 from nydus_fscache.fetch.extents import UnitTable
 from nydus_fscache.fetch.units import Chunks, UnitStates
-from rafs_v6._codec import ffi
+from rafs_v6._codec import ffi, lib
 
 UNIT = 8192
 
@@ -50,3 +52,21 @@ def test_columns_of_units_are_arrays() -> None:
     assert UnitTable(*columns).is_full == bytes([1, 0, 1])
     assert UnitTable(columns[0], columns[1], array("I", [100, 200, 200])).is_full == bytes(3)
     assert [len(c) for c in unit_columns(None, 0)] == [0, 0, 0]
+
+
+def test_units_that_are_there_are_found_in_one_call() -> None:
+    """As the page map says of each of them; the last one ends within a page."""
+    count, unit, size = 100, 5 * 4096, 99 * 5 * 4096 + 100
+    chunks, units = ffi.new("struct rafs_chunk[]", count), ffi.new("struct rafs_unit[]", count)
+    blob = ffi.new("struct rafs_blob *")
+    assert lib.rafs_identity_map(size, unit, chunks, units, blob) == 0
+    dice = random.Random(1)
+    pages = PageMap(size)
+    ranges = [(5 * n, 5 * n + 5 if n < 99 else 5 * n + 1) for n in range(count)]
+    for first, end in ranges:
+        whole = dice.random() < 0.5
+        pages.set(first if whole or end - first == 1 else first + 1, end)
+    expected = bytes(pages.all_set(*pages_of) for pages_of in ranges)
+    assert 20 < sum(expected) < 90
+    assert units_present(blob, count, size, pages.memory) == expected
+    assert units_present(blob, 0, 0, pages.memory) == b""

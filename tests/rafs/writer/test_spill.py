@@ -88,5 +88,5 @@ def test_no_records_are_no_table() -> None:
 def test_small_builds_open_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", os.fspath(tmp_path / "none"))
     spill = Spill()
-    spill.append(bytes(1 << 20))
+    spill.append(bytes(spill_module.IN_MEMORY - 1))
     assert spill._fd < 0
