@@ -19,7 +19,8 @@ from nydus_fscache.errors import CacheDirError
 ROOT_VARIABLE, DEFAULT_ROOT = "NYDUS_FSCACHE_ROOT", "/var/lib/nydus-fscache"
 # what a root has in it: see cache/store.py
 _ROOT_NAMES = {
-    "lock", "api.sock", "state.json", "daemon.log", "start-error.json", "cache", "cachefiles",
+    "lock", "api.sock", "state.json", "state.reserve", "daemon.log", "start-error.json", "cache",
+    "cachefiles",
     "images", "fronts.sock", "fronts.lock", "fronts.log", "events.jsonl", "events.jsonl.1",
 }  # fmt: skip
 _ROOT_DIRECTORIES = {"cache", "images"}

@@ -44,7 +44,8 @@ class MountTable:
 
     def __init__(self, transports: Transports, root: Path) -> None:
         self.lock = threading.RLock()
-        self.on_change: Callable[[], object] = list  # somebody else unmounted or moved one
+        self.on_change: Callable[[], object] = list  # somebody else unmounted one
+        self.on_move: Callable[[], object] = list  # or moved one, whose place is its name no more
         self._idle = threading.Condition(self.lock)
         self._unmounting = threading.Lock()  # nobody of ours mounts between a look and an umount
         self._transports = transports
@@ -257,7 +258,7 @@ class MountTable:
 
     def refresh(self) -> None:
         """Compare with the kernel what is believed to be mounted."""
-        changed = False
+        unmounted = moved = False
         with self.lock:
             named = {a.mount: a for a in self._active if a.mounted and a.mount is not None}
             for name in self._ours:
@@ -271,14 +272,15 @@ class MountTable:
                     log.info("%s was unmounted by somebody else", was)
                     event("unmounted", mountpoint=was, image=active.name, by="others")
                     active.phase = Phase.SUPERBLOCK
+                    unmounted = True
                 elif now.mountpoint != was:
                     log.info("%s was moved to %s", was, now.mountpoint)
                     event("moved", mountpoint=now.mountpoint, was=was, image=active.name)
                     active.binding.mountpoint = now.mountpoint
-                else:
-                    continue
-                changed = True
-        if changed:
+                    moved = True
+        if moved:
+            self.on_move()
+        elif unmounted:
             self.on_change()
 
     def watch(self, stopped: threading.Event) -> None:

@@ -1,13 +1,17 @@
 """Keeps ``state.json`` up to date: the bindings that a successor is to serve.
 
-Guarantees: nothing is served that is not on record before its mount.  After a change that cannot
-be undone the record may lag, when the disk is full: it is written again later, and until then a
-successor sees by itself what is not mounted any more.
+Guarantees: nothing is served that is not on record before its mount.  Room for a record is set
+aside, so that a full disk does not hold up what cannot be undone: a mount that somebody moved is
+found by its name, or not at all.  Where the disk has no room even so, the record lags: it is
+written again later, and until then a successor sees by itself what is not mounted any more.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
+import os
 
 from nydus_fscache.daemon.engine import Engine
 from nydus_fscache.daemon.mounts import MountTable
@@ -16,6 +20,8 @@ from nydus_fscache.handover.retry_queue import RetryQueue
 from nydus_fscache.image.binding import Binding
 
 log = logging.getLogger("service")
+
+RESERVE = 1 << 20  # bytes: the record of some two thousand mounts
 
 
 class Record:
@@ -26,6 +32,8 @@ class Record:
         self._mounts = mounts
         self._waiting = waiting
         self.behind = False
+        self._reserve = engine.state_path.with_name("state.reserve")
+        self._has_reserve = self._ended = False
 
     def bindings(self) -> list[Binding]:
         with self._mounts.lock:
@@ -45,6 +53,38 @@ class Record:
     def catch_up(self) -> None:
         if self.behind:
             self.save()
+        with self._mounts.lock, contextlib.suppress(OSError):
+            if not (self._has_reserve or self._ended):
+                self._set_aside()
+
+    def close(self) -> None:
+        """``save`` for the last time."""
+        self.save()
+        with self._mounts.lock, contextlib.suppress(OSError):
+            self._ended = True
+            self._reserve.unlink(missing_ok=True)
+
+    def _set_aside(self) -> None:
+        fd = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, RESERVE)
+            self._has_reserve = True
+        except OSError:
+            self._reserve.unlink()
+            raise
+        finally:
+            os.close(fd)
+
+    def _save(self) -> None:
+        engine = self._engine
+        try:
+            engine.state.save(engine.state_path)
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._has_reserve = False
+            self._reserve.unlink(missing_ok=True)
+            engine.state.save(engine.state_path)
 
     def write(self) -> None:
         """Raises ``CacheDirError``."""
@@ -55,7 +95,7 @@ class Record:
             engine.state.cache_limit = engine.quota.limit
             self.behind = True
             try:
-                engine.state.save(engine.state_path)
+                self._save()
             except OSError as e:
                 raise CacheDirError(
                     f"cannot write {engine.state_path}: {e.strerror}",

@@ -46,7 +46,7 @@ class Service(Calls):
         binder = Binder(engine, mounts, record)
         take_over = TakeOver(engine, mounts, binder, record, waiting)
         super().__init__(engine, mounts, binder, record, take_over, waiting)
-        mounts.on_change = record.save_soon
+        mounts.on_change, mounts.on_move = record.save_soon, record.save
         engine.objects.on_found = self._go_on
         self._stopped = threading.Event()
         self._ending = threading.Lock()  # one end is tried at a time
@@ -155,7 +155,7 @@ class Service(Calls):
         self._binder.unbind(self._mounts.take_all())
         self._binder.wait_for_unbound()
         engine.core.stop()
-        self._record.save()
+        self._record.close()
         if engine.orphans.sweep():
             log.error("asked to end, but the kernel still reads files of ours")
             return False

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from built import build_image
+from model import until
 from rig import Rig
 
 MIB = 1 << 20
@@ -135,4 +137,41 @@ def test_a_full_disk_is_an_error_of_the_reader_and_heals(tmp_path: Path, small_d
         with contextlib.suppress(OSError):
             (small_disk / "filler").unlink()
         rig.run("stop", check=False)
+        rig.clean()
+
+
+def test_a_mount_that_was_moved_while_the_disk_is_full_is_known_to_a_successor(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    """The record of its new place has room of its own; its old place leads nowhere."""
+    bootstrap, blobs = _image(tmp_path, 8, 2)
+    rig = Rig(small_disk)
+
+    def places() -> list[str]:
+        return [m["mountpoint"] for m in rig.status()["mounts"] if m["mounted"]]
+
+    (small_disk / "at").mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "private", small_disk / "at"], check=True)
+        subprocess.run(["mount", "--make-private", small_disk / "at"], check=True)
+        mount, moved = rig.mount(bootstrap, blobs, "at/m"), small_disk / "at/moved"
+        moved.mkdir()
+        _read_all(mount)
+        until((rig.root / "state.reserve").exists, "room is set aside")
+        with (small_disk / "filler").open("wb") as f, contextlib.suppress(OSError):
+            while True:
+                f.write(bytes(4096))
+                f.flush()
+        subprocess.run(["mount", "--move", mount, moved], check=True)
+        until(lambda: places() == [str(moved)], "the daemon sees that it was moved")
+        pid = rig.status()["pid"]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: rig.status()["pid"] != pid, "there is a successor")
+        assert places() == [str(moved)]
+        _read_all(moved)
+        rig.run("umount", moved)
+    finally:
+        (small_disk / "filler").unlink(missing_ok=True)
+        rig.run("stop", check=False)
+        subprocess.run(["umount", "-R", small_disk / "at"], check=False)
         rig.clean()
