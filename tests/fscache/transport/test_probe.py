@@ -21,6 +21,11 @@ from nydus_fscache.transport.fanotify import probe as fanotify
 from nydus_fscache.transport.fuse import probe as fuse
 from nydus_fscache.transport.fuse.connection import Shape
 from nydus_fscache.transport.tiny_image import tiny_image
+from rafs_v6.format.erofs import (
+    EROFS_FEATURE_INCOMPAT_CHUNKED_FILE,
+    EROFS_SUPER_OFFSET,
+    SuperBlock,
+)
 
 pytestmark = pytest.mark.skipif(
     not is_admin(), reason="NOT ROOT: transports cannot be probed"
@@ -65,6 +70,13 @@ def test_an_event_is_delivered_and_nothing_stays(root: Path) -> None:
     assert time.monotonic() - start < 5
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert list(root.iterdir()) == []
+
+
+def test_the_image_of_the_probes_asks_for_what_ours_need() -> None:
+    """Or a kernel that refuses ours (Debian 11: EROFS of 5.10) would be taken to serve them."""
+    super_block = SuperBlock.unpack(tiny_image(), EROFS_SUPER_OFFSET)
+    assert super_block.feature_incompat == EROFS_FEATURE_INCOMPAT_CHUNKED_FILE
+    assert super_block.root_nid == 128
 
 
 @pytest.mark.parametrize("shape", Shape)
