@@ -83,7 +83,8 @@ class Builder:
         words = ["create", "--log-level", "warn", *options, "--blob", str(target), str(source)]
         try:
             with _Child([*self.command, *words], self._stop) as child:
-                feeding = _Feeding(child, source, self._prefetch, layer)
+                prefetch = self._prefetch if "--prefetch-policy" in options else b""
+                feeding = _Feeding(child, source, prefetch, layer)
                 try:
                     _drain(child, target, take)
                 except BaseException:

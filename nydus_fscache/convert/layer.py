@@ -189,7 +189,8 @@ class Packer:
                 if "blob.meta" in parts and "blob.meta.header" in parts:
                     plain = read_part(read_at, hexed, parts["blob.meta"], blob.size)
                     header = read_part(read_at, hexed, parts["blob.meta.header"], blob.size)
-                    meta = directory / f"{name}.blob.meta"
+                    # By the layer's name, of a zran blob as well.
+                    meta = directory / f"{hexed}.blob.meta"
                     meta.write_bytes(plain + bytes(-len(plain) % _BLOCK) + header)
         except RafsError as e:
             raise BadImage(f"blob {blob.digest} of layer {layer.digest}: {e}") from e

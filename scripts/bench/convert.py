@@ -8,10 +8,11 @@ Debian's docker-registry, which is asked directly and over 20 ms and 100 MB/s (`
 parts: ``crane pull`` into a tar, ``nydus-image create`` of each layer and ``merge``, a push of the
 blobs.  Memory and disk are of a run of its own, since looking takes a processor's time, too.
 
-crane comes from scripts/peers, and so does the original nydusify with its builder (``scripts/peers
-nydusify nydus``), which is left out where it was not built.  The start is of a Python program that
-imports much, on an empty node, by ``nydus-fscache mount REF`` (the daemon's start included).
-Needs root.
+crane comes from scripts/peers, and so does the original's conversion library with its builder
+(``scripts/peers ndconvert nydus``), which is left out where it was not built.
+
+The start is of a Python program that imports much, on an empty node, by ``nydus-fscache mount REF``
+(the daemon's start included).  Needs root.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -92,15 +93,21 @@ class Conversion:
         self.number += 1
         return f"{self.host}/{kind}-{self.number}-{time.monotonic_ns()}:n"
 
-    def ours(self, *words: str) -> Run:
-        return Run(self, "ours", Nydusify(self.work).argv(), words)
+    def ours(self, *more: str) -> Run:
+        def argv(source: str, target: str, _: Path) -> list[str]:
+            words = ("convert", "--source", source, "--target", target, *more)
+            return Nydusify(self.work).argv(*words)
+
+        return Run(self, "ours", argv)
 
     def original(self) -> Run | None:
-        """None where it was not built."""
-        program, builder = peer("nydusify-original"), peer("nydus-image")
-        if not program or not builder:
-            return None
-        return Run(self, "original", [program], ("--plain-http", "--nydus-image", builder))
+        """Its conversion library, with its builder; None where they were not built."""
+        program, builder = peer("ndconvert"), peer("nydus-image")
+
+        def argv(source: str, target: str, directory: Path) -> list[str]:
+            return [program, "-w", str(directory), "-b", builder, source, target]
+
+        return Run(self, "original", argv) if program and builder else None
 
     def parts(self) -> tuple[float, float, float]:
         """Pull, build, push, one after the other."""
@@ -148,8 +155,7 @@ class Run:
 
     conversion: Conversion
     kind: str
-    program: list[str]
-    words: Sequence[str]
+    argv: Callable[[str, str, Path], list[str]]  # source, target, work directory
 
     @contextmanager
     def _started(self) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
@@ -159,8 +165,7 @@ class Run:
         directory.mkdir()
         source, target = f"{self.conversion.host}/root:v1", self.conversion.fresh(self.kind)
         process = subprocess.Popen(
-            [*self.program, "convert", "--source", source, "--target", target, *self.words],
-            cwd=directory, stderr=subprocess.PIPE,
+            self.argv(source, target, directory), cwd=directory, stderr=subprocess.PIPE,
             env=Nydusify(directory).environment({"TMPDIR": str(directory)}),
         )  # fmt: skip
         yield process, directory
@@ -199,7 +204,8 @@ def conversions(title: str, conversion: Conversion, rounds: int) -> None:
     print(f"{title}: parts {pull:.2f} + {build:.2f} + {push:.2f} = {pull + build + push:.2f} s; "
           f"crane copy {statistics.median(copies):.2f} s")  # fmt: skip
     if theirs:
-        print(f"{title}: the original {statistics.median(originals):.2f} s, {theirs.most()}")
+        library = statistics.median(originals)
+        print(f"{title}: the original's library {library:.2f} s, {theirs.most()}")
     zran = conversion.ours("--oci-ref")
     print(f"{title}: convert --oci-ref {zran.seconds():.2f} s, {zran.most()}", flush=True)
 

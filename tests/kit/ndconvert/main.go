@@ -65,6 +65,8 @@ func (l *labels) Update(d digest.Digest, values map[string]string) (map[string]s
 	return l.all[d], nil
 }
 
+const prefetch = "/" // what nydusify passes unless it is told otherwise
+
 func main() {
 	work := flag.String("w", "", "work directory")
 	builder := flag.String("b", "nydus-image", "the builder")
@@ -72,10 +74,13 @@ func main() {
 	merge := flag.Bool("merge", false, "an index of both images")
 	referrer := flag.Bool("referrer", false, "name the source as subject")
 	flag.Parse()
-	pack := nydus.PackOption{WorkDir: *work, BuilderPath: *builder, FsVersion: "6", OCIRef: *zran}
+	pack := nydus.PackOption{
+		WorkDir: *work, BuilderPath: *builder, FsVersion: "6", OCIRef: *zran,
+		PrefetchPatterns: prefetch,
+	}
 	bind := nydus.MergeOption{
 		WorkDir: *work, BuilderPath: *builder, FsVersion: "6", OCI: true, OCIRef: *zran,
-		MergeManifest: *merge, WithReferrer: *referrer,
+		MergeManifest: *merge, WithReferrer: *referrer, PrefetchPatterns: prefetch,
 	}
 	if err := convert(*work, pack, bind, flag.Arg(0), flag.Arg(1)); err != nil {
 		fmt.Fprintln(os.Stderr, "ndconvert:", err)
