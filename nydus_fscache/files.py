@@ -78,11 +78,13 @@ def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
         raise
 
 
-def remove(path: Path) -> None:
+def remove(path: str | Path) -> None:
     """Delete whatever the name stands for, a directory with all in it; what a link points to
     stays.  Nothing there is no error."""
     try:
-        path.unlink(missing_ok=True)
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
     except IsADirectoryError:
         import shutil  # noqa: PLC0415 - start-up time of commands
 
