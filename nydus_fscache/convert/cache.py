@@ -29,20 +29,18 @@ _CONFIG = b"{}"
 
 @dataclass(slots=True)
 class Cache:
-    """``records``: the layers of the cache's manifest, newest first."""
+    """``records``: the layers of the cache's manifest, newest first.  ``key``: of the options.
+
+    Records of the original have no key, so nothing says how their blobs were made: they miss.
+    """
 
     store: ImageStore
     name: ImageName
     limit: int
     records: list[dict[str, Any]] = field(default_factory=list)
     key: str = ""
-    default: bool = True
     hits: int = 0
     asked: int = 0
-
-    def use(self, key: str, *, default: bool) -> None:
-        """``key``: of the options of this run; ``default``: they are those of the original."""
-        self.key, self.default = key, default
 
     def find(self, source: str) -> Blob | None:
         for record in self.records:

@@ -218,7 +218,7 @@ class Conversion:
             kind, config = request.backend
             blobs = make_blob_store(kind, config, work, force=request.backend_force)
         if cached is not None:
-            cached.use(options.key(version), default=options == PackOptions())
+            cached.key = options.key(version)
         finder = build_cache.Finder(cached, blobs)
 
         def find(layer: Descriptor) -> Blob | None:

@@ -239,6 +239,26 @@ def test_kills_at_random_moments(
     assert nydusify.left() == []
 
 
+def test_two_at_once_to_one_target(
+    registry: str, repo: str, push: Pusher, nydusify: Nydusify
+) -> None:
+    """In one work directory, and with one journal."""
+    push_image(push, "v1", two_layers())
+    source, target = f"{registry}/{repo}:v1", f"{registry}/{repo}:n"
+    words = nydusify.argv("convert", "--source", source, "--target", target)
+    both = [
+        subprocess.Popen(
+            words, cwd=nydusify.directory, env=nydusify.environment(), stderr=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said.decode()
+    assert nydusify.left() == []
+    assert "verified image" in nydusify.run("check", "--source", source, "--target", target)
+
+
 def until_gone(pids: list[int]) -> None:
     """Builders wait at named pipes: nobody would ever come."""
     deadline = time.monotonic() + 30
