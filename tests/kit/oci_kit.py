@@ -208,7 +208,7 @@ class Nydusify:
         """Standard error; ``code`` is what it must end with."""
         done = subprocess.run(
             self.argv(*words), cwd=self.directory, env=self.environment(env), input=text,
-            capture_output=True, timeout=180, check=False,
+            capture_output=True, timeout=600, check=False,
         )  # fmt: skip
         said = done.stderr.decode()
         assert done.returncode == code, f"{done.returncode}\n{done.stdout.decode()}\n{said}"
