@@ -43,8 +43,10 @@ class _Lost(OSError):
 
 
 class Client:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, patience_s: float = CALL_PATIENCE_S) -> None:
+        """``patience_s``: for the next bytes of an answer."""
         self.root = root
+        self._patience_s = patience_s
 
     # -- calls -------------------------------------------------------------------------------
 
@@ -103,7 +105,7 @@ class Client:
 
     def _exchange(self, request: bytes) -> tuple[int, str]:
         with self._connected() as connection:
-            connection.settimeout(CALL_PATIENCE_S)
+            connection.settimeout(self._patience_s)
             with contextlib.suppress(BrokenPipeError):  # it may have refused before reading all
                 connection.sendall(request)
             parts = []

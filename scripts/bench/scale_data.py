@@ -12,7 +12,9 @@ from pathlib import Path
 import cold_kit as kit
 from scale_kit import Node, Row
 
+from nydus_fscache.api.client import Client
 from nydus_fscache.cache.blob_files import CHUNK_MAP, DATA, IDENTITY, META
+from nydus_fscache.cli.fscache.gc import PATIENCE_S
 from rafs_v6.format.erofs import ChunkFlags, ChunkRecord, Compressor, Digester
 from rafs_v6.writer import create
 from rafs_v6.writer.base_image import load_base
@@ -146,7 +148,7 @@ def of_cached(work: Path, count: int) -> Row:
         ready = kit.timed(node.daemon.start)
         base = node.resident()
         status = min(kit.timed(node.daemon.status) for _ in range(3))
-        client = node.daemon.client
+        client = Client(node.daemon.root, PATIENCE_S)
         metrics = min(kit.timed(lambda: client.text("/metrics")) for _ in range(3))
         before = node.daemon.usage()[0]
         answers: list[Row] = []

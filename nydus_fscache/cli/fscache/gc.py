@@ -19,6 +19,9 @@ examples:
 """
 
 
+PATIENCE_S = 3600.0  # a busy disk takes 15 ms for each of 10^5 blobs
+
+
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         NAME,
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 def _collect(args: argparse.Namespace) -> dict[str, Any]:
     from nydus_fscache.api.client import Client  # noqa: PLC0415 - start-up time of other commands
 
-    client = Client(args.root)
+    client = Client(args.root, PATIENCE_S)
     if client.runs():
         request = {"dry_run": args.dry_run, "to": args.to}
         answer: dict[str, Any] = client.call("POST", "/v1/gc", request)
