@@ -51,15 +51,19 @@ def front(rig: Stack) -> int:
     return process_with(rig, "nydusd", "--mountpoint")
 
 
-def mounted(rig: Stack) -> Path:
-    """The in-kernel EROFS mount below a container; there is one."""
+def images_of(rig: Stack) -> list[Path]:
+    """In-kernel EROFS mounts."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    points = [
-        line.split()[4] for line in lines
+    return [
+        Path(line.split()[4]) for line in lines
         if line.split()[4].startswith(f"{rig.base}/") and " - erofs " in line
     ]  # fmt: skip
-    assert len(points) == 1, points
-    return Path(points[0])
+
+
+def mounted(rig: Stack) -> Path:
+    """The one below a container."""
+    (point,) = images_of(rig)
+    return point
 
 
 def wait_until(what: Callable[[], bool], why: str, patience_s: float = START_S) -> None:
@@ -265,6 +269,8 @@ def test_a_container_reads_on(cold: Path, policy: str) -> None:
                         f"no front after {name}\n{rig.logs()}",
                     )
                 time.sleep(1)
+                # a front that was ended has unmounted, and the snapshotter mounts anew
+                wait_until(lambda: bool(images_of(rig)), f"no mount after {name}\n{rig.logs()}")
                 said = rig.run_container(reference, f"after-{name}", "/bin/cat", "/etc/marked")
                 assert said.stdout == "marked\n", name
             assert reader.poll() is None, "it ended before the last event"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from real_daemon import started
 
 from nydus_fscache.api.nydusd import node_checks
 from nydus_fscache.kernel.probe import Finding
@@ -93,3 +97,27 @@ def test_what_is_no_configuration_is_said(
     (tmp_path / "config.toml").write_text("[[[")
     monkeypatch.setattr(node_checks, "CONFIGS", (str(tmp_path / "config.toml"),))
     assert not proc.finding("nydus-snapshotter").ok
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no daemon")
+def test_a_kernel_without_any_transport_is_said_at_the_start(tmp_path: Path) -> None:
+    """By nydusd and by the daemon, before anybody mounts: without fanotify, and without FUSE."""
+    if shutil.which("strace") is None or Path("/dev/cachefiles").exists():
+        pytest.skip("NO strace, OR CACHEFILES: THE START WITHOUT A TRANSPORT IS NOT TESTED")
+    program = tmp_path / "nydusd"
+    program.write_text(
+        "#!/bin/sh\nmount --bind /dev/null /dev/fuse\nexec strace -D -f -qq -o /dev/null -e "
+        f'trace=fanotify_init -e inject=fanotify_init:error=ENOSYS {NYDUSD} "$@"\n'
+    )
+    program.chmod(0o755)
+    wrapper = tmp_path / "alone"
+    wrapper.write_text(f'#!/bin/sh\nexec unshare -m --propagation private {program} "$@"\n')
+    wrapper.chmod(0o755)
+    with started(wrapper, tmp_path / "d") as daemon:
+        end = time.monotonic() + 60
+        while "no image can be mounted here" not in daemon.log():
+            assert time.monotonic() < end, daemon.log()
+            time.sleep(0.05)
+        for said in (daemon.log(), (daemon.base / "root" / "daemon.log").read_text()):
+            assert "no transport works" in said
+            assert "CONFIG_FANOTIFY_ACCESS_PERMISSIONS" in said, "with the remedy"
