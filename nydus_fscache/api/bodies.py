@@ -6,6 +6,7 @@ Raises ``UsageError``, ``MountpointError`` or ``BadImage``.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import stat
 import sys
@@ -131,13 +132,15 @@ def open_bootstrap(path: str) -> Iterator[tuple[int, Pieces]]:
             return
         if status.st_size > MAX_BOOTSTRAP:
             raise _too_large(path)
-        yield status.st_size, lambda: _pieces(fd, path)
+        yield status.st_size, lambda: _pieces(fd, path, status.st_size)
     finally:
         os.close(fd)
 
 
-def _pieces(fd: int, path: str) -> Iterator[memoryview]:
-    buffer, at = memoryview(bytearray(_PIECE)), 0
+def _pieces(fd: int, path: str, size: int) -> Iterator[memoryview]:
+    """In memory that goes back to the system: of a bytearray, the allocator would keep 4 MiB for
+    each thread that a call has had."""
+    buffer, at = memoryview(mmap.mmap(-1, min(_PIECE, max(size, 1)))), 0
     while True:
         with _read_errors(path):
             count = os.preadv(fd, [buffer], at)
