@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keeping import Keeping
 from real_daemon import OURS, Answer, Daemon, ask, environment, original, started
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no mounts")
@@ -365,44 +366,6 @@ def test_dedicated(whose: str, golden: Path) -> None:
     finally:
         (base / "config").unlink()
         base.rmdir()
-
-
-class Keeping:
-    """A supervisor: keeps the bytes and descriptors of one transfer, and gives them back."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._data, self._fds = b"", list[int]()
-
-    def _listen(self) -> socket.socket:
-        self.path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(self.path))
-        listener.listen(1)
-        listener.settimeout(30)
-        return listener
-
-    def take(self, daemon: Daemon) -> Answer:
-        with self._listen() as listener, ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(daemon.ask, "PUT", SENDFD)
-            connection, _ = listener.accept()
-            with connection:
-                self._data, self._fds, _, _ = socket.recv_fds(connection, 1 << 16, 16)
-                while part := connection.recv(1 << 16):
-                    self._data += part
-            return asked.result(30)
-
-    def give(self, daemon: Daemon) -> Answer:
-        with self._listen() as listener, ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(daemon.ask, "PUT", TAKEOVER)
-            connection, _ = listener.accept()
-            with connection:
-                socket.send_fds(connection, [self._data], self._fds)
-            return asked.result(30)
-
-    def close(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
 
 
 def _state(daemon: Daemon) -> str:
