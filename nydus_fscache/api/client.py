@@ -45,7 +45,7 @@ class _Lost(OSError):
 class Client:
     def __init__(self, root: Path, patience_s: float = CALL_PATIENCE_S) -> None:
         """``patience_s``: for the next bytes of an answer."""
-        self.root = root
+        self.root = root.absolute()  # a daemon that is started has another working directory
         self._patience_s = patience_s
 
     # -- calls -------------------------------------------------------------------------------

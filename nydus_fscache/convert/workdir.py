@@ -120,7 +120,7 @@ def end_daemon(root: Path) -> None:
     """
     if not root.is_dir():
         return
-    client = Client(root.absolute())  # a daemon has another working directory
+    client = Client(root)
     client.serve_again()
     with contextlib.suppress(NoDaemon):
         client.call("POST", "/v1/stop")
