@@ -41,7 +41,7 @@ class Nydusd:
             path.mkdir(parents=True, exist_ok=True)
         document = {
             "device": {
-                "backend": {"type": "registry", "config": config["registry"]},
+                "backend": {"type": config["type"], "config": config[config["type"]]},
                 "cache": {"type": "blobcache", "config": {"work_dir": str(self.work / "cache")}},
             },
             "mode": "direct",
