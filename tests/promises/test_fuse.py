@@ -86,7 +86,9 @@ def test_lost_daemon_is_an_error_and_never_zeros(rig: Rig, golden: Path) -> None
     mount = rig.mount(image / "image.boot", image / "blobs", "m", "--prefetch", "none")
     files = regular_files(mount)
     rig.kill_at_once()
-    assert {read_errno(path) for path in files} <= {0, errno.EIO, errno.ENOTCONN}
+    # the ring of io_uring lets go of the connection a moment after its process has ended
+    refused = {errno.EIO, errno.ENOTCONN, errno.ECONNABORTED}
+    assert {read_errno(path) for path in files} <= {0, *refused}
     assert read_errno(largest_of(files)) != 0
     rig.mount(image / "image.boot", image / "blobs", "other")
     rig.wait_until_mounted(mount)
