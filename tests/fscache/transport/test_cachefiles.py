@@ -214,6 +214,8 @@ def test_a_bootstrap_that_cannot_be_written_is_tried_again(
     assert kernel.answer() == f"copen 0,{image.size}"
     kernel.read(1, 1, 0, 4096)
     wait_for("an error", lambda: service.core.stats().denied == 1)
+    # a try that had begun when the reader came may be under way still
+    wait_for("no try", lambda: not [t for t in threading.enumerate() if "_fill" in t.name])
     moved.rename(image.path)
     kernel.read(2, 1, 0, 4096)
     wait_for("data", lambda: kernel.files[1].read_bytes() == image.path.read_bytes())
