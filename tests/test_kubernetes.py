@@ -189,6 +189,7 @@ esac
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no chroot")
 def test_the_entry_script_installs_changes_and_removes(tmp_path: Path) -> None:
     """In a tree that is the container, for a tree below it that is the node."""
