@@ -39,6 +39,16 @@ _KINDS = {
 }
 
 
+class _Names(dict[bytes, int]):
+    """Rows of a directory's entries, by name.  ``hidden``: by name, the whiteouts below those
+    directories in whose place came something else."""
+
+    __slots__ = ("hidden",)
+
+    def __init__(self) -> None:
+        self.hidden: dict[bytes, _Names] = {}
+
+
 class TarTree:
     """Members become a tree, as they come; a later one replaces an earlier one of its name.
 
@@ -52,7 +62,7 @@ class TarTree:
         # As the members come; what a later one replaces stays, and is not copied.
         self._heap = Tree()
         self._root = self._heap.add(ROOT, b"", Node(stat.S_IFDIR | 0o755), IMPLIED)
-        self._below: dict[int, dict[bytes, int]] = {self._root: {}}
+        self._below: dict[int, _Names] = {self._root: _Names()}
         self._parents: dict[bytes, int] = {}  # directories that were looked up
 
     @property
@@ -152,7 +162,7 @@ class TarTree:
                     return None
                 check_name(part, name)
                 row = below[part] = self._new(Node(stat.S_IFDIR | 0o755), IMPLIED)
-                self._below[row] = {}
+                self._below[row] = below.hidden.pop(part, None) or _Names()
             elif stat.S_ISLNK(self._heap.mode[row]):
                 target = self._heap.target(row)
                 links += 1
@@ -181,11 +191,36 @@ class TarTree:
         assert parent is not None
         at = self._below[parent]
         old = at.get(parts[-1])
+        names = self._below.pop(old, None) if old is not None else None
         if is_dir:
-            self._below[row] = self._below.pop(old, {}) if old is not None else {}
+            self._below[row] = names if names is not None else (
+                at.hidden.pop(parts[-1], None) or _Names()
+            )  # fmt: skip
+        elif names is not None:  # the layer goes without its entries, and keeps what it takes away
+            at.hidden[parts[-1]] = self._whiteouts_of(names)
         if old is not None:
             self._parents.clear()
         at[parts[-1]] = row
+
+    def _whiteouts_of(self, names: _Names) -> _Names:
+        """And those of directories below, which may lie deep."""
+        found: list[tuple[_Names, dict[bytes, int]]] = [(names, {})]  # and places of those below
+        for its, places in found:
+            below = dict(its.hidden)
+            for name, row in its.items():
+                if row in self._below and not name.startswith(OCI_PREFIX):
+                    below[name] = self._below.pop(row)
+            for name, others in below.items():
+                places[name] = len(found)
+                found.append((others, {}))
+        kept = [_Names() for _ in found]
+        for (its, places), own in zip(reversed(found), reversed(kept), strict=True):
+            own.update((name, row) for name, row in its.items() if name.startswith(OCI_PREFIX))
+            for name, place in places.items():
+                if kept[place]:
+                    own[name] = self._new(Node(stat.S_IFDIR | 0o755), IMPLIED)
+                    self._below[own[name]] = kept[place]
+        return kept[0]
 
 
 class TarSource:

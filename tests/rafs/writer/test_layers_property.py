@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tar_kit import DIR, HARD, LINK, MTIME, member, tar
 
@@ -266,6 +266,21 @@ def _wanted(tree: _Tree) -> dict[str, object]:
     }  # fmt: skip
 
 
+def _op(kind: str, path: str) -> _Op:
+    return _Op(tuple(path.split("/")), kind, 0o700, 0, "", "", "", ("a",))
+
+
+# a directory that takes something away, and in whose place come a file and another directory
+@example(stack=[
+    [_op("file", "b/a"), _op("file", "b/c/d")],
+    [_op("white", "b/a"), _op("white", "b/c/d"), _op("file", "b/c/e"), _op("file", "b"),
+     _op("dir", "b")],
+])  # fmt: skip
+@example(stack=[
+    [_op("file", "b/a")],
+    [_op("white", "b/a"), _op("file", "b"), _op("hard", "x"), _op("dir", "b"), _op("link", "b"),
+     _op("dir", "b"), _op("file", "b/x")],
+])  # fmt: skip
 @settings(max_examples=_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(stack=_layers)
 def test_parents_and_merge_are_the_rule(
