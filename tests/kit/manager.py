@@ -76,6 +76,7 @@ class Manager:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind(str(self._path))
         self._end = threading.Event()
+        self._hearing = threading.Lock()
         self._thread = threading.Thread(target=self._listen)
         self._thread.start()
 
@@ -106,7 +107,10 @@ class Manager:
         assert self.main is not None
         code = self.main.wait(PATIENCE_S)
         deadline = time.monotonic() + PATIENCE_S
-        while select.select([self._socket], [], [], 0)[0] and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            with self._hearing:  # what was taken from the socket has been understood too
+                if not select.select([self._socket], [], [], 0)[0]:
+                    break
             time.sleep(0.01)
         return code
 
@@ -130,7 +134,8 @@ class Manager:
     def _listen(self) -> None:
         while not self._end.is_set():
             if select.select([self._socket], [], [], 0.05)[0]:
-                self._hear()
+                with self._hearing:
+                    self._hear()
 
     def _hear(self) -> None:
         space = socket.CMSG_SPACE(12) + socket.CMSG_SPACE(4 * 16)

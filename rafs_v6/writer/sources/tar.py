@@ -162,7 +162,7 @@ class TarTree:
                     return None
                 check_name(part, name)
                 row = below[part] = self._new(Node(stat.S_IFDIR | 0o755), IMPLIED)
-                self._below[row] = below.hidden.pop(part, None) or _Names()
+                self._below[row] = below.hidden.pop(part) if part in below.hidden else _Names()
             elif stat.S_ISLNK(self._heap.mode[row]):
                 target = self._heap.target(row)
                 links += 1
@@ -193,9 +193,9 @@ class TarTree:
         old = at.get(parts[-1])
         names = self._below.pop(old, None) if old is not None else None
         if is_dir:
-            self._below[row] = names if names is not None else (
-                at.hidden.pop(parts[-1], None) or _Names()
-            )  # fmt: skip
+            if names is None:
+                names = at.hidden.pop(parts[-1]) if parts[-1] in at.hidden else _Names()
+            self._below[row] = names
         elif names is not None:  # the layer goes without its entries, and keeps what it takes away
             at.hidden[parts[-1]] = self._whiteouts_of(names)
         if old is not None:
