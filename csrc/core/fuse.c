@@ -7,8 +7,8 @@
  * (fuse_flat.c), or the image's own tree (fuse_tree.c).  A READ is the kernel's question, and its answer carries the bytes, out of the
  * cache files.  A file may have pieces in several objects: a READ is admitted to one after another.
  *
- * Nothing depends on a handle: OPEN is refused with ENOSYS, after which the kernel opens files
- * without asking.
+ * Nothing depends on a handle: OPEN and FLUSH are refused with ENOSYS, after which the kernel
+ * opens and closes files without asking.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -248,7 +248,6 @@ static void handle(struct nf_transport *t, const struct nf_fuse_connection *c, u
 		break;
 	case FUSE_RELEASE:
 	case FUSE_RELEASEDIR:
-	case FUSE_FLUSH:
 	case FUSE_DESTROY:
 		nf_fuse_reply(t, slot, 0, NULL, 0);
 		break;

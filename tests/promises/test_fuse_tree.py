@@ -15,7 +15,7 @@ import pytest
 from built import create
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rig import Rig
+from rig import Rig, regular_files
 from trees import golden_names, shown
 
 pytestmark = pytest.mark.parametrize("rig", ["fuse-tree"], indirect=True)
@@ -236,3 +236,19 @@ def test_rights_are_those_of_the_image(rig: Rig) -> None:
     assert done.stdout == "x ['user.u'] False\n"
     assert sorted(os.listxattr(mount / "open")) == ["trusted.t", "user.u"]
     rig.run("umount", mount)
+
+
+def test_what_was_read_is_read_again_without_a_message(rig: Rig, golden: Path) -> None:
+    """Closes are none of our business: a message for each would cost more than the read."""
+    image = golden / "images" / "layers-zstd"
+    mount = rig.mount(image / "image.boot", image / "blobs")
+    files = regular_files(mount)
+
+    def read_all() -> int:
+        for path in files:
+            with path.open("rb", buffering=0) as f:  # with a buffer Python asks for a terminal
+                f.readall()
+        return int(rig.status()["requests"]["events"])
+
+    first = read_all()
+    assert read_all() - first < len(files) // 10
