@@ -160,7 +160,7 @@ def test_a_complete_image_needs_nothing_of_ours(cold: Path) -> None:
         reference = rig.push(cold)
         rig.pull(reference)
         with cold_reader(rig, reference, "reader") as reader:
-            wait_until(lambda: _is_independent(rig), f"it is not independent\n{rig.logs()}")
+            wait_until(lambda: _is_independent(rig), f"it is not independent\n{rig.logs()}", 180.0)
             rig.end("snapshotter", signal.SIGKILL)
             while pids := _ours(rig):
                 for pid in pids:
