@@ -29,7 +29,6 @@ ROOM = 64 << 20  # to be free on a disk that was full, if there is so much to ev
 ROOM_SHARE = 10  # but no more than the tenth part of a small disk
 
 
-
 @dataclass(frozen=True, slots=True)
 class Cached:
     """A blob on disk.  ``name``: the source's; no two sources have the same.  ``bytes``: what

@@ -162,8 +162,9 @@ class Copies:
         written by ``catch_up``."""
         with self._lock:
             if obj in self._identities:
-                behind = self._behind.get(obj, (0.0, []))[1]
-                self._behind[obj] = time.monotonic(), [*behind, *units]
+                _, behind = self._behind.get(obj, (0.0, []))
+                behind.extend(units)
+                self._behind[obj] = time.monotonic(), behind
 
     def catch_up(self, now: float) -> None:
         """Note in the index what came a while before ``now``, in seconds of the monotonic clock."""

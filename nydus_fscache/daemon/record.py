@@ -75,7 +75,8 @@ class Record:
         finally:
             os.close(fd)
 
-    def _save(self) -> None:
+    def write_state(self) -> None:
+        """The engine's state as it stands; raises ``OSError``."""
         engine = self._engine
         try:
             engine.state.save(engine.state_path)
@@ -95,7 +96,7 @@ class Record:
             engine.state.cache_limit = engine.quota.limit
             self.behind = True
             try:
-                self._save()
+                self.write_state()
             except OSError as e:
                 raise CacheDirError(
                     f"cannot write {engine.state_path}: {e.strerror}",

@@ -91,7 +91,7 @@ class TakeOver:
                 noted = True
         if noted:
             try:
-                engine.state.save(engine.state_path)
+                self._record.write_state()
             except OSError as e:  # then this service must not be killed
                 log.error("cannot write %s: %s", engine.state_path, e.strerror)
         return useless
