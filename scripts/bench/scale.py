@@ -29,7 +29,6 @@ def of_mounts(work: Path, count: int) -> Row:
     boot, blobs = make_image(work, 1000)
     points = [work / f"m{number}" for number in range(count)]
     with Node(work) as node:
-        before, base = node.daemon.usage()[0], node.resident()
         last = 0.0
 
         def mount_all() -> None:
@@ -37,33 +36,22 @@ def of_mounts(work: Path, count: int) -> Row:
             for point in points:
                 last = kit.timed(lambda point=point: node.mount(boot, blobs, point))
 
-        seconds = kit.timed(mount_all)
-        cpu = node.daemon.usage()[0] - before
-        memory = node.resident() - base
+        cost = node.cost(mount_all)
         status = min(kit.timed(node.daemon.status) for _ in range(3))
         take_over = node.take_over(count)
         (points[-1] / "d00000/f001").read_bytes()
     for point in points:
         point.rmdir()
-    return {
-        "seconds": seconds, "last_s": last, "cpu_s": cpu,
-        "memory_mb": memory, "status_s": status, "take_over_s": take_over,
-    }  # fmt: skip
+    return {**cost, "last_s": last, "status_s": status, "take_over_s": take_over}
 
 
 def of_files(work: Path, files: int) -> Row:
     boot, blobs = make_image(work, files)
     point = work / "m"
     with Node(work) as node:
-        before, base = node.daemon.usage()[0], node.resident()
-        seconds = kit.timed(lambda: node.mount(boot, blobs, point))
-        cpu = node.daemon.usage()[0] - before
-        memory = node.resident() - base
+        cost = node.cost(lambda: node.mount(boot, blobs, point))
         (point / "d00000/f001").read_bytes()
-    return {
-        "seconds": seconds, "cpu_s": cpu, "memory_mb": memory,
-        "bootstrap_bytes_each": boot.stat().st_size / files,
-    }  # fmt: skip
+    return {**cost, "bootstrap_bytes_each": boot.stat().st_size / files}
 
 
 KINDS = {

@@ -93,17 +93,14 @@ def of_gigabytes(work: Path, gigabytes: int) -> Row:
     boot, blobs = _large_image(work, gigabytes)
     point = work / "m"
     with Node(work) as node:
-        before, base = node.daemon.usage()[0], node.resident()
-        seconds = kit.timed(lambda: node.mount(boot, blobs, point))
-        cpu = node.daemon.usage()[0] - before
-        memory = node.resident() - base
+        cost = node.cost(lambda: node.mount(boot, blobs, point))
         with (point / "large").open("rb") as file:
             file.seek(-FILE, os.SEEK_END)
             last_s = kit.timed(lambda: file.read(FILE))
         take_over = node.take_over(1)
     return {
-        "seconds": seconds, "cpu_s": cpu, "memory_mb": memory, "read_last_s": last_s,
-        "take_over_s": take_over, "bootstrap_mb": boot.stat().st_size / 1e6,
+        **cost, "read_last_s": last_s, "take_over_s": take_over,
+        "bootstrap_mb": boot.stat().st_size / 1e6,
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,16 @@ class Node:
     def resident(self) -> float:
         lines = Path(f"/proc/{self.daemon.status()['pid']}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+    def cost(self, work: Callable[[], object]) -> Row:
+        """Of ``work``: seconds, CPU seconds and memory of the service."""
+        before, base = self.daemon.usage()[0], self.resident()
+        seconds = kit.timed(work)
+        return {
+            "seconds": seconds,
+            "cpu_s": self.daemon.usage()[0] - before,
+            "memory_mb": self.resident() - base,
+        }
 
     def take_over(self, mounts: int) -> float:
         """Seconds from a kill until a successor has all mounts."""
