@@ -16,6 +16,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,25 +69,34 @@ def docker_registry(
     }
     file = directory / f"registry-{port}.yml"
     file.write_text(json.dumps(config))  # YAML is a superset
-    log = directory / f"registry-{port}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen([program, "serve", str(file)], stdout=output, stderr=output)
-    try:
-        wait_for_port(port, process, log)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
+    with serving([program, "serve", str(file)], port, directory / f"registry-{port}.log") as host:
+        yield host
 
 
 @contextmanager
 def olareg(program: str, directory: Path) -> Iterator[str]:
     """A registry with a referrers API, by ``scripts/peers``; yields host:port."""
-    port, log = free_port(), directory / "olareg.log"
+    port = free_port()
     words = ["serve", "--addr", "127.0.0.1", "--port", str(port), "--dir", str(directory / "root")]
     (directory / "root").mkdir()
+    with serving([program, *words], port, directory / "olareg.log") as host:
+        yield host
+
+
+@contextmanager
+def moto_server(directory: Path) -> Iterator[str]:
+    """An S3 and IAM server; yields host:port."""
+    port, code = free_port(), "from moto.server import main; main()"
+    command = [sys.executable, "-c", code, "-H", "127.0.0.1", "-p", str(port)]
+    with serving(command, port, directory / "log") as host:
+        yield host
+
+
+@contextmanager
+def serving(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
+    """Yields host:port when it listens; ends it."""
     with log.open("wb") as output:
-        process = subprocess.Popen([program, *words], stdout=output, stderr=output)
+        process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         wait_for_port(port, process, log)
         yield f"127.0.0.1:{port}"

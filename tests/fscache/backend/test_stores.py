@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import socketserver
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 import requests
 from backend_kit import Make, soon
 from rangeserver import RangeServer, _Handler
-from servers import free_port, wait_for_port
+from servers import moto_server
 
 from nydus_fscache.backend.oss import oss_signature
 from nydus_fscache.backend.s3 import Keys, sign_v4
@@ -28,19 +26,8 @@ REGION = "eu-central-1"
 @pytest.fixture(scope="module")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """host:port of an S3 and IAM server."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("moto") / "log"
-    with log.open("wb") as output:
-        command = [sys.executable, "-c", "from moto.server import main; main()"]
-        process = subprocess.Popen(
-            [*command, "-H", "127.0.0.1", "-p", str(port)], stdout=output, stderr=output
-        )
-    try:
-        wait_for_port(port, process, log)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
+    with moto_server(tmp_path_factory.mktemp("moto")) as host:
+        yield host
 
 
 def moto_account(host: str, data: bytes, name: str) -> tuple[str, str]:

@@ -7,8 +7,6 @@ import hashlib
 import hmac
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,7 @@ from urllib.parse import parse_qs, unquote
 import pytest
 from oci_kit import PREFIX, Nydusify, get, get_blob, noise, push_image, two_layers
 from rangeserver import RangeServer
-from servers import Pusher, free_port, wait_for_port
+from servers import Pusher, moto_server
 
 from nydus_fscache.convert.bucket import Bucket
 from nydus_fscache.errors import BackendError
@@ -29,19 +27,8 @@ PART = 5 << 20  # the least that S3 takes
 @pytest.fixture(scope="module")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """host:port of an S3 server."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("moto") / "log"
-    code = "from moto.server import main; main()"
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-c", code, "-H", "127.0.0.1", "-p", str(port)], stdout=out, stderr=out
-        )
-    try:
-        wait_for_port(port, server, log)
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(10)
+    with moto_server(tmp_path_factory.mktemp("moto")) as host:
+        yield host
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from oci_kit import (
     tags,
     two_layers,
 )
-from servers import Pusher
+from servers import Pusher, moto_server
 
 import rafs_v6
 
@@ -346,22 +346,9 @@ def test_blobs_in_a_directory(
 def test_blobs_in_a_bucket(
     registry: str, repo: str, push: Pusher, nydusify: Nydusify, tmp_path: Path
 ) -> None:
-    import sys
-
-    from servers import free_port, wait_for_port
-
-    port = free_port()
-    log = tmp_path / "moto.log"
-    code = "from moto.server import main; main()"
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-c", code, "-H", "127.0.0.1", "-p", str(port)], stdout=out, stderr=out
-        )
-    try:
-        wait_for_port(port, server, log)
+    with moto_server(tmp_path) as host:
         import boto3
 
-        host = f"127.0.0.1:{port}"
         keys = {"aws_access_key_id": "id", "aws_secret_access_key": "secret"}
         client = boto3.client("s3", endpoint_url=f"http://{host}", region_name="us-east-1", **keys)
         client.create_bucket(Bucket="blobs")
@@ -387,9 +374,6 @@ def test_blobs_in_a_bucket(
             "--target-backend-type", "s3", "--target-backend-config", config,
         )  # fmt: skip
         client.close()
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 def test_prefetched_files_come_first(
