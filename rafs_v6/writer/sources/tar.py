@@ -216,6 +216,8 @@ class TarTree:
         kept = [_Names() for _ in found]
         for (its, places), own in zip(reversed(found), reversed(kept), strict=True):
             own.update((name, row) for name, row in its.items() if name.startswith(OCI_PREFIX))
+            for _ in own:  # a few members could have them gone through again and again
+                self._count_name()
             for name, place in places.items():
                 if kept[place]:
                     own[name] = self._new(Node(stat.S_IFDIR | 0o755), IMPLIED)

@@ -192,6 +192,15 @@ def test_a_stream_of_too_many_names_is_refused(tmp_path: Path) -> None:
         create_from_stream(io.BytesIO(tar(*deep)), None, options)
 
 
+def test_whiteouts_that_are_kept_again_and_again_are_refused(tmp_path: Path) -> None:
+    """Each time that their directory becomes a file and a directory they are gone through."""
+    members = [member(f"b/.wh.{i}") for i in range(2000)]
+    members += [member("b"), member("b/", DIR)] * 400
+    options = _options(inline_meta=False, bootstrap=tmp_path / "boot", blob_dir=tmp_path)
+    with pytest.raises(SourceError, match="is it a bomb"):
+        create_from_stream(io.BytesIO(tar(*members)), None, options)
+
+
 class _Between:
     """``lib``; ``then`` is called before each of the calls that see a batch."""
 
