@@ -4,8 +4,9 @@
  *
  * A connection (fuse_connections.c) is one mount, of one image, and a server says what it shows:
  * objects as files, on which the kernel's EROFS is mounted (fuse_files.c), one file of all of them
- * (fuse_flat.c), or the image's own tree (fuse_tree.c).  A READ is the kernel's question, and its answer carries the bytes, out of the
- * cache files.  A file may have pieces in several objects: a READ is admitted to one after another.
+ * (fuse_flat.c), or the image's own tree (fuse_tree.c).  A READ is the kernel's question, and its
+ * answer carries the bytes, out of the cache files.  A file may have pieces in several objects: a
+ * READ is admitted to one after another.
  *
  * Nothing depends on a handle: OPEN and FLUSH are refused with ENOSYS, after which the kernel
  * opens and closes files without asking.
