@@ -1,9 +1,9 @@
 """The link is not idle while a reader waits: which neighbours of a miss come meanwhile.
 
 What a round trip costs in bandwidth is free for guesses.  Near a small file lie the files of its
-directory, which programs open together; near a part of a program its other parts.  So that no
-more is fetched than twice what is read, guesses stop while too many of them are unread.  Pure
-decisions, no I/O, no locks.
+directory, which programs open together; near a part of a program its other parts.  Guesses stop
+while more of them are unread than was read, or than the link brings at once: most of what a start
+needs is guessed before it is read.  Pure decisions, no I/O, no locks.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from nydus_fscache.fetch.extents import UnitTable
-from nydus_fscache.fetch.job import KIB, MIB
+from nydus_fscache.fetch.job import KIB
 
 LEAST = 64 * KIB  # of a guess: for less the link is too near
-FREE_UNREAD = MIB  # stored bytes that may be unread however little was read
-UNREAD_RATIO = 0.9  # beyond that, of the bytes that were read
+UNREAD_RATIO = 0.9  # of the bytes that were read may be unread
 FORWARD = 0.6  # of a guess behind the miss, the rest before it
 LARGE = 128 * KIB  # stored bytes of a unit that is not a small file
 SKIPPED = 64  # large ones in a row that a guess reaches over
@@ -58,9 +57,10 @@ class Neighbours:
             self._unread_bytes -= self._units.clen[unit]
             self._read_bytes += self._units.clen[unit]
 
-    def allowance(self) -> int:
-        """Stored bytes that may be guessed now."""
-        most = max(FREE_UNREAD, UNREAD_RATIO * self._read_bytes)
+    def allowance(self, free: int) -> int:
+        """Stored bytes that may be guessed now; ``free``: that may be unread however little was
+        read."""
+        most = max(free, UNREAD_RATIO * self._read_bytes)
         return max(0, int(most - self._unread_bytes))
 
     # -- which ---------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from nydus_fscache.fetch.extents import UnitTable
-from nydus_fscache.fetch.neighbours import FREE_UNREAD, UNREAD_RATIO, Neighbours
+from nydus_fscache.fetch.neighbours import UNREAD_RATIO, Neighbours
+from nydus_fscache.fetch.pace import MAX_WASTE, Pace
 from nydus_fscache.fetch.programs import Programs
 from nydus_fscache.files import OpenFile
 from nydus_fscache.image.elf import Needs
@@ -43,19 +44,32 @@ def test_a_part_of_a_program_brings_its_other_parts_and_of_data_nothing() -> Non
 
 
 def test_guesses_end_while_they_are_not_read() -> None:
-    """At most twice the bytes that are read, and a little."""
+    """At most twice the bytes that are read, or as much as the link brings at once."""
     table = _table([100 * KIB] * 1000)
     neighbours, asked = Neighbours(table, lambda unit: True), bytearray(4096)
     pages = {unit: (unit, unit + 1) for unit in range(1000)}
     neighbours.guessed(range(10), pages.__getitem__)
-    assert neighbours.allowance() == FREE_UNREAD - 1000 * KIB
+    assert neighbours.allowance(2 * MIB) == 2 * MIB - 1000 * KIB
     neighbours.guessed(range(10, 30), pages.__getitem__)
-    assert neighbours.allowance() == 0
+    assert neighbours.allowance(2 * MIB) == 0
     for unit in range(30):
         asked[unit >> 3] |= 1 << (unit & 7)
     with memoryview(asked) as view:
         neighbours.learn(view, lambda unit: False)
-    assert neighbours.allowance() == int(3000 * KIB * UNREAD_RATIO)
+    assert neighbours.allowance(2 * MIB) == int(3000 * KIB * UNREAD_RATIO)
+
+
+def test_a_fast_link_may_bring_more_that_nobody_reads_than_a_slow_one() -> None:
+    def pace_of(rate: int) -> Pace:
+        pace = Pace()
+        pace.first_byte(0.02, 0.0)
+        for step in range(1, 60):
+            pace.received(rate // 20, step / 20)
+        return pace
+
+    assert pace_of(2 * MIB).may_waste() == MIB
+    assert 4 * MIB < pace_of(50 * MIB).may_waste() < 6 * MIB
+    assert pace_of(1000 * MIB).may_waste() == MAX_WASTE
 
 
 class _Blob:
