@@ -61,6 +61,11 @@ class Loader:
         self._asked = asked
         self._planner.learn_from(self._was_asked if asked is not None else None)
 
+    def know_kinds(self, kinds: Sequence[int]) -> None:
+        """By unit, as ``Neighbours.kinds``."""
+        with self._changed:
+            self._neighbours.kinds = kinds
+
     def demand(self, off: int, wanted: list[int]) -> None:
         """A reader waits for the units ``wanted``, of a request at ``off``."""
         backend = self._target.source.backend

@@ -33,6 +33,18 @@ def test_small_files_bring_their_neighbours_and_reach_over_large_ones() -> None:
     assert sum(table.clen[u] for u in chosen) <= 40 * KIB
 
 
+def test_neighbours_of_another_kind_stay_where_kinds_are_known() -> None:
+    table = _table([2 * KIB] * 60)
+    neighbours = Neighbours(table, lambda unit: True)
+    neighbours.kinds = [1 + unit % 2 for unit in range(60)]
+    chosen = neighbours.choose(30, 31, 40 * KIB, is_program=False)
+    assert {32, 34, 28} <= set(chosen)
+    assert all(unit % 2 == 0 for unit in chosen)
+    far = Neighbours(_table([2 * KIB] * 3000), lambda unit: True)
+    far.kinds = [1, *[2] * 2000, *[1] * 999]
+    assert far.choose(0, 1, 40 * KIB, is_program=False) == []
+
+
 def test_a_part_of_a_program_brings_its_other_parts_and_of_data_nothing() -> None:
     table = _table([300 * KIB] * 30, set(range(9)) | set(range(10, 29)))
     neighbours = Neighbours(table, lambda unit: True)
