@@ -42,6 +42,28 @@ class _Lost(OSError):
     """The daemon closed the connection without an answer."""
 
 
+class _Made:
+    """A value, or what makes it: once."""
+
+    def __init__(self, value: Any) -> None:
+        self._value, self._is_made = value, not callable(value)
+        self._error: BaseException | None = None
+
+    def make(self) -> None:
+        if not self._is_made:
+            self._is_made = True
+            try:
+                self._value = self._value()
+            except BaseException as e:
+                self._error = e
+
+    def check(self) -> Any:
+        """The value, when it was made; raises what making it raised."""
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
 class Client:
     def __init__(self, root: Path, patience_s: float = CALL_PATIENCE_S) -> None:
         """``patience_s``: for the next bytes of an answer."""
@@ -137,11 +159,20 @@ class Client:
 
     def call_first(self, method: str, path: str, body: Any) -> Any:
         """A call that starts a daemon where none runs, which ends again when the call fails, is
-        interrupted, and nobody else uses it."""
+        interrupted, and nobody else uses it.
+
+        ``body``: or a function that makes it, which is called while the daemon starts.
+        """
+        made = _Made(body)
         while True:
-            started = self.start_daemon()
             try:
-                return self._call(method, path, body, {})
+                started = self.start_daemon(made.make)
+            except BaseException:
+                made.check()  # that error came first
+                raise
+            try:
+                made.make()
+                return self._call(method, path, made.check(), {})
             except NoDaemon:
                 continue  # it has ended since
             except _Lost as e:
@@ -159,15 +190,15 @@ class Client:
             if self.call("POST", "/v1/stop", {"if_idle": True})["stopped"]:
                 self.wait_for_end()
 
-    def start_daemon(self) -> bool:
+    def start_daemon(self, meanwhile: Callable[[], None] = lambda: None) -> bool:
         """Start keeper and service detached, unless a daemon answers; returns when it does: was
-        it started here?"""
+        it started here?  ``meanwhile``, which raises nothing, is done while it starts."""
         deadline = time.monotonic() + START_PATIENCE_S
         started = False
         while not self.runs():
             claim_root(self.root)
             try:
-                started = self._start(deadline)
+                started = self._start(deadline, meanwhile)
             except RootInUse:  # one that is ending, or was started in the same moment
                 if time.monotonic() > deadline:
                     raise
@@ -184,7 +215,7 @@ class Client:
             if not self.call_first("GET", "/v1/status", None)["mounts"]:
                 self._leave_nothing()  # all was unmounted before, or meanwhile
 
-    def _start(self, deadline: float) -> bool:
+    def _start(self, deadline: float, meanwhile: Callable[[], None]) -> bool:
         """False when another was quicker: ours has seen it then and ended, or it would serve when
         that other one is long gone, and nobody has asked for it.  Or a unit runs it."""
         if unit := self._unit():
@@ -192,6 +223,7 @@ class Client:
             return False
         (self.root / "start-error.json").unlink(missing_ok=True)
         pid = self._spawn()
+        meanwhile()
         while True:
             ended, status = os.waitpid(pid, os.WNOHANG)
             runs = self.runs()

@@ -26,8 +26,9 @@ from nydus_fscache.convert.errors import Stopped
 from nydus_fscache.convert.readers import readable_options
 from nydus_fscache.errors import BackendError
 from nydus_fscache.http.answer import StatusError
+from nydus_fscache.http.call import Call, SessionAnswer, Upload
 from nydus_fscache.http.retry import RetryPolicy
-from nydus_fscache.http.session import Call, Session, SessionAnswer, Upload
+from nydus_fscache.http.session import Session
 from nydus_fscache.http.wire import Deadline
 from nydus_fscache.registry.store import PIECE
 

@@ -11,11 +11,12 @@ import logging
 import re
 from collections.abc import Set
 from pathlib import Path
+from threading import Event, Thread
 
 from nydus_fscache.errors import BackendError, BadImage, UsageError
 from nydus_fscache.files import replace_file
 from nydus_fscache.registry import media, referrers
-from nydus_fscache.registry.manifest import choose_manifest, nydus_image
+from nydus_fscache.registry.manifest import NydusImage, choose_manifest, nydus_image
 from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.store import Document
 
@@ -75,13 +76,21 @@ def push(repository: Repository, image: Document, data: bytes, bootstrap: str) -
 
 def pull(repository: Repository, image: Document) -> bytes | None:
     """The latest valid trace of ``image``; None when there is none."""
-    blobs = {layer.hex for layer in nydus_image(image.json, "the image").blobs}
+    return _latest(repository, image.digest, nydus_image(image.json, "the image"), Event())
+
+
+def _latest(
+    repository: Repository, digest: str, image: NydusImage, unwanted: Event
+) -> bytes | None:
+    blobs = {layer.hex for layer in image.blobs}
     blobs |= {
         str(layer.annotations[media.REF]).removeprefix("sha256:")
-        for layer in nydus_image(image.json, "the image").blobs
+        for layer in image.blobs
         if media.REF in layer.annotations
     }
-    for found in referrers.find(repository, image.digest, media.NYDUS_TRACE):
+    for found in referrers.find(repository, digest, media.NYDUS_TRACE):
+        if unwanted.is_set():
+            return None
         try:
             data = referrers.read(repository, found, media.NYDUS_TRACE, LIMIT)
             rows = parse(data, blobs)
@@ -93,20 +102,35 @@ def pull(repository: Repository, image: Document) -> bytes | None:
     return None
 
 
-def bring(repository: Repository, digest: str, target: Path) -> bool:
-    """For ``mount``: the trace of the image ``digest`` becomes the file ``target``, once.
+class Search:
+    """For ``mount``: looks for the trace of an image beside its pull.
 
     Never fails a mount: without a trace it is only slower.
     """
-    if target.exists():
-        return False
-    try:
-        data = pull(repository, repository.manifest(digest))
-        if data is None:
-            return False
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        replace_file(target, data, durable=False)
-    except (BackendError, BadImage, OSError) as e:
-        log.info("no trace of %s: %s", digest, e)
-        return False
-    return True
+
+    def __init__(self, repository: Repository, digest: str, image: NydusImage) -> None:
+        """``digest``: of the manifest."""
+        self._target: Path | None = None
+        self._named, self._unwanted = Event(), Event()
+        self._thread = Thread(target=self._look, args=(repository, digest, image), daemon=True)
+        self._thread.start()
+
+    def keep_as(self, target: Path, wait_s: float) -> None:
+        """It becomes that file, unless there is one.  When it takes longer than ``wait_s``, it is
+        not waited for, and then it is there for the next mount."""
+        if target.exists():
+            self._unwanted.set()
+            return
+        self._target = target
+        self._named.set()
+        self._thread.join(wait_s)
+
+    def _look(self, repository: Repository, digest: str, image: NydusImage) -> None:
+        try:
+            data = _latest(repository, digest, image, self._unwanted)
+            self._named.wait()
+            if data is not None and self._target is not None:
+                self._target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                replace_file(self._target, data, durable=False)
+        except (BackendError, BadImage, OSError) as e:
+            log.info("no trace of %s: %s", digest, e)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nydus_fscache.config.http_options import Tls
 from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError, UsageError
-from nydus_fscache.http.tls import tls_context
+from nydus_fscache.http.tls import CERTIFICATE_HINT, HANDSHAKE_HINT, tls_context
 from nydus_fscache.http.wire import Connection, Deadline
 
 if TYPE_CHECKING:
@@ -79,14 +79,14 @@ class Dialer:
         except ssl.SSLCertVerificationError as e:
             raise BackendError(
                 f"{url.base}: certificate refused: {e.verify_message}",
-                hint="name its authority in ca_cert_files (or, unsafe, set skip_verify)",
+                hint=CERTIFICATE_HINT,
             ) from e
         except TimeoutError as e:
             raise BackendError(f"{url.base}: no TLS handshake in time", retryable=True) from e
         except ssl.SSLError as e:
             raise BackendError(
                 f"{url.base}: TLS handshake failed: {e.reason}",
-                hint="does the server speak https? plain http must be asked for (scheme http)",
+                hint=HANDSHAKE_HINT,
             ) from e
         except OSError as e:
             raise BackendError(f"{url.base}: TLS handshake broke: {e}", retryable=True) from e
@@ -132,9 +132,7 @@ def resolve(url: Url, deadline: Deadline) -> Addresses:
 
     def ask() -> None:
         try:
-            # bytes are taken as they are: a string loads Unicode's tables, whatever is in it
-            host = url.host.encode() if url.host.isascii() else url.host
-            found = socket.getaddrinfo(host, url.port, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as e:
             answers.put(OSError(str(e)))
         else:

@@ -1,31 +1,35 @@
-"""HTTP off the data path, by ``requests``: tokens, manifests, whole blobs, uploads.
+"""HTTP off the data path: tokens, manifests, whole blobs, uploads.
 
 Every call ends at its deadline: name resolution is waited for no longer, silence is
 bounded by ``stall_s``, and a watchdog shuts the socket down when the time is over, so
 that neither a head nor a body that trickles can hold the caller.  Redirects follow
 ``RedirectRules``; headers that belong to the origin stay there.  Messages never hold a
-query.  ``requests`` is imported by the first call (0.2 s and 11 MB that a daemon without
-a registry does not pay).
+query.
+
+What is small and needs no proxy goes over connections of our own (``http.direct``).  For the rest
+``requests`` is imported (0.2 s, 11 MB).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from nydus_fscache.config.http_options import HttpOptions
 from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError
+from nydus_fscache.http.call import Call, SessionAnswer, Upload
 from nydus_fscache.http.dial import resolve
+from nydus_fscache.http.direct import Direct
 from nydus_fscache.http.redirect import MAX_HOPS, REDIRECTS, RedirectRules, too_many_hops
-from nydus_fscache.http.tls import tls_context
+from nydus_fscache.http.tls import CERTIFICATE_HINT, HANDSHAKE_HINT, tls_context
 from nydus_fscache.http.wire import Deadline
 
 if TYPE_CHECKING:
@@ -37,39 +41,12 @@ _PARALLEL = 32  # connections that are kept for each host
 _KEEP_METHOD = frozenset((307, 308))
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A body that can be sent again: ``open`` gives it from its start, ``length`` in bytes."""
-
-    open: Callable[[], BinaryIO]
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """``own_headers`` go to the origin of ``url`` only, ``headers`` wherever it redirects."""
-
-    method: str
-    url: Url
-    headers: Mapping[str, str] = field(default_factory=dict)
-    own_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: bytes | Upload = field(default=b"", repr=False)
-
-
-class SessionAnswer:
-    """An ``Answer``; to be closed.  ``url`` is where it came from, after redirects."""
-
-    report = None
-
+class _Answer(SessionAnswer):
     def __init__(self, response: requests.Response, url: Url, guard: _Guard) -> None:
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        super().__init__(url, int(response.status_code), headers)
         self._response = response
         self._guard = guard
-        self.url = url
-        self.peer = url.base
-        self.status = int(response.status_code)
-        self.headers = {name.lower(): value for name, value in response.headers.items()}
-        length = self.headers.get("content-length", "")
-        self.length = int(length) if length.isascii() and length.isdigit() else None
 
     def readinto(self, buf: memoryview) -> int:
         with _translated(self.url, self._guard):
@@ -78,25 +55,9 @@ class SessionAnswer:
         self._guard.check(self.url)  # a socket that was shut down looks like an end
         return len(data)
 
-    def read(self, limit: int) -> bytes:
-        """The whole body; more than ``limit`` bytes is an error."""
-        out = bytearray()
-        with memoryview(bytearray(min(limit + 1, 64 * 1024))) as buf:
-            while count := self.readinto(buf):
-                out += buf[:count]
-                if len(out) > limit:
-                    raise BackendError(f"{self.peer}: answer of more than {limit} bytes")
-        return bytes(out)
-
     def close(self) -> None:
         self._guard.end()
         self._response.close()
-
-    def __enter__(self) -> SessionAnswer:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 class Session:
@@ -114,11 +75,10 @@ class Session:
         self._environment_proxies = environment_proxies
         self._lock = threading.Lock()
         self._requests: requests.Session | None = None
-        self._context = None
-        if options.tls.ca_cert_files or options.tls.client_cert_file:
-            self._context = tls_context(options.tls)  # wrong files are told at once
+        self._direct = Direct(options)
 
     def close(self) -> None:
+        self._direct.close()
         with self._lock:
             if self._requests is not None:
                 self._requests.close()
@@ -146,7 +106,10 @@ class Session:
     def _send(self, call: Call, deadline: Deadline) -> SessionAnswer:
         proxy = self._options.proxy
         if proxy is None:
-            return self._exchange(call, deadline, self._environment(call.url))
+            proxies = self._environment(call.url)
+            if not proxies and self._direct.takes(call):
+                return self._direct.send(call, deadline)
+            return self._exchange(call, deadline, proxies)
         login = ""
         if proxy.credentials:
             user, _, password = proxy.credentials.partition(":")
@@ -172,7 +135,7 @@ class Session:
         return proxy if "://" in proxy or not proxy else f"http://{proxy}"
 
     def _environment(self, url: Url) -> dict[str, str]:
-        if not self._environment_proxies:
+        if not self._environment_proxies or not any(map(_names_proxy, os.environ)):
             return {}
         from requests.utils import get_environ_proxies  # noqa: PLC0415 - 0.2 s
 
@@ -211,14 +174,18 @@ class Session:
             _active.guard = None
             if isinstance(call.body, Upload) and hasattr(body, "close"):
                 body.close()
-        return SessionAnswer(response, call.url, guard)
+        return _Answer(response, call.url, guard)
 
     def _session(self) -> requests.Session:
         with self._lock:
             if self._requests is None:
-                context = self._context or tls_context(self._options.tls)
-                self._requests = _make(context, self._options.tls.skip_verify)
+                tls = self._options.tls
+                self._requests = _make(tls_context(tls), tls.skip_verify)
             return self._requests
+
+
+def _names_proxy(variable: str) -> bool:
+    return variable.lower().endswith("_proxy")
 
 
 _active = threading.local()  # the guard of the call that this thread makes
@@ -361,14 +328,13 @@ def _error(url: Url, error: BaseException) -> BackendError:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return BackendError(
                 f"{url.base}: certificate refused: {cause.verify_message}",
-                hint="its authority belongs in ca_cert_files, or, of a registry, in"
-                " /etc/docker/certs.d/HOST/ca.crt (unsafe: skip_verify, --…-insecure)",
+                hint=CERTIFICATE_HINT,
             )
     for cause in causes:
         if isinstance(cause, ssl.SSLError):
             return BackendError(
                 f"{url.base}: TLS handshake failed: {cause.reason}",
-                hint="does the server speak https? plain http must be asked for (--plain-http)",
+                hint=HANDSHAKE_HINT,
             )
         if isinstance(cause, TimeoutError):
             return BackendError(f"{url.base}: no answer in time", retryable=True)

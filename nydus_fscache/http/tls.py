@@ -10,12 +10,23 @@ from nydus_fscache.errors import UsageError
 if TYPE_CHECKING:
     import ssl
 
+CERTIFICATE_HINT = (
+    "its authority belongs in ca_cert_files, or, of a registry, in /etc/docker/certs.d/HOST/ca.crt"
+    " (unsafe: skip_verify, --…-insecure)"
+)
+HANDSHAKE_HINT = (
+    "does the server speak https? plain http must be asked for (scheme http, --plain-http)"
+)
+
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
     """For clients, TLS 1.2 or later; ``UsageError`` when a file cannot be read."""
     import ssl  # noqa: PLC0415 - 3 MiB, and a registry on loopback needs none
 
-    context = ssl.create_default_context()
+    if tls.skip_verify:  # the system's authorities take 20 ms to load
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    else:
+        context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     if tls.skip_verify:

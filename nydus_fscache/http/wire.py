@@ -25,6 +25,7 @@ _TARGET = re.compile(r"[\x21-\x7e]+")
 _CHECK = "check the backend's configuration"
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
 _NO_BODY = frozenset((204, 304))
+_WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 
 
 class Deadline:
@@ -60,7 +61,7 @@ class Request:
         target = self.url.base + self.url.target if self.absolute else self.url.target
         lines = [f"{self.method} {target} HTTP/1.1", f"Host: {self.url.authority}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
-        if self.body or self.method == "POST":
+        if self.body or self.method in _WITH_BODY:
             lines.append(f"Content-Length: {len(self.body)}")
         if not _TARGET.fullmatch(target):
             raise BackendError("a URL with blanks or letters that are not ASCII", hint=_CHECK)
@@ -162,6 +163,13 @@ class Connection:
         buf[:count] = self._view[self._start : self._start + count]
         self._start += count
         return count
+
+    def skip(self, count: int) -> bool:
+        """Body bytes that came with the head; False, and nothing skipped, when not all did."""
+        if self._end - self._start < count:
+            return False
+        self._start += count
+        return True
 
     @property
     def has_leftovers(self) -> bool:
@@ -304,6 +312,8 @@ class Response:
     def give_back(self) -> Connection | None:
         """The connection, when it can serve another request; it is closed otherwise."""
         connection = self._connection
+        if self.length is not None and not self._done:
+            self._done = connection.skip(self._left)  # of an error: it came with the head
         if self._done and self._keep and not connection.has_leftovers:
             return connection
         connection.close()

@@ -1,9 +1,8 @@
 """One registry, as pulls and pushes see it: manifests, blobs, uploads.
 
-Built on ``http.session`` (requests): correctness before speed, as none of this is on the
-path of a reader.  What is asked for by digest is verified.  Safe requests are repeated
-with back-off; a range that breaks is continued.  Deadlines are ``time.monotonic()`` values.
-Thread-safe.
+Built on ``http.session``: none of this is on the path of a reader.  What is asked for by digest
+is verified.  Safe requests are repeated with back-off; a range that breaks is continued.
+Deadlines are ``time.monotonic()`` values.  Thread-safe.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ from nydus_fscache.config.http_options import HttpOptions, environment_headers
 from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError, BadImage
 from nydus_fscache.http.answer import StatusError
+from nydus_fscache.http.call import Call, SessionAnswer, Upload
 from nydus_fscache.http.ranges import ResumingRange
 from nydus_fscache.http.redirect import RedirectRules
 from nydus_fscache.http.retry import RetryPolicy
-from nydus_fscache.http.session import Call, Session, SessionAnswer, Upload
+from nydus_fscache.http.session import Session
 from nydus_fscache.http.wire import Deadline
 from nydus_fscache.registry.auth import Authenticator, check_auth, scope_of
 from nydus_fscache.registry.challenge import parse_challenge
@@ -192,6 +192,32 @@ class RegistryClient:
         """A whole blob, verified against its digest; refused when larger than ``limit``."""
         if layer.size > limit:
             raise BadImage(f"layer {layer.digest} has {layer.size} bytes, {limit} are allowed")
+        try:
+            data = self._whole(repo, layer, deadline)
+        except BackendError:
+            self._explain(repo, layer, deadline)
+            raise
+        if f"sha256:{hashlib.sha256(data).hexdigest()}" != layer.digest:
+            self._explain(repo, layer, deadline)
+            raise BadImage(
+                f"layer {layer.digest} does not match its digest",
+                hint="the registry or something before it is faulty, or hostile",
+            )
+        return bytes(data)
+
+    def _whole(self, repo: str, layer: Descriptor, deadline: float) -> bytearray:
+        data = bytearray(layer.size)
+        with (
+            self.open_blob(repo, layer.digest, 0, layer.size, deadline=deadline) as stream,
+            memoryview(data) as view,
+        ):
+            have = 0
+            while count := stream.readinto(view[have:]):
+                have += count
+        return data
+
+    def _explain(self, repo: str, layer: Descriptor, deadline: float) -> None:
+        """Of a blob that could not be read: is it there, and of that size?"""
         actual = self.blob_size(repo, layer.digest, deadline=deadline)
         if actual is None:
             raise BackendError(
@@ -204,20 +230,6 @@ class RegistryClient:
                 f"layer {layer.digest} has {actual} bytes, {layer.size} by the manifest",
                 hint="push the image again",
             )
-        data = bytearray(layer.size)
-        with (
-            self.open_blob(repo, layer.digest, 0, layer.size, deadline=deadline) as stream,
-            memoryview(data) as view,
-        ):
-            have = 0
-            while count := stream.readinto(view[have:]):
-                have += count
-        if f"sha256:{hashlib.sha256(data).hexdigest()}" != layer.digest:
-            raise BadImage(
-                f"layer {layer.digest} does not match its digest",
-                hint="the registry or something before it is faulty, or hostile",
-            )
-        return bytes(data)
 
     # Uploads
 

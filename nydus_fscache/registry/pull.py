@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,14 +46,42 @@ class PulledImage:
     backend: dict[str, Any] = field(repr=False)
 
 
-def pull_bootstrap(
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """An image whose manifest is here, and whose bootstrap is not yet."""
+
+    client: RegistryClient
+    reference: Reference
+    image: NydusImage
+    manifest_digest: str
+    _backend: dict[str, Any] = field(repr=False)
+    _deadline: float
+
+    def pull(self) -> PulledImage:
+        """Download and verify the bootstrap."""
+        layer = self.client.blob(
+            self.reference.repo, self.image.bootstrap, limit=LAYER_LIMIT, deadline=self._deadline
+        )
+        return PulledImage(
+            reference=str(self.reference),
+            manifest_digest=self.manifest_digest,
+            bootstrap=extract_bootstrap(layer),
+            bootstrap_digest=self.image.bootstrap.digest,
+            blob_sizes={blob.hex: blob.size for blob in self.image.blobs},
+            references=self.image.references,
+            backend={"type": "registry", "registry": self._backend},
+        )
+
+
+@contextmanager
+def find_image(
     reference: str,
     *,
     plain_http: bool = False,
     options: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] = os.environ,
-) -> PulledImage:
-    """Download and verify the bootstrap.
+) -> Iterator[FoundImage]:
+    """Ask for the manifest.  The client is closed when the block is left.
 
     ``options``: a table of the registry backend, whose authorities, proxy, credentials and
     so on count for pulling as they do for reading.  Host and repository are those of the
@@ -77,21 +106,26 @@ def pull_bootstrap(
         table["auth"] = find_auth(ref.host, environ)
     with RegistryClient.of(take_registry_options(table)) as client:
         image, digest = _image(client, ref, deadline)
-        layer = client.blob(ref.repo, image.bootstrap, limit=LAYER_LIMIT, deadline=deadline)
-    blobs_at = given.get("host")
-    if isinstance(blobs_at, str) and canonical_host(blobs_at) != canonical_host(ref.host):
-        table = given  # credentials and scheme of one host are not another's
-    else:
-        table["repo"] = given.get("repo", ref.repo)
-    return PulledImage(
-        reference=str(ref),
-        manifest_digest=digest,
-        bootstrap=extract_bootstrap(layer),
-        bootstrap_digest=image.bootstrap.digest,
-        blob_sizes={blob.hex: blob.size for blob in image.blobs},
-        references=image.references,
-        backend={"type": "registry", "registry": table},
-    )
+        blobs_at = given.get("host")
+        if isinstance(blobs_at, str) and canonical_host(blobs_at) != canonical_host(ref.host):
+            table = given  # credentials and scheme of one host are not another's
+        else:
+            table["repo"] = given.get("repo", ref.repo)
+        yield FoundImage(client, ref, image, digest, table, deadline)
+
+
+def pull_bootstrap(
+    reference: str,
+    *,
+    plain_http: bool = False,
+    options: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> PulledImage:
+    """``find_image`` and ``pull`` at once."""
+    with find_image(
+        reference, plain_http=plain_http, options=options, environ=environ
+    ) as found:  # fmt: skip
+        return found.pull()
 
 
 def _add_certificates(table: dict[str, Any], host: str, environ: Mapping[str, str]) -> None:

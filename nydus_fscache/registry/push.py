@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError
-from nydus_fscache.http.session import SessionAnswer
-from nydus_fscache.http.session import Upload as Body
+from nydus_fscache.http.call import SessionAnswer
+from nydus_fscache.http.call import Upload as Body
 from nydus_fscache.registry.client import PUSH, RegistryClient, next_place, refusal
 
 PART = 5 << 20  # at least 5 MiB, which some registries ask of every part but the last

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from gate import gated
+from rangeserver import RangeServer
 from rig import Rig, mounts_below, regular_files
 from trees import assert_tree
 
@@ -179,6 +180,23 @@ def test_a_first_command_that_fails_leaves_no_daemon(rig: Rig, image: Path, comm
     words = [rig.mountpoint()] if command == "mount" else ["--fsid", "x"]
     done = rig.run(command, bad, *words, "--blob-dir", image / "blobs", check=False)
     assert done.returncode in (3, 5)
+    assert rig.leftovers() == []
+
+
+def test_the_daemon_starts_while_its_image_is_asked_for(rig: Rig) -> None:
+    """And ends again, as there is no such image."""
+    started = []
+
+    def route(*_: object) -> tuple[int, dict[str, str], bytes]:
+        wait_for(lambda: Client(rig.root).runs())
+        started.append(True)
+        return 404, {}, b""
+
+    with RangeServer(rig.base, route=route) as server:
+        reference = f"127.0.0.1:{server.port}/team/app:none"
+        done = rig.run("mount", reference, rig.mountpoint(), "--plain-http", check=False)
+    assert done.returncode == 4
+    assert started
     assert rig.leftovers() == []
 
 

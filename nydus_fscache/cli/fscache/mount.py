@@ -15,7 +15,8 @@ from nydus_fscache.errors import FscacheError, MountpointError, UsageError
 
 if TYPE_CHECKING:
     from nydus_fscache.config.nydusd import Config
-    from nydus_fscache.registry.pull import PulledImage
+    from nydus_fscache.convert.trace import Search
+    from nydus_fscache.registry.pull import FoundImage
 
 NAME = "mount"
 HELP = "mount an image that is loaded lazily"
@@ -133,20 +134,25 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as cleanup:
         try:
             _check_mountpoint(args)
-            image = _named_image(args, cleanup)
+            named, config = _named_image(args)
         except FscacheError:
             client.serve_again()
             raise
-        request = {
-            **image,
-            "mountpoint": str(args.mountpoint),
-            "transport": args.transport,
-            "prefetch": "all" if args.complete else args.prefetch,
-            "cache_limit": args.cache_limit,
-            "mount_namespace": mount_namespace(),
-        }
-        if args.bandwidth is not None:
-            request["tuning"] = {**(image.get("tuning") or {}), "bandwidth": args.bandwidth}
+
+        def request() -> dict[str, Any]:
+            image = named or _pulled(args, config, cleanup)
+            asked: dict[str, Any] = {
+                **image,
+                "mountpoint": str(args.mountpoint),
+                "transport": args.transport,
+                "prefetch": "all" if args.complete else args.prefetch,
+                "cache_limit": args.cache_limit,
+                "mount_namespace": mount_namespace(),
+            }
+            if args.bandwidth is not None:
+                asked["tuning"] = {**(image.get("tuning") or {}), "bandwidth": args.bandwidth}
+            return asked
+
         answer = client.call_first("POST", "/v1/mounts", request)
     if args.json:
         print(json.dumps(answer))
@@ -172,8 +178,9 @@ def _check_mountpoint(args: argparse.Namespace) -> None:
     raise MountpointError(f"mountpoint {point} does not exist", hint=f"mkdir -p {point}")
 
 
-def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]:
-    """What the request says of the image: bootstrap, backend, source."""
+def _named_image(args: argparse.Namespace) -> tuple[dict[str, Any] | None, Config | None]:
+    """Bootstrap, backend and source of the request, None of an image that is to be pulled; and
+    what the options say of the backend."""
     is_file = os.path.exists(args.image)
     plain = _blob_directory(args) if is_file and args.blob_dir is not None else None
     config = fetch_config(args) if plain is None else None  # which is much to import
@@ -183,10 +190,10 @@ def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]
             raise UsageError(f"{args.image} is not a regular file", hint="name a bootstrap")
         config = _own_blob(file) or config
         if config is None and plain is not None:
-            return {"bootstrap": str(file), "backend": plain, "source": str(file)}
+            return {"bootstrap": str(file), "backend": plain, "source": str(file)}, None
         if config is None:
             raise UsageError("where are the blobs?", hint="add --blob-dir DIR or --backend FILE")
-        return {"bootstrap": str(file), **config.request(), "source": str(file)}
+        return {"bootstrap": str(file), **config.request(), "source": str(file)}, config
     if args.image.startswith(("/", ".")) or "/" not in args.image:
         raise UsageError(
             f"no file {args.image}", hint="name a bootstrap, or an image as HOST/REPO:TAG"
@@ -194,22 +201,34 @@ def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]
     if config is None and (backend := os.environ.get("NYDUS_FSCACHE_BACKEND")):
         args.backend = Path(backend)
         config = fetch_config(args)
-    import tempfile  # noqa: PLC0415 - only for registries
-    import threading  # noqa: PLC0415
+    from nydus_fscache.registry.reference import Reference  # noqa: PLC0415 - only for registries
 
-    from nydus_fscache.registry.pull import pull_bootstrap  # noqa: PLC0415
+    Reference.parse(args.image)  # a wrong one starts no daemon
+    return None, config
 
+
+def _pulled(
+    args: argparse.Namespace, config: Config | None, cleanup: ExitStack
+) -> dict[str, Any]:  # fmt: skip
+    """The same of an image of a registry."""
+    import hashlib  # noqa: PLC0415 - only for registries
+    import tempfile  # noqa: PLC0415
+
+    from nydus_fscache.registry.pull import find_image  # noqa: PLC0415
+
+    search = None
     of_registry = config is None or config.backend.get("type") == "registry"
     options = config.backend.get("registry") if config and of_registry else None
-    pulled = pull_bootstrap(args.image, plain_http=args.plain_http, options=options)
-    directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nydus-fscache-"))
-    bootstrap = Path(directory) / "image.boot"
-    bootstrap.write_bytes(pulled.bootstrap)
-    if args.prefetch in ("auto", "trace"):
-        # A slow registry must not hold the mount up: the trace is then there for the next one.
-        looking = threading.Thread(target=_bring_trace, args=(args.root, pulled), daemon=True)
-        looking.start()
-        looking.join(_TRACE_WAIT_S)
+    with find_image(args.image, plain_http=args.plain_http, options=options) as found:
+        if args.prefetch in ("auto", "trace"):
+            search = _trace_search(found)
+        pulled = found.pull()
+        directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nydus-fscache-"))
+        bootstrap = Path(directory) / "image.boot"
+        bootstrap.write_bytes(pulled.bootstrap)
+        if search is not None:
+            digest = hashlib.sha256(pulled.bootstrap).hexdigest()
+            search.keep_as(args.root / "images" / f"{digest}.trace", _TRACE_WAIT_S)
     return {
         "bootstrap": str(bootstrap),
         **(config.request() if config else {}),
@@ -218,20 +237,14 @@ def _named_image(args: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]
     }
 
 
-def _bring_trace(root: Path, pulled: PulledImage) -> None:
-    """The order of first reads that another node left beside the image, unless we have our own."""
-    import hashlib  # noqa: PLC0415
-
-    from nydus_fscache.convert.trace import bring  # noqa: PLC0415 - only for registries
-    from nydus_fscache.registry.client import RegistryClient  # noqa: PLC0415
-    from nydus_fscache.registry.options import take_registry_options  # noqa: PLC0415
+def _trace_search(found: FoundImage) -> Search:
+    """For the order of first reads that another node left beside the image."""
+    from nydus_fscache.convert.trace import Search  # noqa: PLC0415 - only for registries
     from nydus_fscache.registry.repository import Repository  # noqa: PLC0415
 
-    digest = hashlib.sha256(pulled.bootstrap).hexdigest()
-    options = take_registry_options(pulled.backend["registry"])
-    with RegistryClient.of(options) as client:
-        repository = Repository(client, options.base.authority, options.repo)
-        bring(repository, pulled.manifest_digest, root / "images" / f"{digest}.trace")
+    reference = found.reference
+    repository = Repository(found.client, found.client.base.authority, reference.repo)
+    return Search(repository, found.manifest_digest, found.image)
 
 
 def _own_blob(file: Path) -> Config | None:

@@ -30,7 +30,6 @@ from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
 from nydus_fscache.registry.manifest import nydus_image
-from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.store import read_blob
 
 log = logging.getLogger("nydusify")
@@ -61,26 +60,21 @@ def run(args: Arguments, stop: threading.Event) -> None:
     with WorkDir(Path(args.text("work-dir"))) as work, Registries() as registries:
         repository = registries.open(name, common.trust_of(args, "target", name, name))
         document = trace.image_of(repository, name.reference.manifest, architecture)
-        layer = nydus_image(document.json, str(name)).bootstrap
-        data = extract_bootstrap(read_blob(repository, layer, LAYER_LIMIT))
+        image = nydus_image(document.json, str(name))
+        ahead = args.flag("prefetch")
+        search = None if ahead else trace.Search(repository, document.digest, image)
+        data = extract_bootstrap(read_blob(repository, image.bootstrap, LAYER_LIMIT))
         boot, root = work.path / "image.boot", work.daemon
         boot.write_bytes(data)
         kind, config = common.backend_of(args) or common.registry_backend(repository)
         with secret_file(work.path / "backend.json", {"type": kind, kind: config}) as backend:
             words = [str(boot), "--backend", str(backend)]
-            if args.flag("prefetch"):
+            if search is None:
                 words += ["--prefetch", "all"]
             else:
                 kept = root / "images" / f"{hashlib.sha256(data).hexdigest()}.trace"
-                _bring_trace(repository, document.digest, kept)
+                search.keep_as(kept, _TRACE_WAIT_S)
             _serve(Path(args.text("mount-path")).absolute(), words, root, stop)
-
-
-def _bring_trace(repository: Repository, digest: str, target: Path) -> None:
-    """A slow registry does not hold the mount up."""
-    looking = threading.Thread(target=trace.bring, args=(repository, digest, target), daemon=True)
-    looking.start()
-    looking.join(_TRACE_WAIT_S)
 
 
 def _serve(point: Path, words: list[str], root: Path, stop: threading.Event) -> None:

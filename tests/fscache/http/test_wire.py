@@ -167,6 +167,22 @@ def test_leftovers_go_with_their_connection(
     assert served == [0, 0, 1]  # a new connection, which is kept
 
 
+def test_an_error_that_is_not_read_keeps_its_connection(serve: Serve, pool: Pool) -> None:
+    """Its body came with its head: the next request needs no handshake."""
+    served: list[int] = []
+
+    def talk(client: socket.socket, number: int) -> None:
+        served.append(number)
+        client.sendall(b"HTTP/1.1 401 No\r\nContent-Length: 5\r\n\r\nlogin")
+
+    url = serve(talk)
+    for _ in range(2):
+        response = pool.exchange(Request("GET", url), soon())
+        assert response.status == 401
+        response.close()
+    assert served == [0, 1]  # of one connection
+
+
 def test_a_trickle_is_not_waited_for(serve: Serve, pool: Pool) -> None:
     def talk(client: socket.socket, _: int) -> None:
         client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n")

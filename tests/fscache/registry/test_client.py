@@ -16,7 +16,7 @@ from servers import AUTH, OCI_MANIFEST, TokenServer, docker_registry, htpasswd_a
 
 from nydus_fscache.config.http_options import HttpOptions
 from nydus_fscache.errors import BackendError, BadImage
-from nydus_fscache.http.session import Upload
+from nydus_fscache.http.call import Upload
 from nydus_fscache.registry.client import RegistryClient
 from nydus_fscache.registry.manifest import Descriptor
 

@@ -8,6 +8,8 @@ import io
 import json
 import random
 import ssl
+import subprocess
+import sys
 import tarfile
 import time
 import tracemalloc
@@ -77,6 +79,34 @@ def test_by_tag_and_by_digest(host: str, push: Pusher) -> None:
             assert backend.read(blob_id, 7, 70, deadline=time.monotonic() + 5) == blob[7:77]
     finally:
         backend.close()
+
+
+_PULL = """
+import sys
+from nydus_fscache.registry.pull import pull_bootstrap
+print(len(pull_bootstrap(sys.argv[1], plain_http=True, environ={}).bootstrap))
+assert "requests" not in sys.modules, "0.1 s of each mount"
+"""
+
+
+def test_two_questions_and_few_modules(host: str, push: Pusher, tmp_path: Path) -> None:
+    document = nydus_manifest(push, bootstrap_layer(BOOT), BLOBS)
+    manifest, layer = json.dumps(document).encode(), document["layers"][-1]["digest"]
+    (tmp_path / layer.removeprefix("sha256:")).write_bytes(bootstrap_layer(BOOT))
+
+    def route(_: str, path: str, *__: object) -> tuple[int, dict[str, str], bytes] | None:
+        return (200, {"Content-Type": OCI_MANIFEST}, manifest) if "manifests" in path else None
+
+    with RangeServer(tmp_path, route=route) as server:
+        name = f"127.0.0.1:{server.port}/{REPO}:v1"
+        done = subprocess.run(
+            [sys.executable, "-c", _PULL, name], capture_output=True, text=True, check=False
+        )
+        assert (done.stdout, done.stderr) == (f"{len(BOOT)}\n", "")
+        asked = [(one.method, one.path) for one in server.seen]
+    assert asked == [
+        ("GET", f"/v2/{REPO}/manifests/v1"), ("GET", f"/v2/{REPO}/blobs/{layer}"),
+    ]  # fmt: skip
 
 
 def test_index_names_the_nydus_image_of_this_machine(host: str, push: Pusher) -> None:
