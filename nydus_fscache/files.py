@@ -19,9 +19,9 @@ from nydus_fscache.errors import CacheDirError
 ROOT_VARIABLE, DEFAULT_ROOT = "NYDUS_FSCACHE_ROOT", "/var/lib/nydus-fscache"
 # what a root has in it: see cache/store.py
 _ROOT_NAMES = {
-    "lock", "api.sock", "state.json", "state.reserve", "daemon.log", "start-error.json", "cache",
-    "cachefiles",
-    "images", "fronts.sock", "fronts.lock", "fronts.log", "events.jsonl", "events.jsonl.1",
+    "lock", "api.sock", "state.json", "state.log", "state.reserve", "daemon.log",
+    "start-error.json", "cache", "cachefiles", "images", "fronts.sock",
+    "fronts.lock", "fronts.log", "events.jsonl", "events.jsonl.1",
 }  # fmt: skip
 _ROOT_DIRECTORIES = {"cache", "images"}
 _SOCKET_PATH_MAX = 107  # bytes: unix(7)

@@ -2,7 +2,7 @@
 
     lock            held by the daemon
     api.sock        the control API
-    state.json      what is mounted (state.py)
+    state.json      what is mounted (state.py); with changes of it in state.log (state_file.py)
     daemon.log      the daemon's standard error, when it was started by ``mount``
     events.jsonl    what happened (log/targets.py); with an older events.jsonl.1
     cache/          the blobs (blobfiles.py), and an index of their chunks (chunkindex.py)

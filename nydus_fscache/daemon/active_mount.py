@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from nydus_fscache.api.bodies import paths_in
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.image.binding import Binding
 from nydus_fscache.image.image import Image
@@ -35,6 +36,10 @@ class ActiveMount:
     bound: Bound
     phase: Phase = Phase.MOUNTING
     mount: MountId | None = None
+    paths: list[str] = field(init=False)  # that its backend may read
+
+    def __post_init__(self) -> None:
+        self.paths = paths_in(self.binding.backend)
 
     @property
     def mounted(self) -> bool:

@@ -45,7 +45,7 @@ class Binder:
         try:
             with self._mounts.lock:
                 self._mounts.add(active)
-                self._record.write()
+                self._record.enter(active)
         except BaseException:
             self.leave(active)
             raise
@@ -74,7 +74,7 @@ class Binder:
             with self._unbound:
                 self._unbinding -= 1
                 self._unbound.notify_all()
-            self._record.save()
+            self._record.forget(a.binding for a in gone)
             engine.quota.collect_images(self._record.bindings())
 
     def wait_for_unbound(self) -> None:

@@ -72,8 +72,8 @@ class Calls:
         ``source`` (what to show).  Returns when the mount can be read."""
         with self._mounts.work():
             self._check_namespace(request)
-            self._mounts.refresh()
-            read = [p for b in self._record.bindings() for p in paths_in(b.backend)]
+            read = [p for a in self._mounts.all() for p in a.paths]
+            read += [p for w in self._waiting.all() for p in paths_in(w.binding.backend)]
             read += paths_in(request.get("backend") or {})
             point = mountpoint_of(request, self._engine.store, read)
             policy = policy_of(request, "auto")
@@ -85,7 +85,8 @@ class Calls:
                 if policy == "auto":
                     policy = binding.tuning.get("prefetch") or policy
                 self._mount(binding, policy)
-            if limit is not None:  # what failed changes nothing
+            # what failed changes nothing
+            if limit is not None and limit != self._engine.quota.limit:
                 self._engine.quota.limit = limit
                 self._record.save()
         return {"mountpoint": str(point), "transport": binding.transport}
@@ -123,9 +124,9 @@ class Calls:
             self._binder.leave(active)
             raise
         if is_open:
-            self._record.save_soon()  # its name; until then it is found by its place
+            self._record.update_soon(active)  # its name; until then it is found by its place
         else:
-            self._record.save()  # a successor must know that there is something to load
+            self._record.update(active)  # a successor must know that there is something to load
         log.info("mounted %s at %s over %s", active.name, binding.mountpoint, binding.transport)
         point, transport_name = binding.mountpoint, binding.transport
         event("mounted", mountpoint=point, image=active.name, transport=transport_name)
@@ -224,7 +225,7 @@ class Calls:
             if active is None:
                 raise self._not_ours(mountpoint)
             number = self._engine.prefetcher.begin(active, policy, paths)
-            self._record.save()
+            self._record.update(active)
         return {"id": number}
 
     def prefetches(self) -> Document:

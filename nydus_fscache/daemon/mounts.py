@@ -110,11 +110,25 @@ class MountTable:
 
     def mounted_at(self, mountpoint: str) -> ActiveMount | None:
         """Ours at a path, by whatever spelling."""
-        self.refresh()
-        real = os.path.realpath(mountpoint)
+        names = {os.path.realpath(mountpoint), mountpoint}
+        found = self._ours_at(names)
+        if found is None or not self._is_there(found):  # else all the others need no look
+            self.refresh()
+            found = self._ours_at(names)
+        return found
+
+    def _ours_at(self, names: set[str]) -> ActiveMount | None:
         with self.lock:
-            found = [a for a in self._active if a.mounted]
-            return next((a for a in found if a.binding.mountpoint in (real, mountpoint)), None)
+            there = (a for a in self._active if a.binding.mountpoint in names and a.mounted)
+            return next(there, None)
+
+    def _is_there(self, active: ActiveMount) -> bool:
+        """Does the kernel have it where it is believed to be?"""
+        name = active.mount
+        if name is None:
+            return False
+        now = mountinfo.look_up([name]).get(name)
+        return now is not None and now.mountpoint == active.binding.mountpoint
 
     def devices(self) -> set[str]:
         """Of the file systems that this daemon serves."""
@@ -140,11 +154,13 @@ class MountTable:
         status = point.stat()
         below = status.st_dev, status.st_ino
         with self.lock:
-            found = mountinfo.find_mount(point)
-            if found is not None:
-                ours = any(a.mounted and a.binding.mountpoint == str(point) for a in self._active)
+            stack = list(mountinfo.stack_at(point).values())
+            if stack or self._ours_at({str(point)}):  # which may be hidden by now, or gone
+                self.refresh()
+            ours = self._ours_at({str(point)})
+            if stack or ours is not None:
                 hint = f"{self._umount_hint}{point}" if ours else "name another directory"
-                what = "is busy" if ours else f"is busy: {_described(found)} is mounted there"
+                what = "is busy" if ours else f"is busy: {_described(stack[-1])} is mounted there"
                 raise MountpointError(f"mountpoint {point} {what}", hint=hint)
             if any(str(point) == path or below == inode for path, inode in self._claims):
                 raise MountpointError(
@@ -163,11 +179,13 @@ class MountTable:
         binding = active.binding
         point = binding.mountpoint
         # of this place alone: the number of a mount that goes elsewhere may be given to this one
-        before = {m.id for m in mountinfo.mounts_at(point)}
-        self._transports.get(binding.transport).mount(active.bound, Path(point))
+        before = mountinfo.stack_at(Path(point))
+        name = self._transports.get(binding.transport).mount(active.bound, Path(point))
         with self.lock:
-            new = [m for m in mountinfo.mounts_at(point) if m.id not in before]
-            active.mount = _name_of(new, point)
+            if name is None:
+                after = mountinfo.stack_at(Path(point))
+                name = _ours_of({n: m for n, m in after.items() if n not in before}, point)
+            active.mount = name
             # none: somebody has unmounted it already
             active.phase = Phase.MOUNTED if active.mount is not None else Phase.SUPERBLOCK
             if active.mount is not None:
@@ -184,12 +202,13 @@ class MountTable:
         if name is not None and is_replaced(binding) and not mountinfo.look_up([name], table):
             name = None
         if name is None:  # killed before it was on record
-            named = [_recorded(a.binding) for a in self.all() if a.mounted]
-            others = mountinfo.look_up(name for name in named if name is not None)
-            known = {m.id for m in others.values()}
-            there = mountinfo.mounts_at(binding.mountpoint)
-            old = [m for m in there if m.fstype in IMAGE_TYPES]
-            name = _name_of([m for m in old if m.id not in known], binding.mountpoint)
+            there = (table or mountinfo.Table()).at(binding.mountpoint)  # hidden or not
+            old = {m.id: m for m in there if m.fstype in IMAGE_TYPES}
+            named = [a.mount for a in self.all() if a.mounted and a.mount is not None]
+            for known in mountinfo.look_up(n for n in named if n.id in old).values():
+                old.pop(known.id, None)
+            left = {MountId(0, m.id, m.device): m for m in old.values()}
+            name = _ours_of(left, binding.mountpoint)
         if name is None or (found := mountinfo.look_up([name], table).get(name)) is None:
             return None
         binding.mountpoint = found.mountpoint
@@ -366,16 +385,16 @@ def _recorded(binding: Binding) -> MountId | None:
     return None
 
 
-def _name_of(found: list[mountinfo.Mount], point: str) -> MountId | None:
-    """Of the lowest image of these mounts at a place: ours is there before others mount on top."""
+def _ours_of(found: dict[MountId, mountinfo.Mount], point: str) -> MountId | None:
+    """The lowest image of these mounts at a place: ours is there before others mount on top."""
     if not found:
         return None
-    ours = next((m for m in found if m.fstype in IMAGE_TYPES), found[0])
+    ours = next((n for n, m in found.items() if m.fstype in IMAGE_TYPES), next(iter(found)))
     with contextlib.suppress(OSError):
         top = mountinfo.mount_id_at(Path(point))
         if top.id == ours.id:
             return top
-    return MountId(0, ours.id, ours.device)
+    return ours
 
 
 def _check_reachable(name: MountId, point: Path) -> None:

@@ -27,6 +27,7 @@ from nydus_fscache.errors import DaemonError, MountpointError
 from nydus_fscache.handover import upgrade
 from nydus_fscache.handover.link import Handover
 from nydus_fscache.handover.retry_queue import RetryQueue
+from nydus_fscache.handover.upgrade import Successor
 from nydus_fscache.kernel.syscalls import raise_nofile_limit, trim
 from nydus_fscache.log import event
 
@@ -51,7 +52,7 @@ class Service(Calls):
         self._stopped = threading.Event()
         self._ending = threading.Lock()  # one end is tried at a time
         self._end_asked = threading.Event()
-        self.successor: upgrade.Successor | None = None
+        self.successor: Successor | None = None
         raise_nofile_limit()
         with contextlib.suppress(ProcessLookupError):  # another takes its place, with our limit
             raise_nofile_limit(handover.keeper_pid)
@@ -171,22 +172,31 @@ class Service(Calls):
     def upgrade(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make way for the service of another installation, whose interpreter is ``python``;
         ``dry_run``: only ask it whether it can take over.  The versions and the old pid."""
-        with self._handover.journal() as journal:
-            successor = upgrade.ask(str(request.get("python")), self._engine.store.root, journal)
-        if not request.get("dry_run"):
-            with self._ending:
-                if self._end_asked.is_set():
-                    raise DaemonError("the service is ending", hint="see nydus-fscache status")
-                self._mounts.refuse_work(stopping=False)  # it is the successor's
-                try:  # before the answer: the caller may believe it, whatever we die of
-                    self._handover.upgrade(successor.keeper, successor.service)
-                except BaseException:
-                    self._mounts.allow_work()
-                    raise
-                self.successor = successor
-                self._end_asked.set()
+        self._record.write_whole()  # an older version reads nothing else
+        try:
+            with self._handover.journal() as journal:
+                root = self._engine.store.root
+                successor = upgrade.ask(str(request.get("python")), root, journal)
+            if not request.get("dry_run"):
+                self._agree(successor)
+        finally:
+            if self.successor is None:
+                self._record.write_whole(on=False)
         versions = {"old_version": nydus_fscache.__version__, "new_version": successor.version}
         return {**versions, "pid": os.getpid()}
+
+    def _agree(self, successor: Successor) -> None:
+        with self._ending:
+            if self._end_asked.is_set():
+                raise DaemonError("the service is ending", hint="see nydus-fscache status")
+            self._mounts.refuse_work(stopping=False)  # it is the successor's
+            try:  # before the answer: the caller may believe it, whatever we die of
+                self._handover.upgrade(successor.keeper, successor.service)
+            except BaseException:
+                self._mounts.allow_work()
+                raise
+            self.successor = successor
+            self._end_asked.set()
 
     def make_way(self) -> None:
         """After ``upgrade``: leave everything as a successor takes it up; to be followed by exit.

@@ -170,7 +170,9 @@ class TakeOver:
             was_given_up = not self._waiting.remove(waiting)
             if active is not None:
                 self._mounts.add(active)
-            self._record.save()
+                self._record.update(active)
+            else:
+                self._record.forget([waiting.binding])
         if active is None:
             return
         if was_given_up:
@@ -200,7 +202,7 @@ class TakeOver:
             self._mounts.umount_name(mount)
         with self._mounts.lock:
             if self._waiting.remove(waiting):
-                self._record.save()
+                self._record.forget([waiting.binding])
 
     def forget(self, address: Address) -> bool:
         """Of what the user mounts: it is unbound, or bound anew."""
@@ -209,6 +211,6 @@ class TakeOver:
                 b = waiting.binding
                 if not b.mountpoint and b.address == address:
                     self._waiting.remove(waiting)
-                    self._record.save()
+                    self._record.forget([b])
                     return True
         return False

@@ -1,4 +1,5 @@
-"""What a successor must know, in ``state.json``: versioned, checked, replaced atomically.
+"""What a successor must know, in ``state.json``: versioned, checked, read and written by
+state_file.py.
 
 It holds backend configurations with their credentials, so it is readable by
 root only and never logged.
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from nydus_fscache.errors import CacheDirError
-from nydus_fscache.files import replace_file
+from nydus_fscache.handover.state_file import StateFile, read
 from nydus_fscache.image.binding import Binding
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Binding))
 VERSION = 2  # 1: fsid and domain stood where the address of any transport stands
+LOGGED_VERSION = 3  # the same with a log, which an older version would not see
 
 
 @dataclass(slots=True)
@@ -29,37 +31,50 @@ class State:
     cache_limit: int = 0  # bytes; 0: none
 
     def save(self, path: Path) -> None:
-        """One line a binding: written twice for each mount, whatever number of others there is."""
-        document = self.document()
-        bindings = ",\n".join(json.dumps(b) for b in document.pop("bindings"))
-        rest = json.dumps(document)[1:]
-        replace_file(path, f'{{"bindings": [\n{bindings}\n],\n{rest}\n'.encode())
+        """Whole, as every version reads it."""
+        StateFile(path).replace(map(line_of, self.bindings), self.rest(), None)
 
     def document(self) -> dict[str, Any]:
         """What ``parse`` takes; it shares the bindings' values."""
-        bindings = [{name: getattr(b, name) for name in _FIELDS} for b in self.bindings]
-        numbers, limit = self.numbers, self.cache_limit
+        return {"bindings": [_fields_of(b) for b in self.bindings], **self.rest()}
+
+    def rest(self) -> dict[str, Any]:
+        """What there is besides bindings."""
         return {
-            "version": VERSION, "bindings": bindings, "numbers": numbers, "cache_limit": limit,
+            "version": VERSION, "numbers": self.numbers, "cache_limit": self.cache_limit
         }  # fmt: skip
+
+
+def line_of(binding: Binding) -> str:
+    """As JSON in one line."""
+    return json.dumps(_fields_of(binding))
+
+
+def _fields_of(binding: Binding) -> dict[str, Any]:
+    return {name: getattr(binding, name) for name in _FIELDS}
+
+
+def raw(path: Path) -> dict[str, Any]:
+    """As it stands, unchecked.  Raises ``OSError`` and ``ValueError``."""
+    return read(path, LOGGED_VERSION)
 
 
 def load(path: Path) -> State:
     """Raises ``CacheDirError`` when it is not a state of this version; a missing file is empty."""
     hint = f"move {path} away to start with nothing mounted"
     try:
-        document = json.loads(path.read_text())
+        found = raw(path)
     except FileNotFoundError:
         return State()
     except (ValueError, RecursionError, OSError) as e:
         raise CacheDirError(f"{path} cannot be read: {e}", hint=hint) from e
-    return parse(document, str(path), hint)
+    return parse(found, str(path), hint)
 
 
 def parse(document: Any, name: str, hint: str) -> State:
     """Raises ``CacheDirError``, which calls it ``name``."""
     try:
-        if document["version"] not in (1, VERSION):
+        if document["version"] not in (1, VERSION, LOGGED_VERSION):
             raise CacheDirError(f"{name} is of version {document['version']}", hint=hint)
         old = document["version"] == 1
         bindings = [Binding(**(_of_version_1(b) if old else b)) for b in document["bindings"]]

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 from nydus_fscache.errors import KernelRefused, MountpointError, NotPrivileged
+from nydus_fscache.kernel.mountinfo import MountId, mount_id
 from nydus_fscache.kernel.syscalls import AT_FDCWD, libc, refuse, syscall
 
 IMAGE_TYPES = ("erofs", "fuse.nydus")  # of mounted images, in mountinfo
@@ -201,8 +202,8 @@ def attach(mount: int, target: Path) -> None:
         raise MountpointError(f"cannot mount at {target}: {os.strerror(code)}", hint=hint)
 
 
-def mount_erofs(source_fd: int, device_fds: list[int], target: Path) -> None:
-    """Mount a file-backed EROFS image.
+def mount_erofs(source_fd: int, device_fds: list[int], target: Path) -> MountId:
+    """Mount a file-backed EROFS image; its name, whatever becomes of it at once.
 
     Files are named by /proc/self/fd/N: no races over names, no commas, and each
     value is short (fsconfig takes 255 bytes).  ``device_fds`` in the order of the
@@ -211,7 +212,7 @@ def mount_erofs(source_fd: int, device_fds: list[int], target: Path) -> None:
     """
     options = [("source", f"/proc/self/fd/{source_fd}")]
     options += [("device", f"/proc/self/fd/{fd}") for fd in device_fds]
-    _mount(options, target)
+    return _mount(options, target)
 
 
 def mount_erofs_fsid(target: Path, fsid: str, domain: str) -> None:
@@ -222,10 +223,12 @@ def mount_erofs_fsid(target: Path, fsid: str, domain: str) -> None:
     _mount(options, target)
 
 
-def _mount(options: list[tuple[str, str]], target: Path) -> None:
+def _mount(options: list[tuple[str, str]], target: Path) -> MountId:
     mount = create_erofs(options)
     try:
+        name = mount_id(mount)
         attach(mount, target)
+        return name
     finally:
         os.close(mount)
 

@@ -2,8 +2,9 @@
 
 Guarantees: a mount is known by an id that names no other mount as long as the machine runs
 (statx ``STATX_MNT_ID_UNIQUE`` and statmount(2), Linux 6.8); before that by the id of mountinfo and
-the device of its file system, one of which differs for whatever takes its place.  Nothing here
-changes a mount.
+the device of its file system, one of which differs for whatever takes its place.  One mount is
+asked for alone where the kernel can be asked so (Linux 6.13), however many others there are.
+Nothing here changes a mount.
 
 Source: proc_pid_mountinfo(5), linux/stat.h, linux/mount.h.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import select
@@ -26,12 +28,16 @@ _libc.syscall.restype = ctypes.c_long
 _AT_EMPTY_PATH, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC = 0x1000, 0x800, 0x4000
 _STATX_MNT_ID = 0x1000
 _STATX_MNT_ID_UNIQUE = 0x4000
+_STATX_ATTR_MOUNT_ROOT = 0x2000  # Linux 5.8
 _STATX_SIZE = 256
-_STX_MASK_OFF, _STX_DEV_OFF, _STX_MNT_ID_OFF = 0, 0x88, 0x90
+_STX_MASK_OFF, _STX_ATTRIBUTES_OFF, _STX_DEV_OFF, _STX_MNT_ID_OFF = 0, 0x8, 0x88, 0x90
 _SYS_STATMOUNT = 457  # the same on every architecture
-_STATMOUNT_MNT_BASIC = 0x2
-_STATMOUNT_SIZE = 512
-_SM_MNT_ID_OLD_OFF = 56
+_SB_BASIC, _MNT_BASIC, _MNT_POINT, _FS_TYPE, _FS_SUBTYPE, _SB_SOURCE = 1, 2, 16, 32, 256, 512
+_WANTED = _SB_BASIC | _MNT_BASIC | _MNT_POINT | _FS_TYPE | _FS_SUBTYPE | _SB_SOURCE
+_NEEDED = _SB_BASIC | _MNT_BASIC | _MNT_POINT | _FS_TYPE | _SB_SOURCE  # the last since Linux 6.13
+_STATMOUNT_SIZE, _STRINGS_OFF = 512 + 4 * 4096, 512  # a path, a type, a source
+# struct statmount: mask, device, offsets of strings, mount and parent
+_STATMOUNT = struct.Struct("=8xQII12xIQQII44xI8xII")
 _MNT_ID_REQ = struct.Struct("=IIQQ")  # size, spare, mnt_id, param
 
 
@@ -46,7 +52,6 @@ class Mount:
     id: int
     parent: int
     source: str
-    options: str  # of the file system
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +76,12 @@ def _parse(lines: Iterable[bytes], fstype: str | None = None) -> list[Mount]:
     for line in lines:
         before, _, after = line.partition(b" - ")
         number, parent, device, _, point, *_ = before.split(b" ")
-        kind, source, options = after.split(b" ", 2)
+        kind, source, _ = after.split(b" ", 2)
         if fstype is None or kind.decode() == fstype:
             place, named = _unescaped(point), _unescaped(source)
-            mount = Mount(
-                place, kind.decode(), device.decode(), int(number), int(parent), named,
-                _unescaped(options),
-            )  # fmt: skip
-            found.append(mount)
+            found.append(
+                Mount(place, kind.decode(), device.decode(), int(number), int(parent), named)
+            )
     return found
 
 
@@ -127,12 +130,9 @@ def find_mount(target: Path) -> Mount | None:
 
 def mount_id(fd: int) -> MountId:
     """The mount that an open file (``O_PATH`` suffices) is on; ``OSError``."""
-    buffer = ctypes.create_string_buffer(_STATX_SIZE)
 
     def ask(mask: int) -> tuple[int, str]:
-        if _libc.statx(fd, b"", _AT_EMPTY_PATH, mask, buffer) < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        buffer = _statx(fd, mask)
         has = struct.unpack_from("=I", buffer, _STX_MASK_OFF)[0] & mask
         major, minor = struct.unpack_from("=II", buffer, _STX_DEV_OFF)
         found = struct.unpack_from("=Q", buffer, _STX_MNT_ID_OFF)[0]
@@ -141,6 +141,21 @@ def mount_id(fd: int) -> MountId:
     old, device = ask(_STATX_MNT_ID)
     unique, _ = ask(_STATX_MNT_ID_UNIQUE)
     return MountId(unique, old, device)
+
+
+def _statx(fd: int, mask: int) -> ctypes.Array[ctypes.c_char]:
+    """As it is known without asking a server for it."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, mask, buffer) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return buffer
+
+
+def _is_root(fd: int) -> bool:
+    """Of a mount?"""
+    attributes = struct.unpack_from("=Q", _statx(fd, 0), _STX_ATTRIBUTES_OFF)[0]
+    return bool(attributes & _STATX_ATTR_MOUNT_ROOT)
 
 
 def device_of(path: Path) -> str:
@@ -164,32 +179,75 @@ def mount_id_at(path: Path) -> MountId:
         os.close(fd)
 
 
-def _id_now(unique: int) -> int:
-    """The id in mountinfo of a mount of this namespace; 0: it is in it no more.
+def _stat(unique: int) -> tuple[Mount, int] | int | None:
+    """A mount of this namespace, and its parent's unique id; before Linux 6.13 its id in mountinfo,
+    where the rest is; None: it is in it no more.
 
     Raises ``OSError`` where the call does not exist, or is forbidden by a filter."""
-    request = _MNT_ID_REQ.pack(_MNT_ID_REQ.size, 0, unique, _STATMOUNT_MNT_BASIC)
+    request = _MNT_ID_REQ.pack(_MNT_ID_REQ.size, 0, unique, _WANTED)
     buffer = ctypes.create_string_buffer(_STATMOUNT_SIZE)
     size = ctypes.c_long(_STATMOUNT_SIZE)
     if _libc.syscall(ctypes.c_long(_SYS_STATMOUNT), request, buffer, size, ctypes.c_long(0)) < 0:
         code = ctypes.get_errno()
-        if code == 2:  # ENOENT
-            return 0
+        if code == errno.ENOENT:
+            return None
         raise OSError(code, os.strerror(code))
-    return int(struct.unpack_from("=I", buffer, _SM_MNT_ID_OLD_OFF)[0])
+    raw = buffer.raw
+    found = _STATMOUNT.unpack_from(raw)
+    mask, major, minor, fstype, _, above, number, parent, point, subtype, source = found
+    if mask & _NEEDED != _NEEDED:
+        return int(number)
+
+    def text(at: int) -> str:
+        return os.fsdecode(raw[_STRINGS_OFF + at : raw.index(b"\0", _STRINGS_OFF + at)])
+
+    kind = text(fstype) + (f".{text(subtype)}" if mask & _FS_SUBTYPE else "")
+    mount = Mount(text(point), kind, f"{major}:{minor}", number, parent, text(source))
+    return mount, above
+
+
+def stack_at(target: Path) -> dict[MountId, Mount]:
+    """What is mounted exactly at ``target`` (absolute, resolved) and can be seen there, or comes to
+    light when others are unmounted there; lower ones first."""
+    with contextlib.suppress(OSError):
+        fd = os.open(target, os.O_PATH | os.O_CLOEXEC)
+        try:
+            if not _is_root(fd):
+                return {}
+            name = mount_id(fd)
+        finally:
+            os.close(fd)
+        found: dict[MountId, Mount] = {}
+        unique = name.unique
+        while unique and isinstance(told := _stat(unique), tuple):
+            mount, above = told
+            if found and mount.mountpoint != str(target):
+                break
+            found[MountId(unique, mount.id, mount.device)] = mount
+            unique = above if above != unique else 0  # the root is its own parent
+        if found:
+            return dict(reversed(found.items()))
+    return {MountId(0, m.id, m.device): m for m in mounts_at(str(target))}
 
 
 def look_up(names: Iterable[MountId], table: Table | None = None) -> dict[MountId, Mount]:
     """Those of these mounts that are still in this namespace, as they are now, or as ``table``
-    says of those that are."""
+    says of those that are, where the kernel cannot be asked for one alone."""
+    found: dict[MountId, Mount] = {}
     numbers: dict[MountId, int] = {}
     for name in names:
-        numbers[name] = name.id
+        told: tuple[Mount, int] | int | None = name.id
         with contextlib.suppress(OSError):  # then the id of mountinfo has to do
-            numbers[name] = _id_now(name.unique) if name.unique else name.id
-    table = table or Table()
-    found = {name: table.with_id(number) for name, number in numbers.items()}
-    return {name: m for name, m in found.items() if m is not None and m.device == name.device}
+            told = _stat(name.unique) if name.unique else name.id
+        if isinstance(told, int):
+            numbers[name] = told
+        elif told is not None:
+            found[name] = told[0]
+    if numbers:
+        table = table or Table()
+        lines = {name: table.with_id(number) for name, number in numbers.items()}
+        found |= {name: m for name, m in lines.items() if m is not None}
+    return {name: m for name, m in found.items() if m.device == name.device}
 
 
 class Watch:

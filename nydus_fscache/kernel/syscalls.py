@@ -11,6 +11,7 @@ import errno
 import gc
 import os
 import resource
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -105,6 +106,7 @@ def trim() -> None:
     libc.malloc_trim(0)
 
 
+@cache
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 

@@ -24,6 +24,7 @@ from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.image.binding import Address, Binding
 from nydus_fscache.image.image import Image
+from nydus_fscache.kernel.mountinfo import MountId
 from nydus_fscache.kernel.probe import Finding
 
 
@@ -65,8 +66,8 @@ class Presenter(Protocol):
         only is better than none."""
         ...
 
-    def mount(self, bound: Bound, target: Path) -> None:
-        """Returns when it is ready to read."""
+    def mount(self, bound: Bound, target: Path) -> MountId | None:
+        """Returns when it is ready to read.  The mount's name, where that is known at once."""
         ...
 
     def in_use(self, bound: Bound, mounted: Collection[Bound]) -> bool:

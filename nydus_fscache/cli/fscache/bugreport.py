@@ -96,12 +96,15 @@ def _archive(root: Path, stem: str) -> bytes:
 
 def _redactor(root: Path) -> Redactor:
     """Knows every credential that this node has for images."""
-    from nydus_fscache.registry.credentials import auth_file  # noqa: PLC0415 - start-up time
+    from nydus_fscache.handover import state  # noqa: PLC0415 - start-up time
+    from nydus_fscache.registry.credentials import auth_file  # noqa: PLC0415
 
     redactor = Redactor()
     docker = {k: v for k, v in os.environ.items() if k != "REGISTRY_AUTH_FILE"}
     of_root = {"HOME": pwd.getpwuid(0).pw_dir}  # sudo may have kept the caller's
-    for file in (root / "state.json", *map(auth_file, (os.environ, docker, of_root))):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        redactor.learn(state.raw(root / "state.json"))
+    for file in map(auth_file, (os.environ, docker, of_root)):
         with contextlib.suppress(OSError, ValueError, RecursionError):
             redactor.learn(json.loads(file.read_bytes()))
     redactor.learn(dict(os.environ))
@@ -110,6 +113,7 @@ def _redactor(root: Path) -> Redactor:
 
 def _parts(root: Path, redactor: Redactor) -> Iterator[tuple[str, Callable[[], Any]]]:
     from nydus_fscache.api.client import Client  # noqa: PLC0415 - start-up time of other commands
+    from nydus_fscache.handover import state  # noqa: PLC0415
 
     client = Client(root)
 
@@ -120,7 +124,7 @@ def _parts(root: Path, redactor: Redactor) -> Iterator[tuple[str, Callable[[], A
     yield "status.json", lambda: redactor.document(client.call("GET", "/v1/status"))
     yield "prefetches.json", lambda: redactor.document(client.call("GET", "/v1/prefetches"))
     yield "metrics.txt", lambda: redactor.text(client.text("/metrics"))
-    yield "state.json", lambda: redactor.document(json.loads((root / "state.json").read_bytes()))
+    yield "state.json", lambda: redactor.document(state.raw(root / "state.json"))
     yield "doctor.json", lambda: redactor.document(_doctor(root))
     for log in (root / name for name in _LOGS):
         if log.exists():

@@ -27,6 +27,7 @@ from nydus_fscache.image.image import Image
 from nydus_fscache.kernel.fanotify import mark_add, mark_remove, pre_content_group
 from nydus_fscache.kernel.leases import try_write_lease
 from nydus_fscache.kernel.mount import mount_erofs
+from nydus_fscache.kernel.mountinfo import MountId
 from nydus_fscache.transport.base import Bound
 
 log = logging.getLogger("fanotify")
@@ -84,10 +85,10 @@ class FanotifyTransport:
     def check_can_mount(self) -> None:
         """Always: the sooner, the fewer zeros are read."""
 
-    def mount(self, bound: Bound, target: Path) -> None:
+    def mount(self, bound: Bound, target: Path) -> MountId:
         source = os.open(bound.image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            mount_erofs(source, [obj.fill_fd for obj in bound.objects], target)
+            return mount_erofs(source, [obj.fill_fd for obj in bound.objects], target)
         finally:
             os.close(source)
 

@@ -22,6 +22,7 @@ def test_a_state_comes_back_one_line_a_binding(tmp_path: Path) -> None:
     for written in (State(bindings, {"b": 7}, 99), State()):
         written.save(path)
         assert state.load(path) == written
+        assert state.raw(path) == written.document()
         lines = path.read_text().splitlines()
         assert sum('"digest"' in line for line in lines) == len(written.bindings)
         assert all(line.count('"digest"') < 2 for line in lines)

@@ -38,9 +38,12 @@ def tmpfs(at: Path, name: str) -> MountId:
     return mount_id_at(at)
 
 
-@pytest.fixture(params=["unique", "old"])
+@pytest.fixture(params=["alone", "unique", "old"])
 def old(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Also as before Linux 6.8, which knows no unique ids."""
+    """Also as before Linux 6.13, where the rest is in the table, and before 6.8, which knows no
+    unique ids."""
+    if request.param == "unique":
+        monkeypatch.setattr(mountinfo, "_NEEDED", 1 << 60)
     if request.param == "old":
         monkeypatch.setattr(mountinfo, "_STATX_MNT_ID_UNIQUE", 1 << 30)
     return bool(request.param == "old")
@@ -84,12 +87,47 @@ def test_a_lazily_unmounted_one_is_gone(place: Path, old: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "a\nb", "a\\040b", "tab\there", "ü"])
-def test_names_come_as_they_are(place: Path, name: str) -> None:
+def test_names_come_as_they_are(place: Path, name: str, old: bool) -> None:
     (place / name).mkdir()
-    tmpfs(place / name, name)
+    ours = tmpfs(place / name, name)
     found = mountinfo.find_mount(place / name)
     assert found is not None
     assert found.source == name
+    assert look_up([ours]) == {ours: found}, "however the kernel is asked"
+
+
+def test_a_mount_is_asked_for_without_the_table(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which a node has thousands of lines."""
+    ours = tmpfs(place / "m", "ours")
+    if not isinstance(mountinfo._stat(ours.unique), tuple):
+        pytest.skip("LINUX BEFORE 6.13: the kernel cannot be asked for one mount alone")
+    monkeypatch.setattr(mountinfo, "_lines", None)
+    assert look_up([ours])[ours].mountpoint == str(place / "m")
+    assert list(mountinfo.stack_at(place / "m")) == [ours]
+    assert mountinfo.stack_at(place) != {}
+    run("umount", place / "m")
+    assert look_up([ours]) == {}
+    assert mountinfo.stack_at(place / "m") == {}
+
+
+def test_what_lies_on_top_of_each_other(place: Path, old: bool) -> None:
+    """At one place, and not what only ends there: mounts in a directory of theirs."""
+    point = place / "m"
+    assert mountinfo.stack_at(point) == {}
+    lower, upper = tmpfs(point, "lower"), tmpfs(point, "upper")
+    (point / "in").mkdir()
+    inner = tmpfs(point / "in", "inner")
+    assert [m.source for m in mountinfo.stack_at(point).values()] == ["lower", "upper"]
+    assert [m.source for m in mountinfo.stack_at(point / "in").values()] == ["inner"]
+    assert [n.id for n in mountinfo.stack_at(point)] == [lower.id, upper.id]
+    assert [n.id for n in mountinfo.stack_at(point / "in")] == [inner.id]
+    assert mountinfo.stack_at(place / "nothing") == {}
+
+
+def test_the_root_ends_the_look(old: bool) -> None:
+    assert Path("/") in {Path(m.mountpoint) for m in mountinfo.stack_at(Path("/")).values()}
 
 
 def test_names_that_are_not_utf8(place: Path) -> None:
