@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,6 +82,51 @@ def test_many_mounts_of_one_image(rig: Rig, golden: Path) -> None:
     assert (mounts[6] / small.relative_to(first)).read_bytes() == content
     rig.run("stop")
     assert rig.leftovers() == []
+
+
+def test_many_mounts_of_a_service_that_was_killed(rig: Rig, golden: Path, tmp_path: Path) -> None:
+    """So many that their record is a state and a log of changes: a successor has both, and an
+    upgrade is to a version that knows no log."""
+    image = golden / "images" / "one-lz4"
+    client = Client(rig.root)
+    rig.start("serve")
+    rig.wait_until_ready()
+    mounts = [rig.mountpoint(f"m{n}") for n in range(60)]
+    for mount in mounts:
+        request = {
+            "bootstrap": str(image / "image.boot"),
+            "backend": {"type": "localfs", "localfs": {"dir": str(image / "blobs")}},
+            "mountpoint": str(mount), "prefetch": "none",
+        }  # fmt: skip
+        client.call("POST", "/v1/mounts", request)
+    for gone in (mounts.pop(3), mounts.pop()):
+        client.call("DELETE", f"/v1/mounts?mountpoint={gone}")
+    assert (rig.root / "state.log").exists()
+    assert len(json.loads((rig.root / "state.json").read_text())["bindings"]) < len(mounts)
+
+    def served() -> list[str]:
+        return sorted(m["mountpoint"] for m in rig.status()["mounts"] if m["mounted"])
+
+    pid = rig.status()["pid"]
+    os.kill(pid, signal.SIGKILL)
+    assert client.wait_for_successor(pid)
+    assert served() == sorted(map(str, mounts))
+    for mount in (mounts[0], mounts[-1]):
+        assert_tree(mount, image / "expected.jsonl")
+    client.call("DELETE", f"/v1/mounts?mountpoint={mounts.pop()}")
+    assert (rig.root / "state.log").exists()
+    (tmp_path / "sitecustomize.py").write_text(
+        "import nydus_fscache.handover.state as s; s.LOGGED_VERSION = 99"
+    )
+    older = tmp_path / "python"
+    older.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    older.chmod(0o755)
+    rig.run("upgrade", "--python", older)
+    assert served() == sorted(map(str, mounts))
+    assert_tree(mounts[-1], image / "expected.jsonl")
+    rig.run("stop")
+    assert rig.leftovers() == []
+    assert not (rig.root / "state.log").exists()
 
 
 def test_a_blob_outlives_the_backend_that_came_last(rig: Rig, golden: Path) -> None:
