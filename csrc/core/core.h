@@ -185,6 +185,17 @@ int nf_unfill(struct nf_core *c, uint32_t id, uint64_t off, uint64_t len);
  * one call, since each call out of Python may hand the interpreter to another thread. */
 void nf_read_heads(int fd, const uint64_t *offs, uint32_t n, uint64_t *heads);
 
+/*
+ * Of which file each of the n chunks of a device (from 0) is the first, by the tree of a bootstrap:
+ * directories[i] is the nid of a directory that has it, kinds[i] a number that is equal for names
+ * with one suffix, "libz.so.1" and "libc.so" too; 0: of none.  Both are zeros before.  One pass, and
+ * no memory but a stack of directories.  -EINVAL: it is not a bootstrap.  -ENOMEM.
+ */
+int nf_files_of(const uint8_t *image, size_t len, uint32_t device, uint32_t n,
+		uint32_t *directories, uint16_t *kinds);
+/* The number of a name's suffix, as there. */
+uint16_t nf_kind_of(const uint8_t *name, uint32_t len);
+
 /* Free the memory that fills keep for the next ones. */
 void nf_fill_trim(struct nf_core *c);
 

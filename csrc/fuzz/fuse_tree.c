@@ -92,7 +92,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint8_t *image = make_image(&in, &image_len);
 	struct nf_transport *t;
 	struct nf_core *c;
-	uint32_t id, step;
+	uint32_t id, step, directories[64] = { 0 };
+	uint16_t kinds[64] = { 0 };
 	int device[2], file = memfd_create("fuzz", MFD_CLOEXEC);
 
 	MUST(file >= 0 && ftruncate(file, OBJECT_SIZE) == 0);
@@ -111,6 +112,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			take_events(c);
 			take_fuse_answers(device[1]);
 		}
+	nf_files_of(image, image_len, 0, 64, directories, kinds);
+	for (step = 0; step < 64; step++)
+		MUST(kinds[step] || !directories[step]);
 	for (id = 1; id <= 2; id++)
 		MUST(nf_object_remove(c, id) == 0);
 	nf_core_free(c);

@@ -26,7 +26,7 @@ from collections.abc import Container, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from nydus_fscache.cache.presence import ChunkMapFile
+from nydus_fscache.cache.presence import ChunkMapFile, speaks_of
 from nydus_fscache.errors import CacheDirError
 from nydus_fscache.files import open_state_file, remove, replace_file, status_of_ours, sync
 from nydus_fscache.image.blob_id import checked_blob_id
@@ -87,10 +87,16 @@ class BlobFiles:
             found = [s for s in SUFFIXES if os.path.lexists(self.path(name, s))]
             ours = {s: status_of_ours(self.path(name, s)) for s in SUFFIXES}
             data, kept = ours[DATA], self._identity(name)
-            believed = data is not None and data.st_size == size and kept == identity
+            why = ""
+            if data is not None and kept != identity:
+                why = "not by our record"
+            elif data is not None and data.st_size != size:
+                why = "of another length"
+            elif data is not None and not speaks_of(self.path(name, CHUNK_MAP), data):
+                why = "copied or changed since they were recorded"
+            believed = data is not None and not why
             if not believed:
-                if data is not None:
-                    why = "of another length" if kept == identity else "not by our record"
+                if why:
                     log.warning("blob %s: its data are %s: verified before use", name, why)
                 self._unsynced |= bool(found)
                 self._forget_record(name)
@@ -133,12 +139,13 @@ class BlobFiles:
             return False
         return same and self._identity(name) == identity
 
-    def open_chunk_map(self, name: str, nchunks: int) -> ChunkMapFile | None:
-        """None when it cannot be had (a full disk): a blob can be served without a record."""
+    def open_chunk_map(self, name: str, nchunks: int, data_fd: int) -> ChunkMapFile | None:
+        """None when it cannot be had (a full disk): a blob can be served without a record.
+        ``data_fd``: of ``open_data``, borrowed."""
         path = self.path(name, CHUNK_MAP)
         try:
             status_of_ours(path)
-            return ChunkMapFile(path, nchunks, partial(self._settle, name))
+            return ChunkMapFile(path, nchunks, partial(self._settle, name), data_fd)
         except (OSError, CacheDirError) as e:
             log.error("blob %s: what is fetched is not recorded: %s", name, e)
             return None

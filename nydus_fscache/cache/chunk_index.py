@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -72,8 +73,9 @@ class ChunkIndex:
     # -- the file --------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """With the first question; a file that cannot be had then is tried again by ``add``."""
-        if not self._asked:
+        """With the first question; a file that cannot be had then is tried again by ``add``, which
+        also makes the first: before that there is nothing to open."""
+        if not self._asked and os.path.lexists(self._path):
             with self._using(WRITE_PATIENCE_S, writing=True) as ours:
                 if ours and not self._asked:
                     self._asked = True

@@ -7,7 +7,9 @@ Two maps, with different promises:
   true for a successor and ends when the page cache that it speaks of may end.
 * ``ChunkMapFile``, one bit a chunk, in nydusd's ``chunk_map`` format (format.md 5):
   what survives a power cut.  It lags the data, never leads them: bits are
-  written after the data were synced (design rule 4).
+  written after the data were synced (design rule 4).  They are true of one inode as it
+  was then, which a stamp in the header tells: a copy (a restored backup, a cache brought
+  from another node) may have been made while the data came.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ _LOOK = 1 << 20  # bytes of a page map that are looked at at once
 
 _CHUNK_MAP_HEADER = 4096
 _MAGIC, _VERSION, _MAGIC2, _ALL_READY = 0x424D4150, 1, 0x434D4150, 0x4D4D4150
+_STAMP, _STAMP_OFF, _STAMP_MAGIC = struct.Struct("<8sQQ"), 64, b"fscache1"  # ours: in the padding
 
 
 def _map_length(size: int) -> int:
@@ -94,11 +97,18 @@ class PageMap:
 class ChunkMapFile:
     """nydusd's ``<blob>.blob.data.chunk_map``: 4096-byte header, most significant bit first."""
 
-    def __init__(self, path: Path, nchunks: int, settle: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        nchunks: int,
+        settle: Callable[[], None] = lambda: None,
+        data_fd: int = -1,
+    ) -> None:
         """``settle``: called once before the first bit is written, unless there are some; it makes
-        durable what the bits depend on besides the data."""
+        durable what the bits depend on besides the data.  ``data_fd``: borrowed; for ``stamp``."""
         self._bits = bytearray(-(-nchunks // 8))
         self._settle = settle
+        self._data_fd = data_fd
         self._fd = open_state_file(path)
         try:
             self._load(path)
@@ -147,6 +157,28 @@ class ChunkMapFile:
             low, high = min(low, first >> 3), max(high, (first + count + 7) >> 3)
         if low < high:
             os.pwrite(self._fd, self._bits[low:high], _CHUNK_MAP_HEADER + low)
+            if self._data_fd >= 0:
+                stamp(self._fd, os.fstat(self._data_fd))
+
+
+def stamp(fd: int, data: os.stat_result) -> None:
+    """The bits of the chunk map ``fd`` are true of this data file as it is now."""
+    os.pwrite(fd, _STAMP.pack(_STAMP_MAGIC, data.st_ino, data.st_ctime_ns), _STAMP_OFF)
+
+
+def speaks_of(path: Path, data: os.stat_result) -> bool:
+    """Is a chunk map, if there is one, about this data file, which nobody has touched since?
+
+    A data file that was still being written when everything ended is none: its last writes are
+    younger than the stamp.  False costs a look at the digests, not a fetch.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as f:
+            stored = f.read(_CHUNK_MAP_HEADER)
+    except FileNotFoundError:
+        return True
+    magic, ino, ctime_ns = _STAMP.unpack_from(stored.ljust(_CHUNK_MAP_HEADER, b"\0"), _STAMP_OFF)
+    return (magic, ino, ctime_ns) == (_STAMP_MAGIC, data.st_ino, data.st_ctime_ns)
 
 
 def is_recorded(fd: int, chunk: int) -> bool:

@@ -27,6 +27,17 @@ def unit_columns(blob: Any, count: int) -> tuple[array[int], array[int], array[i
     return columns
 
 
+def first_chunks(blob: Any, count: int) -> array[int]:
+    """The first chunk of each unit."""
+    found = array("I")
+    if count:
+        record = codec_ffi.sizeof("struct rafs_unit")
+        words = memoryview(codec_ffi.buffer(blob.units, count * record)).cast("I")
+        at = dict(codec_ffi.typeof("struct rafs_unit").fields)["first"].offset
+        found.frombytes(words[at // 4 :: record // 4].tobytes())
+    return found
+
+
 def units_present(blob: Any, count: int, flat_size: int, pages: Any) -> bytes:
     """A byte for each unit: 1 when all its pages are set in the bitmap ``pages``."""
     present = bytearray(count)

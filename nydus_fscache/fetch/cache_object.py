@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from nydus_fscache.cache.presence import ChunkMapFile, PageMap
 from nydus_fscache.cache.reuse import Copies
@@ -32,6 +33,17 @@ from nydus_fscache.files import OpenFile
 from nydus_fscache.image.elf import Needs
 
 log = logging.getLogger("cache")
+
+
+class Follower(Protocol):
+    """An image that knows what is needed next.  Called by whoever brings data: waits for
+    nothing."""
+
+    def program(self, needs: Needs) -> None:
+        """A program that is wanted came here, and needs these."""
+
+    def demanded(self, obj: CacheObject, unit: int) -> None:
+        """A reader waits for the unit."""
 
 
 class CacheObject:
@@ -70,8 +82,7 @@ class CacheObject:
         self.fill_fd = fill_fd
         self._file = OpenFile(fill_fd)
         self._local = LocalUnits(oid, self, chunks, core, self._file, self._clen, self.counters)
-        # by image: takes what a program needs that has come here
-        self.on_program: dict[str, Callable[[Needs], None]] = {}
+        self.followers: dict[str, Follower] = {}  # by image
         self._programs = Programs(
             self._table, chunks, self._file, self.has, lambda off: core.mark(oid, off)
         )
@@ -184,6 +195,8 @@ class CacheObject:
             self._refuse([unit], error)
         if wanted:
             self._loader.demand(off, wanted)
+            for follower in tuple(self.followers.values()):
+                follower.demanded(self, wanted[0])
 
     def _submit_demand(self, extents: list[Extent]) -> None:
         for extent in extents:
@@ -207,8 +220,12 @@ class CacheObject:
         self._loader.load_program(units)
 
     def _follow_program(self, needs: Needs) -> None:
-        for follow in tuple(self.on_program.values()):
-            follow(needs)
+        for follower in tuple(self.followers.values()):
+            follower.program(needs)
+
+    def know_kinds(self, kinds: Sequence[int]) -> None:
+        """Of the file that begins with each unit: equal for names with one suffix."""
+        self._loader.know_kinds(kinds)
 
     def prefetch_extents(self, units: Sequence[int], limit: int) -> list[Extent]:
         """Requests of up to ``limit`` bytes for ascending units that nobody fetches yet.

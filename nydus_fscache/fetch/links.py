@@ -1,22 +1,26 @@
-"""Libraries and interpreters that a started program needs, found in its image and loaded.
+"""Images whose data are followed: libraries and interpreters that a started program needs are found
+in its image and loaded, and objects are told of what kind their files are.
 
 Each round trip that the loader would make for one library after the other becomes one for all of
-them.  What an image says of itself is followed within that image only.
+them.  What an image says of itself is followed within that image only, by one thread for all, and
+only of an image that is read.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import rafs_v6
+from nydus_fscache.core.files import files_of
+from nydus_fscache.core.units import first_chunks
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.fetch.plan import WHOLE_FILE
-from nydus_fscache.fetch.wanted import of_inodes
+from nydus_fscache.fetch.wanted import by_blob, of_inodes
 from nydus_fscache.image.elf import Needs
 from rafs_v6.reader.resolve import resolve
 
@@ -28,24 +32,55 @@ _DIRECTORIES = (
     *(f"/{top}/{triplet}" for top in ("lib", "usr/lib") for triplet in _TRIPLETS),
     "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib",
 )  # fmt: skip
+MOST_CHUNKS = 1 << 18  # of a blob whose files are known: two bytes each are kept
 
 
 class _Image:
-    """The names of one image, looked up once each."""
+    """The names of one image, looked up once each.  ``later``: have this called by the thread."""
 
-    def __init__(self, bootstrap: Path, objects: Sequence[CacheObject]) -> None:
+    def __init__(
+        self,
+        bootstrap: Path,
+        objects: Sequence[CacheObject],
+        later: Callable[[Callable[[], None]], None],
+    ) -> None:
         self._path = bootstrap
         self._objects = objects
+        self._later = later
+        self._is_read = False
         self._seen: set[str] = set()
         self._directories: list[str] | None = None
 
-    def has_seen(self, needs: Needs) -> bool:
+    def demanded(self, obj: CacheObject, unit: int) -> None:
+        if not self._is_read:
+            self._is_read = True
+            self._later(self._tell_kinds)
+
+    def program(self, needs: Needs) -> None:
+        if not self._has_seen(needs):
+            self._later(lambda: self._follow(needs))
+
+    def _tell_kinds(self) -> None:
+        """What is known of the files costs memory, so it is made when somebody reads them."""
+        try:
+            bootstrap = rafs_v6.Bootstrap.from_file(self._path)
+            known = by_blob(self._objects)
+            for device, info in enumerate(bootstrap.blobs):
+                obj = known.get(info.blob_id)
+                if obj is None or info.is_tarfs or not 0 < obj.chunks.nchunks <= MOST_CHUNKS:
+                    continue
+                _, kinds = files_of(bootstrap.data, device, obj.chunks.nchunks)
+                firsts = first_chunks(obj.chunks.blob, obj.chunks.nunits)
+                obj.know_kinds(array("H", map(kinds.__getitem__, firsts)))
+        except Exception:  # guesses are worse without
+            log.warning("the files of %s are not known", self._path, exc_info=True)
+
+    def _has_seen(self, needs: Needs) -> bool:
         """A reader of everything meets thousands of programs, which need the same few files."""
         return self._seen.issuperset(needs.paths) and self._seen.issuperset(needs.libraries)
 
-    def follow(self, needs: Needs) -> None:
-        """In the one thread that does this."""
-        if self.has_seen(needs):
+    def _follow(self, needs: Needs) -> None:
+        if self._has_seen(needs):
             return
         try:
             # not kept open: the file is asked whether the kernel alone has it
@@ -102,15 +137,13 @@ class Links:
         with self._lock:
             if digest in self._images:
                 return
-            image = self._images[digest] = _Image(bootstrap, objects)
+            image = self._images[digest] = _Image(bootstrap, objects, self._later)
         for obj in objects:
-            obj.on_program[digest] = partial(self._follow, image)
+            obj.followers[digest] = image
 
-    def _follow(self, image: _Image, needs: Needs) -> None:
-        if image.has_seen(needs):
-            return
+    def _later(self, work: Callable[[], None]) -> None:
         try:
-            self._worker.submit(image.follow, needs)
+            self._worker.submit(work)
         except RuntimeError:  # this process ends
             log.debug("nothing is loaded ahead any more")
 
@@ -118,4 +151,4 @@ class Links:
         with self._lock:
             self._images.pop(digest, None)
         for obj in objects:
-            obj.on_program.pop(digest, None)
+            obj.followers.pop(digest, None)

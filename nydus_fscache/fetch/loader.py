@@ -17,7 +17,7 @@ from nydus_fscache.fetch.extents import UnitTable, Window
 from nydus_fscache.fetch.failures import Failures
 from nydus_fscache.fetch.job import KIB, Extent, Job, Priority, Target
 from nydus_fscache.fetch.neighbours import LEAST, Neighbours
-from nydus_fscache.fetch.pace import FIRST_WINDOW
+from nydus_fscache.fetch.pace import FIRST_WINDOW, Pace
 from nydus_fscache.fetch.plan import Planner
 from nydus_fscache.fetch.programs import Programs
 from nydus_fscache.fetch.queue import Fetcher
@@ -61,6 +61,11 @@ class Loader:
         self._asked = asked
         self._planner.learn_from(self._was_asked if asked is not None else None)
 
+    def know_kinds(self, kinds: Sequence[int]) -> None:
+        """By unit, as ``Neighbours.kinds``."""
+        with self._changed:
+            self._neighbours.kinds = kinds
+
     def demand(self, off: int, wanted: list[int]) -> None:
         """A reader waits for the units ``wanted``, of a request at ``off``."""
         backend = self._target.source.backend
@@ -79,7 +84,7 @@ class Loader:
                 if along > window.behind:
                     window = Window(0, along, self._chunks.nunits, sequential=window.sequential)
             elif not window.sequential:
-                room = self._room_for_guesses(spare, aggressive)
+                room = self._room_for_guesses(spare, pace, aggressive)
                 if room:
                     window = Window(0, 0, asked)
             if len(extents) > 1:  # what lies before the last may be another's
@@ -97,13 +102,13 @@ class Loader:
             # a reader that goes on: one window more is under way while it reads this one
             self._load_ahead(wanted[0], end, window)
 
-    def _room_for_guesses(self, spare: int, aggressive: bool) -> int:
+    def _room_for_guesses(self, spare: int, pace: Pace, aggressive: bool) -> int:
         """Stored bytes; 0: the link is too near, or the guesses before were not good."""
         if self._asked is not None:
             with memoryview(self._asked.memory) as asked:
                 self._neighbours.learn(asked, self._was_asked)
         if not aggressive:  # all of it comes in any case
-            spare = min(spare, self._neighbours.allowance())
+            spare = min(spare, self._neighbours.allowance(pace.may_waste()))
         return spare if spare >= LEAST else 0
 
     def _load_neighbours(self, wanted: list[int], end: int, room: int) -> None:

@@ -1,9 +1,10 @@
 """The link is not idle while a reader waits: which neighbours of a miss come meanwhile.
 
 What a round trip costs in bandwidth is free for guesses.  Near a small file lie the files of its
-directory, which programs open together; near a part of a program its other parts.  So that no
-more is fetched than twice what is read, guesses stop while too many of them are unread.  Pure
-decisions, no I/O, no locks.
+directory, which programs open together when they are of one kind: a program that reads compiled
+modules does not read the sources beside them.  Near a part of a program lie its other parts.
+Guesses stop while more of them are unread than was read, or than the link brings at once: most of
+what a start needs is guessed before it is read.  Pure decisions, no I/O, no locks.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from nydus_fscache.fetch.extents import UnitTable
-from nydus_fscache.fetch.job import KIB, MIB
+from nydus_fscache.fetch.job import KIB
 
 LEAST = 64 * KIB  # of a guess: for less the link is too near
-FREE_UNREAD = MIB  # stored bytes that may be unread however little was read
-UNREAD_RATIO = 0.9  # beyond that, of the bytes that were read
+UNREAD_RATIO = 0.9  # of the bytes that were read may be unread
 FORWARD = 0.6  # of a guess behind the miss, the rest before it
 LARGE = 128 * KIB  # stored bytes of a unit that is not a small file
 SKIPPED = 64  # large ones in a row that a guess reaches over
+OTHERS = 1024  # files of other kinds in a row, the same
 PAGES_EACH = 16  # a unit of more pages is read somewhere, not first at its start
 
 
@@ -28,6 +29,8 @@ class Neighbours:
     def __init__(self, units: UnitTable, may_load: Callable[[int], bool]) -> None:
         self._units = units
         self._may_load = may_load
+        # of the file that begins with a unit: equal for names with one suffix; empty: not known
+        self.kinds: Sequence[int] = ()
         self._unread: dict[int, int] = {}  # units that were guessed: their first page, -1: many
         self._unread_bytes = 0
         self._read_bytes = 0
@@ -58,9 +61,10 @@ class Neighbours:
             self._unread_bytes -= self._units.clen[unit]
             self._read_bytes += self._units.clen[unit]
 
-    def allowance(self) -> int:
-        """Stored bytes that may be guessed now."""
-        most = max(FREE_UNREAD, UNREAD_RATIO * self._read_bytes)
+    def allowance(self, free: int) -> int:
+        """Stored bytes that may be guessed now; ``free``: that may be unread however little was
+        read."""
+        most = max(free, UNREAD_RATIO * self._read_bytes)
         return max(0, int(most - self._unread_bytes))
 
     # -- which ---------------------------------------------------------------------------------
@@ -69,8 +73,9 @@ class Neighbours:
         """Units around [first, end), which a reader waits for: ascending behind them, then
         descending before them, of up to ``size`` stored bytes."""
         if self._is_small_file(first):
-            behind = self._small_files(range(end, len(self._units)), size * FORWARD)
-            before = self._small_files(range(first - 1, -1, -1), size * (1 - FORWARD))
+            kind = self.kinds[first] if self.kinds else None
+            behind = self._small_files(range(end, len(self._units)), size * FORWARD, kind)
+            before = self._small_files(range(first - 1, -1, -1), size * (1 - FORWARD), kind)
             return behind + before
         if not is_program:
             return []
@@ -83,16 +88,21 @@ class Neighbours:
         is_tail = unit > 0 and bool(is_full[unit - 1])
         return not is_tail and not is_full[unit] and self._units.clen[unit] < LARGE
 
-    def _small_files(self, units: Sequence[int], size: float) -> list[int]:
+    def _small_files(self, units: Sequence[int], size: float, kind: int | None) -> list[int]:
         found: list[int] = []
-        skipped = 0
+        skipped = others = 0
         for unit in units:
+            if kind is not None and self.kinds[unit] != kind:
+                others += 1
+                if others > OTHERS:
+                    break
+                continue
             if not self._is_small_file(unit):
                 skipped += 1
                 if skipped > SKIPPED:
                     break
                 continue
-            skipped = 0
+            skipped = others = 0
             if self._may_load(unit):
                 size -= self._units.clen[unit]
                 if size < 0:

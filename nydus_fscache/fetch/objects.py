@@ -169,7 +169,8 @@ class Objects:
             self._park.keep(f"pages.{oid}", use.pages_fd)
             if left is not None:
                 left.pages_fd = use.pages_fd
-        record = files.open_chunk_map(name, blob.chunks.nchunks) if may_record else None
+        nchunks, fd = blob.chunks.nchunks, use.fill_fd
+        record = files.open_chunk_map(name, nchunks, fd) if may_record else None
         if blob.chunks.cct:
             files.keep_blob_meta(name, blob.chunks.cct, blob.chunks.header)
         obj = CacheObject(

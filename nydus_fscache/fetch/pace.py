@@ -14,6 +14,7 @@ FIRST_WINDOW = 512 * KIB
 MAX_WINDOW = 8 * MIB
 MAX_IN_FLIGHT = 16 * MIB
 MAX_GUESS = 4 * MIB
+WASTE_S, MAX_WASTE = 0.1, 10 * MIB  # of the link, for guesses before much was read
 PREFETCH_REQUEST = MIB
 LEAST_PIECE = MIB // 4
 RATE_SAMPLE_S = 0.03
@@ -77,6 +78,10 @@ class Pace:
     def round_trip(self) -> int:
         """Bytes that the link could bring in the time of one round trip."""
         return min(MAX_GUESS, int(self.latency_s * self.rate))
+
+    def may_waste(self) -> int:
+        """Bytes of guesses that may be unread, however little was read."""
+        return max(MIB, min(MAX_WASTE, int(WASTE_S * self.rate)))
 
     def in_flight(self) -> int:
         """Bytes of prefetch under way at once."""

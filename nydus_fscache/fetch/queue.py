@@ -24,7 +24,7 @@ from nydus_fscache.fetch.receive import JOB_DEADLINE_S, Receiver
 
 WORKERS = 28
 BACKGROUND_WORKERS = 24  # at most so many do read-ahead and prefetch: the rest waits for demand
-LONG_S = 2.0  # a prefetch that is done sooner pays off for the readers that it slows down
+LONG_S = 0.5  # a prefetch that is done sooner pays off for the readers that it slows down
 HOLD_S = 0.1  # how long a long one waits for the next reader
 ORDERED_AHEAD_S = 0.002  # of the link's time that requests in an order may overlap
 TRICKLE_S = 2.0  # it gets one request each so often, whatever readers do

@@ -132,7 +132,9 @@ def resolve(url: Url, deadline: Deadline) -> Addresses:
 
     def ask() -> None:
         try:
-            found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+            # bytes are taken as they are: a string loads Unicode's tables, whatever is in it
+            host = url.host.encode() if url.host.isascii() else url.host
+            found = socket.getaddrinfo(host, url.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as e:
             answers.put(OSError(str(e)))
         else:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import binascii
 import json
-import random
 import threading
 import time
 from base64 import b64decode, b64encode
@@ -21,6 +20,7 @@ from urllib.parse import urlencode
 from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError, UsageError
 from nydus_fscache.http.call import Call
+from nydus_fscache.http.retry import between
 from nydus_fscache.http.session import Session
 from nydus_fscache.http.wire import Deadline
 from nydus_fscache.registry.challenge import Challenge
@@ -116,7 +116,7 @@ class Authenticator:
             token, ttl_s = self._fetch(challenge, auth, deadline)
             if auth == self._auth:  # else: new credentials came meanwhile
                 now = time.monotonic()
-                early = _EARLY_S + random.uniform(0, min(ttl_s / 10, 300))  # noqa: S311
+                early = _EARLY_S + between(0, min(ttl_s / 10, 300))
                 self._renew_at = now + max(ttl_s - early, ttl_s / 2)
                 self._expires_at = now + ttl_s
                 self._header = f"Bearer {token}"

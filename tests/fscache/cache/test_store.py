@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,21 +38,23 @@ def _record(files: BlobFiles, identity: str) -> None:
     """One page of data, recorded."""
     fd = files.open_data("blob", identity, 8192)
     os.pwrite(fd, b"x" * 4096, 0)
-    os.close(fd)
-    chunk_map = files.open_chunk_map("blob", 2)
+    chunk_map = files.open_chunk_map("blob", 2, fd)
+    assert chunk_map is not None
     chunk_map.record([(0, 1)])
     chunk_map.close()
+    os.close(fd)
 
 
 def _has_record(files: BlobFiles, identity: str) -> bool:
     fd = files.open_data("blob", identity, 8192)
     assert os.fstat(fd).st_size == 8192
-    os.close(fd)
-    chunk_map = files.open_chunk_map("blob", 2)
+    chunk_map = files.open_chunk_map("blob", 2, fd)
+    assert chunk_map is not None
     try:
         return chunk_map.has(0, 1)
     finally:
         chunk_map.close()
+        os.close(fd)
 
 
 def test_a_record_is_of_one_description(tmp_path: Path) -> None:
@@ -82,6 +85,35 @@ def _directory(path: Path) -> None:
 
 def _second_name(path: Path) -> None:
     os.link(path, path.parent.parent / "kept")
+
+
+def _copied(path: Path) -> None:
+    shutil.copy2(path, path.with_name("copy"))
+    path.with_name("copy").rename(path)
+
+
+def _copied_over(path: Path) -> None:
+    saved = path.read_bytes()
+    times = path.stat()
+    path.write_bytes(saved)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _written(path: Path) -> None:
+    with path.open("r+b") as f:
+        f.write(b"y")
+
+
+@pytest.mark.parametrize("touch", [_copied, _copied_over, _written])
+def test_data_that_others_wrote_are_not_what_was_recorded(tmp_path: Path, touch: object) -> None:
+    """A restored backup, for one: its data may be older than its record."""
+    files = BlobFiles(tmp_path)
+    _record(files, A)
+    assert callable(touch)
+    touch(files.path("blob", "blob.data"))
+    assert not _has_record(files, A)
+    _record(files, A)
+    assert _has_record(files, A), "and it heals"
 
 
 @pytest.mark.parametrize("suffix", ["blob.data", "blob.data.chunk_map", "identity"])

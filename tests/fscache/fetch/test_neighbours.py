@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from nydus_fscache.fetch.extents import UnitTable
-from nydus_fscache.fetch.neighbours import FREE_UNREAD, UNREAD_RATIO, Neighbours
+from nydus_fscache.fetch.neighbours import UNREAD_RATIO, Neighbours
+from nydus_fscache.fetch.pace import MAX_WASTE, Pace
 from nydus_fscache.fetch.programs import Programs
 from nydus_fscache.files import OpenFile
 from nydus_fscache.image.elf import Needs
@@ -32,6 +33,18 @@ def test_small_files_bring_their_neighbours_and_reach_over_large_ones() -> None:
     assert sum(table.clen[u] for u in chosen) <= 40 * KIB
 
 
+def test_neighbours_of_another_kind_stay_where_kinds_are_known() -> None:
+    table = _table([2 * KIB] * 60)
+    neighbours = Neighbours(table, lambda unit: True)
+    neighbours.kinds = [1 + unit % 2 for unit in range(60)]
+    chosen = neighbours.choose(30, 31, 40 * KIB, is_program=False)
+    assert {32, 34, 28} <= set(chosen)
+    assert all(unit % 2 == 0 for unit in chosen)
+    far = Neighbours(_table([2 * KIB] * 3000), lambda unit: True)
+    far.kinds = [1, *[2] * 2000, *[1] * 999]
+    assert far.choose(0, 1, 40 * KIB, is_program=False) == []
+
+
 def test_a_part_of_a_program_brings_its_other_parts_and_of_data_nothing() -> None:
     table = _table([300 * KIB] * 30, set(range(9)) | set(range(10, 29)))
     neighbours = Neighbours(table, lambda unit: True)
@@ -43,19 +56,32 @@ def test_a_part_of_a_program_brings_its_other_parts_and_of_data_nothing() -> Non
 
 
 def test_guesses_end_while_they_are_not_read() -> None:
-    """At most twice the bytes that are read, and a little."""
+    """At most twice the bytes that are read, or as much as the link brings at once."""
     table = _table([100 * KIB] * 1000)
     neighbours, asked = Neighbours(table, lambda unit: True), bytearray(4096)
     pages = {unit: (unit, unit + 1) for unit in range(1000)}
     neighbours.guessed(range(10), pages.__getitem__)
-    assert neighbours.allowance() == FREE_UNREAD - 1000 * KIB
+    assert neighbours.allowance(2 * MIB) == 2 * MIB - 1000 * KIB
     neighbours.guessed(range(10, 30), pages.__getitem__)
-    assert neighbours.allowance() == 0
+    assert neighbours.allowance(2 * MIB) == 0
     for unit in range(30):
         asked[unit >> 3] |= 1 << (unit & 7)
     with memoryview(asked) as view:
         neighbours.learn(view, lambda unit: False)
-    assert neighbours.allowance() == int(3000 * KIB * UNREAD_RATIO)
+    assert neighbours.allowance(2 * MIB) == int(3000 * KIB * UNREAD_RATIO)
+
+
+def test_a_fast_link_may_bring_more_that_nobody_reads_than_a_slow_one() -> None:
+    def pace_of(rate: int) -> Pace:
+        pace = Pace()
+        pace.first_byte(0.02, 0.0)
+        for step in range(1, 60):
+            pace.received(rate // 20, step / 20)
+        return pace
+
+    assert pace_of(2 * MIB).may_waste() == MIB
+    assert 4 * MIB < pace_of(50 * MIB).may_waste() < 6 * MIB
+    assert pace_of(1000 * MIB).may_waste() == MAX_WASTE
 
 
 class _Blob:

@@ -1,0 +1,29 @@
+"""Of which file a chunk is the first (``nf_files_of``, csrc/core/core.h)."""
+
+from __future__ import annotations
+
+import mmap
+from array import array
+
+from nydus_fscache._core import ffi, lib
+
+
+def files_of(
+    image: memoryview | mmap.mmap, device: int, chunks: int
+) -> tuple[array[int], array[int]]:
+    """For each chunk of a device of a validated bootstrap: the nid of a directory that has a file
+    which begins with it, and the kind of that file, equal for names with one suffix; 0 for none.
+
+    Six bytes a chunk.  Raises ``OSError`` for what is not a bootstrap.
+    """
+    directories, kinds = array("I", bytes(4 * chunks)), array("H", bytes(2 * chunks))
+    if chunks:
+        with (
+            ffi.from_buffer("uint8_t[]", image) as data,
+            ffi.from_buffer("uint32_t[]", directories) as nids,
+            ffi.from_buffer("uint16_t[]", kinds) as numbers,
+        ):
+            rc = lib.nf_files_of(data, len(data), device, chunks, nids, numbers)
+        if rc < 0:
+            raise OSError(-rc, "no files")
+    return directories, kinds
