@@ -32,6 +32,14 @@ _DIRECTORIES = (
     *(f"/{top}/{triplet}" for top in ("lib", "usr/lib") for triplet in _TRIPLETS),
     "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib",
 )  # fmt: skip
+# Of an image that is read for the first time, mostly to start a program of it
+_FIRST = Needs(
+    paths=[
+        "/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1",
+        "/lib/ld-musl-x86_64.so.1", "/lib/ld-musl-aarch64.so.1",
+    ],
+    libraries=["libc.so.6"],
+)  # fmt: skip
 MOST_CHUNKS = 1 << 18  # of a blob whose files are known: two bytes each are kept
 
 
@@ -54,6 +62,7 @@ class _Image:
     def demanded(self, obj: CacheObject, unit: int) -> None:
         if not self._is_read:
             self._is_read = True
+            self._later(lambda: self._follow(_FIRST))
             self._later(self._tell_kinds)
 
     def program(self, needs: Needs) -> None:

@@ -108,7 +108,7 @@ class Loader:
             with memoryview(self._asked.memory) as asked:
                 self._neighbours.learn(asked, self._was_asked)
         if not aggressive:  # all of it comes in any case
-            spare = min(spare, self._neighbours.allowance(pace.may_waste()))
+            spare = min(spare, self._neighbours.allow(pace.may_waste()))
         return spare if spare >= LEAST else 0
 
     def _load_neighbours(self, wanted: list[int], end: int, room: int) -> None:
@@ -116,7 +116,7 @@ class Loader:
         with self._changed:
             extents = self._rest_of_file(wanted[0])
             ahead = end
-            if room:
+            if room and not extents:
                 is_program = self._programs.is_program(wanted[0])
                 units = self._neighbours.choose(wanted[0], end, room, is_program=is_program)
                 behind = self._table.merge([u for u in units if u >= end])

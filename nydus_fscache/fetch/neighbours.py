@@ -10,13 +10,16 @@ what a start needs is guessed before it is read.  Pure decisions, no I/O, no loc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 from nydus_fscache.fetch.extents import UnitTable
-from nydus_fscache.fetch.job import KIB
+from nydus_fscache.fetch.job import KIB, MIB
 
 LEAST = 64 * KIB  # of a guess: for less the link is too near
 UNREAD_RATIO = 0.9  # of the bytes that were read may be unread
 FORWARD = 0.6  # of a guess behind the miss, the rest before it
+MOST = 8 * MIB  # of a guess
+MOST_DOUBLED = 7  # times
 LARGE = 128 * KIB  # stored bytes of a unit that is not a small file
 SKIPPED = 64  # large ones in a row that a guess reaches over
 OTHERS = 1024  # files of other kinds in a row, the same
@@ -33,6 +36,8 @@ class Neighbours:
         self.kinds: Sequence[int] = ()
         self._unread: dict[int, int] = {}  # units that were guessed: their first page, -1: many
         self._unread_bytes = 0
+        self._allowed = MOST  # of unread guesses, when last asked
+        self._missed: dict[int, int] = {}  # by the first unit of a program, misses but the first
         self._read_bytes = 0
 
     # -- how much ------------------------------------------------------------------------------
@@ -61,25 +66,32 @@ class Neighbours:
             self._unread_bytes -= self._units.clen[unit]
             self._read_bytes += self._units.clen[unit]
 
-    def allowance(self, free: int) -> int:
+    def allow(self, free: int) -> int:
         """Stored bytes that may be guessed now; ``free``: that may be unread however little was
         read."""
         most = max(free, UNREAD_RATIO * self._read_bytes)
-        return max(0, int(most - self._unread_bytes))
+        self._allowed = max(0, int(most - self._unread_bytes))
+        return self._allowed
 
     # -- which ---------------------------------------------------------------------------------
 
     def choose(self, first: int, end: int, size: int, *, is_program: bool) -> list[int]:
         """Units around [first, end), which a reader waits for: ascending behind them, then
-        descending before them, of up to ``size`` stored bytes."""
+        descending before them, of up to ``size`` stored bytes; of a program that is missed again
+        and again twice as much each time."""
         if self._is_small_file(first):
             kind = self.kinds[first] if self.kinds else None
             behind = self._small_files(range(end, len(self._units)), size * FORWARD, kind)
             before = self._small_files(range(first - 1, -1, -1), size * (1 - FORWARD), kind)
             return behind + before
-        if not is_program:
-            return []
         low, high = self._units.file_of(first)
+        if not is_program:
+            if first != low:
+                return []
+            # its end, where programs and archives say what they hold
+            return self._parts(chain((high - 1,), range(end, high - 1)), size)
+        missed = self._missed[low] = min(self._missed.get(low, -1) + 1, MOST_DOUBLED)
+        size = min(size << missed, self._allowed, MOST)
         behind = self._parts(range(end, high), size * FORWARD)
         return behind + self._parts(range(first - 1, low - 1, -1), size * (1 - FORWARD))
 
@@ -110,7 +122,7 @@ class Neighbours:
                 found.append(unit)
         return found
 
-    def _parts(self, units: Sequence[int], size: float) -> list[int]:
+    def _parts(self, units: Iterable[int], size: float) -> list[int]:
         found: list[int] = []
         for unit in units:
             size -= self._units.clen[unit]

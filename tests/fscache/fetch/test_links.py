@@ -22,6 +22,8 @@ FILES = {
     "lib/__pycache__/a.pyc": b"c" * 5000,
     "lib/libz.so.1.2": b"d" * 5000,
     "lib/libc.so": b"e" * 5000,
+    "lib64/ld-linux-x86-64.so.2": b"h" * 5000,
+    "lib/x86_64-linux-gnu/libc.so.6": b"i" * 5000,
     "bin/tool": b"f" * 5000,
     "bin/large": b"g" * 70000 + bytes(range(256)) * 600,
 }
@@ -86,8 +88,15 @@ class _Object:
         self.source = SimpleNamespace(blob_id=blob_id)
         self.chunks = chunks
         self.followers: dict[str, Any] = {}
+        self.loaded: list[int] = []
         self.kinds: list[int] = []
         self.told = threading.Event()
+
+    def size(self, unit: int) -> int:
+        return 5000
+
+    def load_program(self, units: Any) -> None:
+        self.loaded += units
 
     def know_kinds(self, kinds: Any) -> None:
         self.kinds = list(kinds)
@@ -107,6 +116,20 @@ def test_kinds_are_known_when_an_image_is_first_read_and_not_before(tmp_path: Pa
     assert len(set(obj.kinds)) >= 4
     links.remove("digest", [obj])
     assert not obj.followers
+
+
+def test_the_first_read_of_an_image_brings_its_loader_and_its_c_library(tmp_path: Path) -> None:
+    path, chunks = _image(tmp_path)
+    bootstrap = rafs_v6.Bootstrap.from_file(path)
+    obj: Any = _Object(bootstrap.blobs[0].blob_id, chunks)
+    links = Links()
+    links.add("digest", path, [obj])
+    for _ in range(2):
+        obj.followers["digest"].demanded(obj, 0)
+    assert obj.told.wait(10)
+    wanted = ("lib64/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6")
+    refs = [next(iter(bootstrap.chunks(bootstrap.lookup(f"/{name}")))) for name in wanted]
+    assert obj.loaded == [chunks.units_of(r.flat_off, r.size).start for r in refs]
 
 
 def test_a_bootstrap_that_is_gone_costs_guesses_only(tmp_path: Path) -> None:

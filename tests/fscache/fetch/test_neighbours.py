@@ -55,20 +55,40 @@ def test_a_part_of_a_program_brings_its_other_parts_and_of_data_nothing() -> Non
     assert set(chosen) <= set(range(10))
 
 
+def test_of_a_large_file_that_nobody_knows_its_end_comes_with_its_start() -> None:
+    table = _table([300 * KIB] * 30, set(range(9)) | set(range(10, 29)))
+    neighbours = Neighbours(table, lambda unit: unit not in (0, 1))
+    assert neighbours.choose(0, 2, MIB, is_program=False) == [9, 2, 3]
+    assert neighbours.choose(3, 4, MIB, is_program=False) == []  # read somewhere: by chance
+
+
+def test_a_program_that_is_missed_again_brings_twice_as_much_within_what_is_allowed() -> None:
+    table = _table([100 * KIB] * 400, set(range(399)))
+    neighbours = Neighbours(table, lambda unit: True)
+
+    def parts() -> int:
+        return len(neighbours.choose(200, 201, MIB, is_program=True))
+
+    assert [parts() for _ in range(3)] == [10, 20, 40]
+    neighbours.allow(3 * MIB)
+    assert parts() == 30
+    assert [parts() for _ in range(100)][-1] == 30
+
+
 def test_guesses_end_while_they_are_not_read() -> None:
     """At most twice the bytes that are read, or as much as the link brings at once."""
     table = _table([100 * KIB] * 1000)
     neighbours, asked = Neighbours(table, lambda unit: True), bytearray(4096)
     pages = {unit: (unit, unit + 1) for unit in range(1000)}
     neighbours.guessed(range(10), pages.__getitem__)
-    assert neighbours.allowance(2 * MIB) == 2 * MIB - 1000 * KIB
+    assert neighbours.allow(2 * MIB) == 2 * MIB - 1000 * KIB
     neighbours.guessed(range(10, 30), pages.__getitem__)
-    assert neighbours.allowance(2 * MIB) == 0
+    assert neighbours.allow(2 * MIB) == 0
     for unit in range(30):
         asked[unit >> 3] |= 1 << (unit & 7)
     with memoryview(asked) as view:
         neighbours.learn(view, lambda unit: False)
-    assert neighbours.allowance(2 * MIB) == int(3000 * KIB * UNREAD_RATIO)
+    assert neighbours.allow(2 * MIB) == int(3000 * KIB * UNREAD_RATIO)
 
 
 def test_a_fast_link_may_bring_more_that_nobody_reads_than_a_slow_one() -> None:
