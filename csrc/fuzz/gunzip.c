@@ -72,6 +72,38 @@ static int inflate_all(struct rafs_gunzip *g, const uint8_t *data, size_t len, s
 	return rafs_gunzip_end(g, end);
 }
 
+/* The same without a file: `plain` comes out, and every window that is still kept. */
+static void read_all(const uint8_t *data, size_t len, size_t step, size_t plain_len,
+		     uint32_t spacing)
+{
+	struct rafs_gunzip *g = rafs_gunzip_new(-1, spacing);
+	struct rafs_gz_point end;
+	const struct rafs_gz_point *points, *last;
+	uint8_t out[700], window[1 << 15];
+	uint64_t off = 0, n;
+	int64_t got;
+
+	MUST(g);
+	for (size_t at = 0; at < len; at += step) {
+		rafs_gunzip_input(g, data + at, len - at < step ? len - at : step);
+		while ((got = rafs_gunzip_read(g, out, sizeof(out))) > 0) {
+			MUST(off + (uint64_t)got <= plain_len);
+			MUST(!memcmp(out, plain + off, (size_t)got));
+			off += (uint64_t)got;
+			points = rafs_gunzip_points(g, &n);
+			if (!n)
+				continue;
+			last = &points[n - 1];
+			MUST(!rafs_gunzip_before(g, last->out_off, window, last->window));
+			MUST(!memcmp(window, plain + last->out_off - last->window, last->window));
+			rafs_gunzip_drop(g, off > sizeof(window) ? off - sizeof(window) : 0);
+		}
+		MUST(!got);
+	}
+	MUST(!rafs_gunzip_end(g, &end) && end.out_off == plain_len && off == plain_len);
+	rafs_gunzip_free(g);
+}
+
 static void check_context(const struct rafs_gz_point *from, const struct rafs_gz_point *to)
 {
 	struct rafs_unit unit = {
@@ -130,6 +162,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		MUST(!inflate_all(g, stored, len, step, &end));
 		MUST(end.in_off == len && end.out_off == plain_len);
 		check_points(g, &end);
+		read_all(stored, len, step, plain_len, (uint32_t)step);
 	}
 	rafs_gunzip_free(g);
 	close(fd);

@@ -1,7 +1,7 @@
 /*
- * A .gz inflated once, to a file, while the places are noted where inflating
+ * A .gz inflated once, to a file or as it is read, while the places are noted where inflating
  * can start again: see writer.h.  zlib stops at every deflate block (Z_BLOCK).
- * Memory is one buffer, plus a point for every `spacing` plain bytes.
+ * Memory is one buffer, what is kept, and a point for every `spacing` plain bytes.
  */
 #include <errno.h>
 #include <stdint.h>
@@ -36,6 +36,9 @@ struct rafs_gunzip {
 	uint8_t last_byte;
 	struct rafs_gz_point *points;
 	uint64_t n, room;
+	/* without a file: plain bytes from kept_off to out_off, of which those from taken are new */
+	uint8_t *kept;
+	uint64_t kept_off, kept_room, taken;
 	uint8_t out[OUT_LEN];
 };
 
@@ -61,6 +64,7 @@ void rafs_gunzip_free(struct rafs_gunzip *g)
 		return;
 	inflateEnd(&g->z);
 	free(g->points);
+	free(g->kept);
 	free(g);
 }
 
@@ -77,6 +81,25 @@ static int write_whole(int fd, const uint8_t *data, size_t len)
 		data += done;
 		len -= (size_t)done;
 	}
+	return 0;
+}
+
+static int keep(struct rafs_gunzip *g, const uint8_t *data, size_t len)
+{
+	const uint64_t have = g->out_off - g->kept_off, need = have + len;
+
+	if (!len)
+		return 0;
+	if (need > g->kept_room) {
+		uint64_t room = need > 2 * g->kept_room ? need : 2 * g->kept_room;
+		void *kept = realloc(g->kept, room);
+
+		if (!kept)
+			return -ENOMEM;
+		g->kept = kept;
+		g->kept_room = room;
+	}
+	memcpy(g->kept + have, data, len);
 	return 0;
 }
 
@@ -135,10 +158,10 @@ static int inflate_some(struct rafs_gunzip *g)
 		g->last_byte = z->next_in[-1];
 	g->in_off += (uint64_t)(z->next_in - from);
 	made = OUT_LEN - z->avail_out;
-	g->out_off += made;
-	err = write_whole(g->fd, g->out, made);
+	err = g->fd < 0 ? keep(g, g->out, made) : write_whole(g->fd, g->out, made);
 	if (err)
 		return err;
+	g->out_off += made;
 	if (ret == Z_STREAM_END) {
 		g->state = BETWEEN;
 		return inflateReset(z) == Z_OK ? 0 : -EBADMSG;
@@ -190,6 +213,52 @@ int rafs_gunzip_feed(struct rafs_gunzip *g, const uint8_t *in, size_t len)
 	while (!err && g->state == MEMBER && !g->z.avail_out)
 		err = inflate_some(g);
 	return err;
+}
+
+void rafs_gunzip_input(struct rafs_gunzip *g, const uint8_t *in, size_t len)
+{
+	g->z.next_in = (Bytef *)in;
+	g->z.avail_in = (uInt)len;
+}
+
+int64_t rafs_gunzip_read(struct rafs_gunzip *g, uint8_t *to, size_t len)
+{
+	while (g->taken == g->out_off) {
+		int err;
+
+		if (g->state == MEMBER && (g->z.avail_in || !g->z.avail_out))
+			err = inflate_some(g);
+		else if (g->z.avail_in)
+			err = begin_member(g);
+		else
+			return 0;
+		if (err)
+			return err;
+	}
+	if (len > g->out_off - g->taken)
+		len = (size_t)(g->out_off - g->taken);
+	memcpy(to, g->kept + (g->taken - g->kept_off), len);
+	g->taken += len;
+	return (int64_t)len;
+}
+
+void rafs_gunzip_drop(struct rafs_gunzip *g, uint64_t off)
+{
+	if (off > g->taken)
+		off = g->taken;
+	/* Seldom, so that it is not moved again and again. */
+	if (off <= g->kept_off || off - g->kept_off < (g->out_off - g->kept_off) / 2)
+		return;
+	memmove(g->kept, g->kept + (off - g->kept_off), g->out_off - off);
+	g->kept_off = off;
+}
+
+int rafs_gunzip_before(const struct rafs_gunzip *g, uint64_t off, uint8_t *to, size_t len)
+{
+	if (len > off || off - len < g->kept_off || off > g->out_off)
+		return -EINVAL;
+	memcpy(to, g->kept + (off - len - g->kept_off), len);
+	return 0;
 }
 
 int rafs_gunzip_end(struct rafs_gunzip *g, struct rafs_gz_point *end)

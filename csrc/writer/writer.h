@@ -103,15 +103,26 @@ struct rafs_gz_point {
 	uint8_t bits;		/* ... and how many of its high bits are still due, 0..7 */
 };
 
-/* Inflates what it is fed to fd; keeps one point in `spacing` plain bytes. */
+/*
+ * Inflates what it is fed to fd, or, with an fd of -1, its input as it is read; notes one point in
+ * `spacing` plain bytes.
+ */
 struct rafs_gunzip;
 struct rafs_gunzip *rafs_gunzip_new(int fd, uint32_t spacing);
 void rafs_gunzip_free(struct rafs_gunzip *g);
 /* -EBADMSG: no gzip; or the errno of writing. */
 int rafs_gunzip_feed(struct rafs_gunzip *g, const uint8_t *in, size_t len);
-/* After the last feed: the sizes of both files as a point, or -ENODATA when it is cut short. */
+/* Without a file: the next input, which must stay until a read gives 0. */
+void rafs_gunzip_input(struct rafs_gunzip *g, const uint8_t *in, size_t len);
+/* Plain bytes, up to len; 0 when more input is needed; or as rafs_gunzip_feed. */
+int64_t rafs_gunzip_read(struct rafs_gunzip *g, uint8_t *to, size_t len);
+/* What was read is kept, from plain byte off on. */
+void rafs_gunzip_drop(struct rafs_gunzip *g, uint64_t off);
+/* The len plain bytes before off; -EINVAL when they are not kept. */
+int rafs_gunzip_before(const struct rafs_gunzip *g, uint64_t off, uint8_t *to, size_t len);
+/* After the last feed or read: the sizes of both files as a point, or -ENODATA when it is cut short. */
 int rafs_gunzip_end(struct rafs_gunzip *g, struct rafs_gz_point *end);
-/* n points, ascending in both offsets; they live as long as g and until the next feed. */
+/* n points, ascending in both offsets; they live as long as g and until the next feed or read. */
 const struct rafs_gz_point *rafs_gunzip_points(const struct rafs_gunzip *g, uint64_t *n);
 
 /*

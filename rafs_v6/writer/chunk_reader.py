@@ -43,7 +43,7 @@ def new_arena(size: int) -> Any:
 
 
 class ChunkReader:
-    """``add_all`` files, or ``add_data`` of one; ``use`` is called for every batch, beside the
+    """``add_all`` files, or ``add_data`` of one; ``use`` is called for every batch, ``beside`` the
     reading of the next.
 
     ``room``: bytes of the arena at least for each chunk.
@@ -51,12 +51,12 @@ class ChunkReader:
 
     def __init__(
         self, tree: Tree, digester: Digester, threads: int, use: Callable[[ReadBatch], None],
-        room: int = 0,
+        room: int = 0, *, beside: bool = True,
     ) -> None:  # fmt: skip
         self.arena_len = max(_ARENA, tree.chunk_size)
         self._batch, self._other = ReadBatch(self.arena_len), ReadBatch(self.arena_len)
         self._tree, self._digester, self._threads = tree, digester, threads
-        self._use, self._room = use, room
+        self._use, self._room, self._beside = use, room, beside
         self._using = Background()
         self._top, self._paths = b"", ffi.NULL  # of files that are opened by their paths
 
@@ -79,10 +79,13 @@ class ChunkReader:
         self._flush()
         self._using.finish()
 
-    def add_data(self, row: int, at: int, length: int, read: Callable[[memoryview], None]) -> None:
-        """``length`` bytes at ``at`` of the file in ``row``, one chunk; ``read`` fills them in."""
+    def add_data(
+        self, row: int, at: int, length: int, read: Callable[[memoryview], None], off: int = 0
+    ) -> None:
+        """``length`` bytes at ``at`` of the file in ``row``, one chunk; ``read`` fills them in.
+        ``off``: where they are in the source, for ``use``."""
         chunk = self._next(row, at, length)
-        chunk.fd = lib.RAFS_FD_NONE
+        chunk.fd, chunk.off = lib.RAFS_FD_NONE, off
         start = chunk.at
         read(memoryview(ffi.buffer(self._batch.arena + start, length)))
 
@@ -145,7 +148,10 @@ class ChunkReader:
         )  # fmt: skip
         if rc:
             raise self._error(batch, rc)
-        self._using.start(lambda: self._use(batch))
+        if self._beside:
+            self._using.start(lambda: self._use(batch))
+        else:
+            self._use(batch)
         self._batch, self._other = self._other, batch
         self._batch.clear()
 

@@ -16,6 +16,7 @@ from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.options import CreateOptions, Into
 from rafs_v6.writer.prefetch import prefetch_rows
 from rafs_v6.writer.refer import refer_chunks, tarfs_chunks
+from rafs_v6.writer.refer_gzip import create_from_gzip
 from rafs_v6.writer.sources.source import Source
 from rafs_v6.writer.sources.tar import TarSource
 from rafs_v6.writer.sources.tar_file import GZIP_MAGIC, TarFile, open_tar_file
@@ -29,7 +30,8 @@ def create_from_tar(
 ) -> Created:
     """Build an image of a tar or tar.gz, which may be a pipe.
 
-    A plain tar out of a pipe is not kept anywhere, unless some of its files are to come first.
+    A plain tar out of a pipe is not kept anywhere, unless some of its files are to come first;
+    nor is a tar.gz that is referred to.
     """
     refers = into is not Into.RAFS
     if refers and (options.chunks.batch_size or options.chunks.cipher):
@@ -44,6 +46,10 @@ def create_from_tar(
                 return create_from_stream(
                     _Prefixed(first, stream), None, options, estargz=estargz
                 )
+    if into is Into.REF:
+        first = stream.read(len(GZIP_MAGIC))
+        if first == GZIP_MAGIC:
+            return create_from_gzip(stream, first, options, estargz=estargz)
     stored = open_tar_file(stream, first, digest=refers)
     with (
         closing(stored.file),

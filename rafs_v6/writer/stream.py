@@ -6,7 +6,7 @@ blob, too, as are those of files that whiteouts of the layer's own hide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Protocol
 
 from rafs_v6.errors import shown
@@ -27,8 +27,9 @@ from rafs_v6.writer.options import CreateOptions
 from rafs_v6.writer.overlay import apply_layer
 from rafs_v6.writer.prefetch import prefetch_rows
 from rafs_v6.writer.sources import tar_members
-from rafs_v6.writer.sources.tar import TarTree
+from rafs_v6.writer.sources.tar import TarTree, is_estargz_own
 from rafs_v6.writer.sources.tar_members import Member, members
+from rafs_v6.writer.tree import Tree
 
 _SKIP = 1 << 16
 
@@ -40,39 +41,59 @@ class Readable(Protocol):
     def read(self, length: int, /) -> bytes: ...
 
 
+class Filler(Protocol):
+    """Takes the data of files, in their order."""
+
+    def add(self, row: int, member: Member, read: Callable[[memoryview], None]) -> None:
+        """Those of ``member``, which are read by ``read``."""
+
+    def finish(self) -> None:
+        """All were added, and the tar has ended."""
+
+    def close(self) -> None:
+        """Whatever became of it."""
+
+
 def create_from_stream(
-    tar: Readable, stored_size: int | None, options: CreateOptions, *, out: IO[bytes] | None = None,
-    estargz: bool = False,
+    tar: Readable, stored_size: int | Callable[[], int] | None, options: CreateOptions, *,
+    out: IO[bytes] | None = None, estargz: bool = False,
+    fill: Callable[[Tree, BlobChunks], Filler] | None = None,
 ) -> Created:  # fmt: skip
     """Build an image of a plain tar, whose end is read too.
 
     ``stored_size``: bytes of the layer as it is stored, compressed or not, which bound what its
-    headers may take; None for those of the tar itself.  ``out``: where the blob goes instead of a
+    headers may take, or a function that gives those that were read so far; None for those of the
+    tar itself.  ``fill``: other than to store the data.  ``out``: where the blob goes instead of a
     file that ``options`` name; it is flushed, and left open.  When this raises, what ``out`` got
     is not a blob.
 
     Raises ``SourceError`` for a bad tar, and what ``tar`` and ``out`` raise.
     """
     cursor = _StreamCursor(tar)
-    found = TarTree(stored_size or 0, options.whiteouts)
+    found = TarTree(0, options.whiteouts)
+    stored = stored_size if callable(stored_size) else lambda: stored_size or cursor.pos
     heap = found.tree
     heap.chunk_size = options.chunks.chunk_size
     base = load_base(options.parent, options.chunk_dict, defaults_of(options), options.whiteouts)
     chunks = BlobChunks(OWN_BLOB, heap.locations, base.chunks)
     blob = BlobFile(blob_target(options) if out is None else out)
     try:
-        writer = ChunkWriter(heap, options.chunks, chunks, blob.write)
+        filler = _Stored(heap, options, chunks, blob) if fill is None else fill(heap, chunks)
         try:
             for member in members(cursor):
-                if stored_size is None:
-                    found.stored_size = cursor.pos
+                found.stored_size = stored()
                 row = found.add(member, 0)
+                if estargz and is_estargz_own(member.name):
+                    continue
                 if member.type == tar_members.REGULAR and member.size:
-                    _add_data(writer, cursor, member, row, heap.chunk_size)
-            writer.finish()
+                    filler.add(row, member, _Body(cursor, member).read_into)
+            filler.finish()
         finally:
-            writer.close()
-        tree = prepared(found.made(options.warn, estargz=estargz), options)
+            filler.close()
+        made = found.made(options.warn, estargz=estargz)
+        if estargz and made.unread():
+            raise SourceError("a hard link to what belongs to the format of eStargz")
+        tree = prepared(made, options)
         if base.tree is not None:
             tree = apply_layer(base.tree, tree, options.whiteouts)
         first = prefetch_rows(tree, options.prefetch)
@@ -81,12 +102,24 @@ def create_from_stream(
         blob.discard()
 
 
-def _add_data(
-    writer: ChunkWriter, cursor: _StreamCursor, member: Member, row: int, step: int
-) -> None:
-    body = _Body(cursor, member)
-    for at in range(0, member.size, step):
-        writer.reader.add_data(row, at, min(step, member.size - at), body.read_into)
+class _Stored:
+    """As chunks of the blob."""
+
+    def __init__(
+        self, tree: Tree, options: CreateOptions, chunks: BlobChunks, blob: BlobFile
+    ) -> None:
+        self._step = tree.chunk_size
+        self._writer = ChunkWriter(tree, options.chunks, chunks, blob.write)
+
+    def add(self, row: int, member: Member, read: Callable[[memoryview], None]) -> None:
+        for at in range(0, member.size, self._step):
+            self._writer.reader.add_data(row, at, min(self._step, member.size - at), read)
+
+    def finish(self) -> None:
+        self._writer.finish()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class _StreamCursor:

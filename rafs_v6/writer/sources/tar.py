@@ -39,6 +39,11 @@ _KINDS = {
 }
 
 
+def is_estargz_own(name: bytes) -> bool:
+    parts = _parts(name)
+    return len(parts) == 1 and parts[0] in _ESTARGZ_OWN
+
+
 class _Names(dict[bytes, int]):
     """Rows of a directory's entries, by name.  ``hidden``: by name, the whiteouts below those
     directories in whose place came something else."""

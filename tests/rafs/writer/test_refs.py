@@ -231,6 +231,76 @@ def test_a_tar_gz_cannot_be_mounted_as_it_is(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_tar_gz_that_is_referred_to_is_not_kept(
+    layers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of a file or a pipe: the same image, and no room for temporary files is needed."""
+    made = []
+    for name in ("file", "pipe"):
+        (tmp_path / name).mkdir()
+        source = layers[0]
+        if name == "pipe":
+            source = tmp_path / "fifo"
+            os.mkfifo(source)
+            feeder = subprocess.Popen(["cp", layers[0], source])
+        monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+        argv = ["create", "-t", "targz-ref", "-B", str(tmp_path / name / "boot"), str(source)]
+        assert main([*argv, "-D", str(tmp_path / name)]) == 0
+        made.append({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()})
+    assert feeder.wait() == 0
+    assert made[0] == made[1]
+
+
+def test_one_deflate_block_of_many_chunks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Inflating can start at its beginning only: no reader takes so large a context."""
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as out:
+        member = tarfile.TarInfo("f")
+        member.size = 40 << 20
+        out.addfile(member, io.BytesIO(b"".join(i.to_bytes(8, "big") * 4096 for i in range(1280))))
+    layer = tmp_path / "layer.tar.gz"
+    layer.write_bytes(one_block(tar.getvalue()))
+    argv = ["create", "-t", "targz-ref", "-B", str(tmp_path / "boot"), "-D", str(tmp_path)]
+    assert main([*argv, str(layer)]) == 1
+    assert "no place to start from" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [layer]
+
+
+def one_block(data: bytes) -> bytes:
+    """As gzip, in one deflate block of the fixed code: literals, and the longest matches where
+    bytes 8 before are the same."""
+    bits, n, out = 0, 0, bytearray(b"\x1f\x8b\x08" + bytes(7))
+
+    def put(value: int, count: int) -> None:
+        nonlocal bits, n
+        bits |= value << n
+        n += count
+        while n >= 8:
+            out.append(bits & 255)
+            bits, n = bits >> 8, n - 8
+
+    def code(value: int, count: int) -> None:  # its highest bit goes first
+        put(int(f"{value:0{count}b}"[::-1], 2), count)
+
+    put(0b011, 3)  # the last block, fixed code
+    at = 0
+    while at < len(data):
+        if at >= 8 and data[at : at + 258] == data[at - 8 : at + 250] and at + 258 <= len(data):
+            code(0b11000101, 8)  # length 258
+            code(5, 5)  # distance 7 or 8
+            put(1, 1)
+            at += 258
+        else:
+            byte = data[at]
+            code(*((0x30 + byte, 8) if byte < 144 else (0x190 + byte - 144, 9)))
+            at += 1
+    code(0, 7)
+    put(0, -n % 8)
+    return bytes(out) + zlib.crc32(data).to_bytes(4, "little") + len(data).to_bytes(4, "little")
+
+
 @pytest.mark.parametrize("full", ["temporary files", "blob", "bootstrap"])
 def test_full_disk_leaves_nothing(
     full: str, layers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -245,7 +315,8 @@ def test_full_disk_leaves_nothing(
             monkeypatch.setattr(tempfile, "tempdir", str(small))
         boot = (small if full == "bootstrap" else large) / "boot"
         blobs = small if full == "blob" else large
-        argv = ["create", "-t", "targz-ref", "-B", str(boot), "-D", str(blobs), str(layers[0])]
+        kind = "targz-rafs" if full == "temporary files" else "targz-ref"
+        argv = ["create", "-t", kind, "-B", str(boot), "-D", str(blobs), str(layers[0])]
         assert main(argv) == 1
         error = capsys.readouterr().err
         assert "No space left on device" in error
