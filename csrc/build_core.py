@@ -24,6 +24,7 @@ ffi.set_source(
         "csrc/core/fuse_tree.c",
         "csrc/core/tree.c",
         "csrc/core/files.c",
+        "csrc/core/imports.c",
         "csrc/core/fanotify.c",
         "csrc/core/fanotify_events.c",
         "csrc/core/fanotify_ring.c",

@@ -195,6 +195,12 @@ int nf_files_of(const uint8_t *image, size_t len, uint32_t device, uint32_t n,
 		uint32_t *directories, uint16_t *kinds);
 /* The number of a name's suffix, as there. */
 uint16_t nf_kind_of(const uint8_t *name, uint32_t len);
+/*
+ * What a file says it imports, if it is a module of compiled Python or text: at most 256 names in
+ * `out`, each with a NUL behind it, of parts with "/" between; "./" and "../" begin those that are
+ * beside the file or above it.  Returns the bytes used.  Takes a time that goes by len.
+ */
+size_t nf_imports(const uint8_t *data, size_t len, uint8_t *out, size_t room);
 
 /* Free the memory that fills keep for the next ones. */
 void nf_fill_trim(struct nf_core *c);

@@ -1,4 +1,6 @@
-"""Of which file a chunk is the first (``nf_files_of``, csrc/core/core.h)."""
+"""What files of an image say: of which a chunk is the first, of what kind a name is, what a module
+imports (``nf_files_of``, ``nf_kind_of``, ``nf_imports``, csrc/core/core.h).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import mmap
 from array import array
 
 from nydus_fscache._core import ffi, lib
+
+ROOM = 1 << 14  # bytes of names
 
 
 def files_of(
@@ -27,3 +31,17 @@ def files_of(
         if rc < 0:
             raise OSError(-rc, "no files")
     return directories, kinds
+
+
+def kind_of(name: bytes) -> int:
+    """Of a file's name, as of ``files_of``."""
+    return lib.nf_kind_of(name, len(name))
+
+
+def imports_of(data: bytes) -> list[bytes]:
+    """What a module of compiled Python, or text, says it imports; at most 256 names, as paths:
+    b"json/decoder", b"./sibling", b"../other"."""
+    out = ffi.new("uint8_t[]", ROOM)
+    with ffi.from_buffer("uint8_t[]", data) as view:
+        used = lib.nf_imports(view, len(data), out, ROOM)
+    return bytes(ffi.buffer(out, used)).split(b"\0")[:-1]

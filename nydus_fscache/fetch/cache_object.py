@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +45,9 @@ class Follower(Protocol):
 
     def demanded(self, obj: CacheObject, unit: int) -> None:
         """A reader waits for the unit."""
+
+    def came(self, obj: CacheObject, units: Sequence[int]) -> None:
+        """Each a file that is no program, and that somebody reads or is expected to."""
 
 
 class CacheObject:
@@ -104,6 +108,7 @@ class CacheObject:
         self.core.watch(self.oid, asked.memory)
         self._loader.learn_from(asked)
         self._programs.found = self._follow_program
+        self._programs.other = self._loader.was_read = self._follow_files
 
     # -- what is there ---------------------------------------------------------------------
 
@@ -187,7 +192,9 @@ class CacheObject:
     def demand(self, off: int, length: int) -> None:
         """A reader waits for flat bytes [off, off + length): fetch what nobody fetches yet."""
         with self._changed:
-            missing = [u for u in self.chunks.units_of(off, length) if self._must_ask(u)]
+            units = self.chunks.units_of(off, length)
+            joined = [u for u in units if self._states[u] == State.AHEAD]
+            missing = [u for u in units if self._must_ask(u)]
             now = time.monotonic()
             refused = {u: e for u in missing if (e := self._failures.pending(u, now))}
             wanted = [u for u in missing if u not in refused]
@@ -197,6 +204,8 @@ class CacheObject:
             self._loader.demand(off, wanted)
             for follower in tuple(self.followers.values()):
                 follower.demanded(self, wanted[0])
+        elif joined:
+            self._loader.joined(joined[0])
 
     def _submit_demand(self, extents: list[Extent]) -> None:
         for extent in extents:
@@ -213,15 +222,31 @@ class CacheObject:
 
     def read_ahead(self, off: int) -> None:
         """A reader crossed the mark at ``off``: load what follows, behind all demand."""
-        self._loader.passed(self.chunks.units_of(off, 1).start)
+        self._loader.passed(off)
 
     def load_program(self, units: Sequence[int]) -> None:
         """A program is about to need these units of one file."""
         self._loader.load_program(units)
 
+    def load_named(self, units: Sequence[int]) -> None:
+        """Files of a unit each, which one that is read names, likely ones first."""
+        self._loader.load_named(units)
+
+    def read(self, off: int, length: int) -> bytes:
+        """Flat bytes of units that are here."""
+        try:
+            with self._file.use() as fd:
+                return os.pread(fd, length, off)
+        except OSError:  # it was closed
+            return b""
+
     def _follow_program(self, needs: Needs) -> None:
         for follower in tuple(self.followers.values()):
             follower.program(needs)
+
+    def _follow_files(self, units: Sequence[int]) -> None:
+        for follower in tuple(self.followers.values()):
+            follower.came(self, units)
 
     def know_kinds(self, kinds: Sequence[int]) -> None:
         """Of the file that begins with each unit: equal for names with one suffix."""

@@ -1,5 +1,5 @@
 """Images whose data are followed: libraries and interpreters that a started program needs are found
-in its image and loaded, and objects are told of what kind their files are.
+in its image and loaded, and so are modules that others import (chase.py).
 
 Each round trip that the loader would make for one library after the other becomes one for all of
 them.  What an image says of itself is followed within that image only, by one thread for all, and
@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import rafs_v6
-from nydus_fscache.core.files import files_of
-from nydus_fscache.core.units import first_chunks
 from nydus_fscache.fetch.cache_object import CacheObject
+from nydus_fscache.fetch.chase import Chase
 from nydus_fscache.fetch.plan import WHOLE_FILE
-from nydus_fscache.fetch.wanted import by_blob, of_inodes
+from nydus_fscache.fetch.wanted import of_inodes
 from nydus_fscache.image.elf import Needs
 from rafs_v6.reader.resolve import resolve
 
@@ -40,7 +39,6 @@ _FIRST = Needs(
     ],
     libraries=["libc.so.6"],
 )  # fmt: skip
-MOST_CHUNKS = 1 << 18  # of a blob whose files are known: two bytes each are kept
 
 
 class _Image:
@@ -56,6 +54,8 @@ class _Image:
         self._objects = objects
         self._later = later
         self._is_read = False
+        self._chase = Chase(objects)
+        self._modules: deque[tuple[CacheObject, int]] = deque()  # to be looked at
         self._seen: set[str] = set()
         self._directories: list[str] | None = None
 
@@ -63,26 +63,30 @@ class _Image:
         if not self._is_read:
             self._is_read = True
             self._later(lambda: self._follow(_FIRST))
-            self._later(self._tell_kinds)
+            self._later(self._know)
+
+    def came(self, obj: CacheObject, units: Sequence[int]) -> None:
+        is_idle = not self._modules
+        self._modules.extend((obj, unit) for unit in units)
+        if is_idle:
+            self._later(self._look)
 
     def program(self, needs: Needs) -> None:
         if not self._has_seen(needs):
             self._later(lambda: self._follow(needs))
 
-    def _tell_kinds(self) -> None:
-        """What is known of the files costs memory, so it is made when somebody reads them."""
+    def _know(self) -> None:
         try:
-            bootstrap = rafs_v6.Bootstrap.from_file(self._path)
-            known = by_blob(self._objects)
-            for device, info in enumerate(bootstrap.blobs):
-                obj = known.get(info.blob_id)
-                if obj is None or info.is_tarfs or not 0 < obj.chunks.nchunks <= MOST_CHUNKS:
-                    continue
-                _, kinds = files_of(bootstrap.data, device, obj.chunks.nchunks)
-                firsts = first_chunks(obj.chunks.blob, obj.chunks.nunits)
-                obj.know_kinds(array("H", map(kinds.__getitem__, firsts)))
+            self._chase.know(rafs_v6.Bootstrap.from_file(self._path))
         except Exception:  # guesses are worse without
             log.warning("the files of %s are not known", self._path, exc_info=True)
+
+    def _look(self) -> None:
+        try:
+            self._chase.follow(rafs_v6.Bootstrap.from_file(self._path), self._modules)
+        except Exception:  # a guess that fails costs nobody anything
+            self._modules.clear()
+            log.warning("what modules of %s import is not loaded ahead", self._path, exc_info=True)
 
     def _has_seen(self, needs: Needs) -> bool:
         """A reader of everything meets thousands of programs, which need the same few files."""

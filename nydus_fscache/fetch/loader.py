@@ -52,6 +52,8 @@ class Loader:
         self._fetcher = fetcher
         self._changed = changed
         self._tell_when_touched = tell_when_touched
+        # takes small files that were guessed and that somebody has read
+        self.was_read: Callable[[Sequence[int]], None] | None = None
         self._asked: PageMap | None = None
         self._neighbours = Neighbours(table, self._may_read_ahead)
         self._planner = Planner(table, is_here=lambda unit: states[unit] != State.MISSING)
@@ -78,13 +80,13 @@ class Loader:
             extents = self._table.merge(wanted)
             asked = extents[-1].end
             window = self._planner.window(wanted[0], wanted[-1] + 1, pace, aggressive=aggressive)
-            room = 0
+            room, read = 0, self._learn()
             if pace.tuning.amplify is not None:
                 along = self._amplified(off, pace.tuning.amplify, extents[-1])
                 if along > window.behind:
                     window = Window(0, along, self._chunks.nunits, sequential=window.sequential)
             elif not window.sequential:
-                room = self._room_for_guesses(spare, pace, aggressive)
+                room = self._room_for_guesses(spare, pace, aggressive=aggressive)
                 if room:
                     window = Window(0, 0, asked)
             if len(extents) > 1:  # what lies before the last may be another's
@@ -98,15 +100,36 @@ class Loader:
             self._fetcher.submit(Job(self._target, extent, Priority.DEMAND))
         self._programs.expect(wanted[0])
         self._load_neighbours(wanted, end, room)
+        if read and self.was_read is not None:
+            self.was_read(read)
         if window.sequential and window.behind >= FIRST_WINDOW // 2:
             # a reader that goes on: one window more is under way while it reads this one
             self._load_ahead(wanted[0], end, window)
 
-    def _room_for_guesses(self, spare: int, pace: Pace, aggressive: bool) -> int:
+    def joined(self, unit: int) -> None:
+        """A reader waits for a unit that was asked for ahead of it: the link may have time."""
+        backend = self._target.source.backend
+        spare, pace = self._fetcher.spare(backend), self._fetcher.pace(backend)
+        if self._fetcher.is_prefetching(backend) or pace.tuning.amplify is not None:
+            return
+        with self._changed:
+            read = self._learn()
+            room = self._room_for_guesses(spare, pace, aggressive=False)
+        if room:
+            self._load_neighbours([unit], unit + 1, room)
+        if read and self.was_read is not None:
+            self.was_read(read)
+
+    def _learn(self) -> list[int]:
+        """Which guesses were read: small files."""
+        if self._asked is None:
+            return []
+        with memoryview(self._asked.memory) as asked:
+            read = self._neighbours.learn(asked, self._was_asked)
+        return [unit for unit in read if self._neighbours.is_small_file(unit)]
+
+    def _room_for_guesses(self, spare: int, pace: Pace, *, aggressive: bool) -> int:
         """Stored bytes; 0: the link is too near, or the guesses before were not good."""
-        if self._asked is not None:
-            with memoryview(self._asked.memory) as asked:
-                self._neighbours.learn(asked, self._was_asked)
         if not aggressive:  # all of it comes in any case
             spare = min(spare, self._neighbours.allow(pace.may_waste()))
         return spare if spare >= LEAST else 0
@@ -115,7 +138,7 @@ class Loader:
         """While a reader waits for ``wanted``, which with their request end before unit ``end``."""
         with self._changed:
             extents = self._rest_of_file(wanted[0])
-            ahead = end
+            ahead, told = end, list[int]()
             if room and not extents:
                 is_program = self._programs.is_program(wanted[0])
                 units = self._neighbours.choose(wanted[0], end, room, is_program=is_program)
@@ -125,9 +148,13 @@ class Loader:
                 while any(e.unit <= ahead < e.end for e in behind):
                     ahead += 1
                 self._planner.readahead.follow(wanted[0], ahead)
+                if self._neighbours.is_small_file(wanted[0]):
+                    told = units
         self._submit_ahead(extents)
         if ahead > end:
             self._mark(end, ahead)
+        for unit in told:
+            self._tell_when_touched(self._chunks.unit_range(unit)[0])
 
     def _was_asked(self, unit: int) -> bool:
         return self._asked is not None and self._asked.any_set(*self._states.pages(unit))
@@ -150,6 +177,29 @@ class Loader:
         self._submit_ahead(extents)
         self._programs.arrived(units[0], units[0] + 1)  # it may be here already
 
+    def load_named(self, units: Sequence[int]) -> None:
+        """Files of a unit each, likely ones first: as many as may be unread."""
+        pace = self._fetcher.pace(self._target.source.backend)
+        wanted = []
+        with self._changed:
+            read = self._learn()
+            room = self._neighbours.allow(pace.may_waste())
+            for unit in units:
+                if self._may_read_ahead(unit):
+                    room -= self._table.clen[unit]
+                    if room < 0:
+                        break
+                    wanted.append(unit)
+            extents = self._table.merge(sorted(wanted))
+        for unit in units:
+            self._programs.expect(unit)
+        self._submit_ahead(extents)
+        for unit in units:
+            if self._states[unit] == State.PRESENT:  # it came meanwhile
+                self._programs.arrived(unit, unit + 1)
+        if read and self.was_read is not None:
+            self.was_read(read)
+
     def _rest_of_file(self, unit: int) -> list[Extent]:
         """Requests for the file that ``unit`` is of, when it is to come whole.  Its end first: the
         loader of programs and libraries looks there next."""
@@ -165,14 +215,17 @@ class Loader:
         units = self._chunks.units_of(off, size)
         return self._table.stored(units.stop - 1)[1] - extent.end_off if units else 0
 
-    def passed(self, unit: int) -> None:
-        """A reader crossed a mark at the unit: load what follows, behind all demand."""
+    def passed(self, off: int) -> None:
+        """A reader crossed the mark at ``off``: load what follows, behind all demand."""
+        unit = self._chunks.units_of(off, 1).start
         with self._changed:
             pace = self._fetcher.pace(self._target.source.backend)
             following = self._planner.readahead.passed(unit, pace)
             reads_all = self._planner.readahead.reads_all(unit)
         if not reads_all:  # else the files of programs come in their turn, in fewer requests
-            self._programs.touched(unit)
+            self._programs.touched(off)
+            if self.was_read is not None and self._neighbours.was_guessed(unit):
+                self.was_read([unit])
         if following is not None:
             self._load_ahead(unit, *following)
 

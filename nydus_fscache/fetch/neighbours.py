@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
+from nydus_fscache.core.files import kind_of
 from nydus_fscache.fetch.extents import UnitTable
 from nydus_fscache.fetch.job import KIB, MIB
 
@@ -23,7 +24,10 @@ MOST_DOUBLED = 7  # times
 LARGE = 128 * KIB  # stored bytes of a unit that is not a small file
 SKIPPED = 64  # large ones in a row that a guess reaches over
 OTHERS = 1024  # files of other kinds in a row, the same
+LIBRARIES = 256 * KIB  # of a guess around one: what a program needs of them, it names
 PAGES_EACH = 16  # a unit of more pages is read somewhere, not first at its start
+
+_LIBRARY = kind_of(b"x.so")
 
 
 class Neighbours:
@@ -54,8 +58,13 @@ class Neighbours:
             self._unread[unit] = first if end - first <= PAGES_EACH else -1
             self._unread_bytes += self._units.clen[unit]
 
-    def learn(self, asked: memoryview, was_asked: Callable[[int], bool]) -> None:
-        """``asked``: the bitmap of pages that were asked for, as ``was_asked`` reads it."""
+    def was_guessed(self, unit: int) -> bool:
+        """And is not known to be read."""
+        return unit in self._unread
+
+    def learn(self, asked: memoryview, was_asked: Callable[[int], bool]) -> list[int]:
+        """The units that were read since.  ``asked``: the bitmap of pages that were asked for, as
+        ``was_asked`` reads it."""
         read = [
             unit
             for unit, page in self._unread.items()
@@ -65,6 +74,7 @@ class Neighbours:
             del self._unread[unit]
             self._unread_bytes -= self._units.clen[unit]
             self._read_bytes += self._units.clen[unit]
+        return read
 
     def allow(self, free: int) -> int:
         """Stored bytes that may be guessed now; ``free``: that may be unread however little was
@@ -79,8 +89,10 @@ class Neighbours:
         """Units around [first, end), which a reader waits for: ascending behind them, then
         descending before them, of up to ``size`` stored bytes; of a program that is missed again
         and again twice as much each time."""
-        if self._is_small_file(first):
+        if self.is_small_file(first):
             kind = self.kinds[first] if self.kinds else None
+            if kind == _LIBRARY:
+                size = min(size, LIBRARIES)
             behind = self._small_files(range(end, len(self._units)), size * FORWARD, kind)
             before = self._small_files(range(first - 1, -1, -1), size * (1 - FORWARD), kind)
             return behind + before
@@ -95,7 +107,7 @@ class Neighbours:
         behind = self._parts(range(end, high), size * FORWARD)
         return behind + self._parts(range(first - 1, low - 1, -1), size * (1 - FORWARD))
 
-    def _is_small_file(self, unit: int) -> bool:
+    def is_small_file(self, unit: int) -> bool:
         is_full = self._units.is_full
         is_tail = unit > 0 and bool(is_full[unit - 1])
         return not is_tail and not is_full[unit] and self._units.clen[unit] < LARGE
@@ -109,7 +121,7 @@ class Neighbours:
                 if others > OTHERS:
                     break
                 continue
-            if not self._is_small_file(unit):
+            if not self.is_small_file(unit):
                 skipped += 1
                 if skipped > SKIPPED:
                     break

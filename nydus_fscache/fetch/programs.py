@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from nydus_fscache.cache.presence import PAGE
 from nydus_fscache.core.core import read_heads
 from nydus_fscache.fetch.extents import UnitTable
 from nydus_fscache.fetch.units import Chunks
@@ -27,7 +28,8 @@ _PER_SECOND = 20  # and a reader of everything so many each moment
 
 class Programs:
     """``has``: are all flat bytes [off, off + length) here?  ``mark``: tell when a reader first
-    touches this offset.  ``found``: takes what a program needs."""
+    touches this offset.  ``found``: takes what a program needs.  ``other``: takes the unit of an
+    expected file that is no program."""
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class Programs:
         self._has = has
         self._mark = mark
         self.found: Callable[[elf.Needs], None] | None = None
+        self.other: Callable[[Sequence[int]], None] | None = None
         self._lock = threading.Lock()
         self._expected: dict[int, int] = {}  # first unit -> end, of files to be looked at
         self._marked: set[int] = set()  # first units of those that a reader may touch
@@ -82,10 +85,10 @@ class Programs:
             self._marked.add(unit)
             self._mark(off)
 
-    def touched(self, unit: int) -> None:
-        """A reader crossed a mark near the start of the unit."""
-        for near in range(unit, min(unit + 4, len(self._units))):
-            if near in self._marked:
+    def touched(self, off: int) -> None:
+        """A reader crossed the mark of the page at this flat offset: files that begin there."""
+        for near in self._chunks.units_of(off, PAGE):
+            if near in self._marked and self._chunks.unit_range(near)[0] >= off:
                 self._marked.discard(near)
                 if self._may_look(time.monotonic()):
                     self.expect(near)
@@ -130,7 +133,9 @@ class Programs:
             return
         if not head.startswith(_MAGICS):
             with self._lock:
-                self._expected.pop(first, None)
+                was_expected = self._expected.pop(first, None) is not None
+            if was_expected and end == first + 1 and self.other is not None:
+                self.other([first])
             return
         self._known.add(first)
         try:

@@ -66,6 +66,10 @@ class Fetcher:
         """Takes no lock that a source is asked for jobs under."""
         return self._queue(backend).loads_everything()
 
+    def is_prefetching(self, backend: Backend) -> bool:
+        """Somebody knows what comes next.  Takes no lock, as above."""
+        return bool(self._queue(backend).prefetching)
+
     def tune(self, backend: Backend, tuning: Tuning) -> None:
         """From now on, for all images of this backend."""
         self._queue(backend).pace.tuning = tuning
@@ -143,6 +147,10 @@ class _BackendQueue:
                 self._last_demand = time.monotonic()  # who mounts is about to read
                 self._sources.append(jobs)
                 self._hire()
+
+    @property
+    def prefetching(self) -> int:
+        return self._prefetching + len(self._sources)
 
     def loads_everything(self) -> bool:
         return any(source.everything for source in tuple(self._sources))

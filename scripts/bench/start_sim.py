@@ -137,6 +137,8 @@ class _Link:
     def loads_everything(self, backend: object) -> bool:
         return False
 
+    is_prefetching = loads_everything
+
     def submit(self, job: Job) -> None:
         if job.priority is Priority.DEMAND:
             self.demand.append(job)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from nydus_fscache.core.files import kind_of
 from nydus_fscache.fetch.extents import UnitTable
-from nydus_fscache.fetch.neighbours import UNREAD_RATIO, Neighbours
+from nydus_fscache.fetch.neighbours import LIBRARIES, UNREAD_RATIO, Neighbours
 from nydus_fscache.fetch.pace import MAX_WASTE, Pace
 from nydus_fscache.fetch.programs import Programs
 from nydus_fscache.files import OpenFile
@@ -43,6 +44,14 @@ def test_neighbours_of_another_kind_stay_where_kinds_are_known() -> None:
     far = Neighbours(_table([2 * KIB] * 3000), lambda unit: True)
     far.kinds = [1, *[2] * 2000, *[1] * 999]
     assert far.choose(0, 1, 40 * KIB, is_program=False) == []
+
+
+def test_around_a_library_less_is_guessed() -> None:
+    table = _table([20 * KIB] * 100)
+    neighbours = Neighbours(table, lambda unit: True)
+    neighbours.kinds = [kind_of(b"libz.so.1")] * 100
+    chosen = neighbours.choose(50, 51, 2 * MIB, is_program=False)
+    assert 0 < len(chosen) * 20 * KIB <= LIBRARIES
 
 
 def test_a_part_of_a_program_brings_its_other_parts_and_of_data_nothing() -> None:
@@ -122,6 +131,9 @@ class _Blob:
     def has(self, off: int, length: int) -> bool:
         return set(range(off >> 16, ((off + length - 1) >> 16) + 1)) <= self.here
 
+    def units_of(self, off: int, length: int) -> range:
+        return range(off >> 16, ((off + length - 1) >> 16) + 1)
+
     def unit_range(self, unit: int) -> tuple[int, int]:
         return unit << 16, (unit + 1) << 16
 
@@ -149,9 +161,9 @@ def test_one_that_came_along_is_followed_when_it_is_touched(tmp_path: Path) -> N
     blob.come(0, 1, 2)
     assert blob.marks == [1 << 16, 2 << 16]
     assert not blob.found
-    blob.programs.touched(2)
+    blob.programs.touched(2 << 16)
     assert len(blob.found) == 1
-    blob.programs.touched(2)
+    blob.programs.touched(2 << 16)
     assert len(blob.found) == 1
     os.close(blob.fd)
 

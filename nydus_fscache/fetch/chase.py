@@ -1,0 +1,118 @@
+"""A module that came names what is needed next: the files that it imports are asked for at once,
+and those that they import when they come.
+
+Only what a reader wanted, or what such a file names, is looked at; a guess by name is more often
+right than one by neighbourhood, and both are bounded by what may be unread.  A reader of
+everything is not followed: looks are earned by time.  Used by one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import rafs_v6
+from nydus_fscache.core.files import files_of, imports_of
+from nydus_fscache.core.units import first_chunks
+from nydus_fscache.fetch.cache_object import CacheObject
+from nydus_fscache.fetch.job import KIB
+from nydus_fscache.fetch.plan import WHOLE_FILE
+from nydus_fscache.fetch.wanted import by_blob, of_inodes
+from nydus_fscache.image.names import Names
+
+MOST_CHUNKS = 1 << 18  # of a blob whose files are known: six bytes each are kept
+LARGEST = 256 * KIB  # bytes of a module that is looked at
+AT_ONCE, PER_SECOND = 512, 64  # modules
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """By unit: the directory of the file that begins with it, and its kind; 0 for none."""
+
+    directories: array[int]
+    kinds: array[int]
+
+
+class Chase:
+    """Of one image."""
+
+    def __init__(self, objects: Sequence[CacheObject]) -> None:
+        self._objects = objects
+        self._files: dict[CacheObject, _Files] = {}
+        self._names = Names()
+        self._named: set[int] = set()  # nids
+        self._seen: set[tuple[CacheObject, int]] = set()
+        self._looks = float(AT_ONCE)
+        self._looked_at = time.monotonic()
+
+    def know(self, bootstrap: rafs_v6.Bootstrap) -> None:
+        """Of which file each unit is.  It costs memory, so it is made when somebody reads them."""
+        known = by_blob(self._objects)
+        for device, info in enumerate(bootstrap.blobs):
+            obj = known.get(info.blob_id)
+            if obj is None or info.is_tarfs or not 0 < obj.chunks.nchunks <= MOST_CHUNKS:
+                continue
+            directories, kinds = files_of(bootstrap.data, device, obj.chunks.nchunks)
+            firsts = first_chunks(obj.chunks.blob, obj.chunks.nunits)
+            files = self._files[obj] = _Files(
+                array("I", map(directories.__getitem__, firsts)),
+                array("H", map(kinds.__getitem__, firsts)),
+            )
+            obj.know_kinds(files.kinds)
+
+    def follow(
+        self, bootstrap: rafs_v6.Bootstrap, modules: deque[tuple[CacheObject, int]]
+    ) -> None:
+        """``modules``: units that are here, each a file."""
+        self._names.with_bootstrap(bootstrap)
+        wanted: dict[CacheObject, list[int]] = {}
+        try:
+            while modules:
+                obj, unit = modules.popleft()
+                if (obj, unit) not in self._seen and self._may_look():
+                    self._seen.add((obj, unit))
+                    self._look(bootstrap, obj, unit, modules, wanted)
+        finally:
+            self._names.with_bootstrap(None)
+        for obj, units in wanted.items():
+            obj.load_named(units)
+
+    def _may_look(self) -> bool:
+        now = time.monotonic()
+        self._looks = min(AT_ONCE, self._looks + PER_SECOND * (now - self._looked_at))
+        self._looked_at = now
+        if self._looks < 1:
+            return False
+        self._looks -= 1
+        return True
+
+    def _look(
+        self,
+        bootstrap: rafs_v6.Bootstrap,
+        obj: CacheObject,
+        unit: int,
+        modules: deque[tuple[CacheObject, int]],
+        wanted: dict[CacheObject, list[int]],
+    ) -> None:
+        files = self._files.get(obj)
+        if files is None or not files.directories[unit]:
+            return
+        off, end = obj.chunks.unit_range(unit)
+        if end - off > LARGEST:
+            return
+        names = imports_of(obj.read(off, end - off))
+        for nid in self._names.files(names, files.directories[unit], files.kinds[unit]):
+            if nid in self._named:
+                continue
+            self._named.add(nid)
+            for there, units in of_inodes(bootstrap, [bootstrap.inode(nid)], self._objects):
+                if len(units) > 1:
+                    if sum(map(there.size, units)) <= WHOLE_FILE:
+                        there.load_program(units)
+                elif there.is_present(units[0]):
+                    modules.append((there, units[0]))
+                else:
+                    wanted.setdefault(there, []).append(units[0])

@@ -1,0 +1,143 @@
+"""Which files come when a module that imports them has come."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from built import build_image
+
+import rafs_v6
+from nydus_fscache.fetch import chase as chase_module
+from nydus_fscache.fetch.chase import Chase
+from rafs_v6.reader.blobs import directory_blobs
+
+MODULES = {
+    "app/main.py": b"import first\n",
+    "app/first.py": b"import second, third\n",
+    "app/second.py": b"import fourth\n",
+    "app/third.py": b"",
+    "app/fourth.py": b"import library\n",
+    "app/alone.py": b"pass\n",
+    "app/library.so": bytes(range(256)) * 600,
+}
+
+
+class _Object:
+    """As much of a cache object as a chase uses."""
+
+    def __init__(self, base: Path, modules: Mapping[str, bytes]) -> None:
+        padded = {n: d + b"#" * (900 - len(d) % 900) for n, d in modules.items()}
+        build_image(
+            base / "tree", padded, "-t", "dir-rafs", "-B", base / "boot", "-D", base,
+            "--chunk-size", "0x10000",
+        )  # fmt: skip
+        self.bootstrap = rafs_v6.Bootstrap.from_file(base / "boot")
+        (info,) = self.bootstrap.blobs
+        size = (base / info.blob_id).stat().st_size
+        self.chunks = rafs_v6.ChunkMap.load(
+            info, directory_blobs(base).read_at, self.bootstrap, blob_size=lambda _: size
+        )
+        self.source = SimpleNamespace(blob_id=info.blob_id)
+        self.kinds: Sequence[int] = ()
+        self.here: set[int] = set()
+        self.looked_at: list[int] = []
+        self.named: list[int] = []
+        self.programs: list[int] = []
+        self._padded = padded
+        self.unit = {
+            name: next(iter(self.chunks.units_of(ref.flat_off, ref.size)))
+            for name in padded
+            for ref in list(self.bootstrap.chunks(self.bootstrap.lookup(f"/{name}")))[:1]
+        }
+        self._name = {unit: name for name, unit in self.unit.items()}
+
+    def names(self, units: Sequence[int]) -> list[str]:
+        return [Path(self._name[unit]).stem for unit in units]
+
+    def know_kinds(self, kinds: Sequence[int]) -> None:
+        self.kinds = kinds
+
+    def is_present(self, unit: int) -> bool:
+        return unit in self.here
+
+    def size(self, unit: int) -> int:
+        return 1000
+
+    def read(self, off: int, length: int) -> bytes:
+        (unit,) = self.chunks.units_of(off, length)
+        self.looked_at.append(unit)
+        return self._padded[self._name[unit]]
+
+    def load_named(self, units: Sequence[int]) -> None:
+        self.named += units
+
+    def load_program(self, units: Sequence[int]) -> None:
+        self.programs.append(units[0])
+
+
+def _follow(obj: Any, chase: Chase, *names: str) -> None:
+    chase.follow(obj.bootstrap, deque((obj, obj.unit[f"app/{name}.py"]) for name in names))
+
+
+def _chase(obj: Any) -> Chase:
+    chase = Chase([obj])
+    chase.know(obj.bootstrap)
+    return chase
+
+
+def test_a_module_brings_what_it_imports_and_what_that_imports_if_it_is_here(
+    tmp_path: Path,
+) -> None:
+    obj = _Object(tmp_path, MODULES)
+    chase = _chase(obj)
+    assert len(obj.kinds) == obj.chunks.nunits
+    obj.here = {obj.unit["app/first.py"]}
+    _follow(obj, chase, "main")
+    assert obj.names(obj.named) == ["second", "third"]
+    _follow(obj, chase, "second")
+    assert obj.names(obj.named) == ["second", "third", "fourth"]
+    _follow(obj, chase, "fourth")
+    assert obj.names(obj.programs) == ["library"]
+    assert obj.names(obj.named) == ["second", "third", "fourth"]
+
+
+def test_each_module_is_looked_at_once(tmp_path: Path) -> None:
+    circle = {"app/a.py": b"import b\n", "app/b.py": b"import a\nfrom . import b\n"}
+    obj = _Object(tmp_path, circle)
+    chase = _chase(obj)
+    obj.here = set(obj.unit.values())
+    for _ in range(3):
+        _follow(obj, chase, "a", "b")
+    assert sorted(obj.looked_at) == sorted(obj.here)
+    assert not obj.named
+
+
+def test_a_reader_of_everything_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chase_module, "AT_ONCE", 3)
+    monkeypatch.setattr(chase_module, "PER_SECOND", 0)
+    obj = _Object(tmp_path, {f"app/m{i}.py": b"import x%d\n" % i for i in range(10)})
+    chase = _chase(obj)
+    _follow(obj, chase, *(f"m{i}" for i in range(10)))
+    assert len(obj.looked_at) == 3
+
+
+def test_large_files_and_blobs_of_too_many_chunks_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obj = _Object(tmp_path, MODULES)
+    chase = _chase(obj)
+    monkeypatch.setattr(chase_module, "LARGEST", 100)
+    _follow(obj, chase, "main")
+    assert not obj.looked_at
+    monkeypatch.setattr(chase_module, "LARGEST", 1 << 18)
+    monkeypatch.setattr(chase_module, "MOST_CHUNKS", 1)
+    chase = _chase(obj)
+    _follow(obj, chase, "main")
+    assert not obj.looked_at
