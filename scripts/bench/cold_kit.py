@@ -192,7 +192,8 @@ class Daemon:
 
     def stop(self, *, forget: bool = True) -> None:
         with contextlib.suppress(Exception):
-            self.command("stop")
+            if self.client.runs():
+                self.command("stop")
         if forget:
             shutil.rmtree(self.root / "cache", ignore_errors=True)
 
