@@ -253,7 +253,8 @@ class _BackendQueue:
         if self._sources[0].at_once:
             # all at once they would share the link, and what is wanted first would come last
             until = max(until, self._taken_until - ORDERED_AHEAD_S)
-        if sum(source.left for source in self._sources) > LONG_S * self.pace.rate:
+        # by the least that it takes: while nothing is known of the link, a small one is not long
+        if self.pace.takes(sum(source.left for source in self._sources)) > LONG_S:
             last = now if self._demands else self._last_demand
             until = max(until, min(last + HOLD_S, self._last_prefetch + TRICKLE_S))
         return max(0.0, until - now)
