@@ -17,6 +17,7 @@ ffi.set_source(
         "csrc/writer/batch.c",
         "csrc/writer/chunks.c",
         "csrc/writer/tables.c",
+        "csrc/writer/gather.c",
         "csrc/writer/gunzip.c",
         "csrc/writer/layout.c",
         "csrc/writer/records.c",

@@ -223,6 +223,13 @@ struct rafs_tree {
 	uint32_t *nlink;
 };
 
+/* Values of `width` bytes in `rows` of `from` go to those places of `to` where `which` is `me`. */
+void rafs_build_gather(uint8_t *to, const uint8_t *from, uint32_t width, const uint32_t *rows,
+		       const uint8_t *which, uint8_t me, uint32_t n);
+/* There, `at` of links moves by `targets`, and of files with chunks by `refs`. */
+void rafs_build_shift(uint32_t *at, const uint16_t *mode, const uint8_t *which, uint8_t me,
+		      uint32_t n, uint32_t targets, uint32_t refs);
+
 /*
  * Find the places (format.md 1.15); the bytes that they take with RAFS_LAYOUT_START.
  * -EFBIG: more than nids can count; -ENOENT: a file has data in a blob without index.

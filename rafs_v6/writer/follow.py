@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 
 from rafs_v6.errors import shown
 from rafs_v6.writer.errors import SourceError
-from rafs_v6.writer.tree import IMPLIED, ROOT, Node, Tree, ordered
+from rafs_v6.writer.order import ordered
+from rafs_v6.writer.tree import IMPLIED, ROOT, Node, Tree
 
 _LINKS_MAX = 40  # as in Linux
 _PREFIX, _OPAQUE = b".wh.", b".wh..wh..opq"
 _Path = tuple[bytes, ...]
+_IMPLIED = Tree()
+_IMPLIED.add(ROOT, b"", Node(stat.S_IFDIR | 0o755), IMPLIED)
 
 
 @dataclass(slots=True, eq=False)
@@ -140,9 +143,7 @@ def _made(lower: Tree, top: _Name, path: _Path) -> _Name:
             row = lower.find(b"/".join(path[: i + 1]))
             if row is not None and not lower.is_dir(row):
                 raise SourceError(f"{shown(b'/'.join(path[: i + 1]))} is not a directory")
-            implied = Tree()
-            implied.add(ROOT, b"", Node(stat.S_IFDIR | 0o755), IMPLIED)
-            child = name.below[part] = _Name(implied, ROOT)
+            child = name.below[part] = _Name(_IMPLIED, ROOT)
         elif not child.tree.is_dir(child.row):
             raise SourceError(f"{shown(b'/'.join(path[: i + 1]))} is not a directory")
         name = child

@@ -31,6 +31,20 @@ class ChunkLocations:
         self.index += index
         self.flat += flat
 
+    def copy(self) -> ChunkLocations:
+        other = ChunkLocations()
+        other.append(self)
+        return other
+
+    def append(self, other: ChunkLocations) -> int:
+        """All of ``other``; what its numbers are more here."""
+        start = len(self.index)
+        numbers = [self._number(name) for name in other.names]
+        self.blob.extend(map(numbers.__getitem__, other.blob))
+        self.index += other.index
+        self.flat += other.flat
+        return start
+
     def _number(self, blob: str) -> int:
         number = self._numbers.get(blob)
         if number is None:

@@ -6,7 +6,8 @@ import stat
 from enum import StrEnum
 
 from rafs_v6.writer.follow import follow_links
-from rafs_v6.writer.tree import IMPLIED, ROOT, Tree, ordered
+from rafs_v6.writer.order import ordered
+from rafs_v6.writer.tree import IMPLIED, ROOT, Tree
 
 OCI_PREFIX = b".wh."
 _OCI_OPAQUE = b".wh..wh..opq"
@@ -62,11 +63,10 @@ class _Overlay:
     def _below(self, entry: _Entry) -> list[tuple[bytes, _Entry]]:
         low, up = entry
         lower, upper = self._lower, self._upper
-        entries: dict[bytes, _Entry] = {}
-        if low is not None:
-            entries = {lower.name(row): (row, None) for row in lower.children(low)}
+        under = () if low is None else lower.children(low)
         if up is None:
-            return list(entries.items())
+            return [(lower.name(row), (row, None)) for row in under]
+        entries: dict[bytes, _Entry] = {lower.name(row): (row, None) for row in under}
         shown = {upper.name(row): row for row in upper.children(up)}
         for name in [name for name, row in shown.items() if self._is_whiteout(name, row)]:
             del shown[name]
@@ -79,8 +79,8 @@ class _Overlay:
         if up in self._opaque:
             entries.clear()
         for name, row in shown.items():
-            under = entries[name][0] if name in entries and upper.is_dir(row) else None
-            entries[name] = (under if under is not None and lower.is_dir(under) else None, row)
+            old = entries[name][0] if name in entries and upper.is_dir(row) else None
+            entries[name] = (old if old is not None and lower.is_dir(old) else None, row)
         return list(entries.items())
 
     def _is_whiteout(self, name: bytes, row: int) -> bool:

@@ -12,10 +12,10 @@ import os
 import stat
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Any, TypeVar
+from typing import Any
 
 from rafs_v6._writer import ffi, lib
 from rafs_v6.errors import shown
@@ -32,8 +32,6 @@ _XATTR_BYTES_MAX = 65536 * 4  # i_xattr_icount has 16 bits and counts words
 NONE: int = lib.RAFS_TREE_NONE
 ROOT = 0
 IMPLIED: int = lib.RAFS_ROW_IMPLIED
-
-_Key = TypeVar("_Key")
 
 
 @dataclass(slots=True)
@@ -69,7 +67,7 @@ class Tree:
         self.mtime, self.size = array("q"), array("Q")
         self.at, self.parent, self.link, self.xattr = array("I"), array("I"), array("I"), array("I")
         self.flags = array("B")
-        self._extent = array("Q")  # of the rows up to the last that has one
+        self.extents = array("Q")  # of the rows up to the last that has one
         self.name_off, self.names = array("I", [0]), bytearray()
         self.targets = bytearray()
         self.xattr_sets: list[Mapping[bytes, bytes]] = [{}]
@@ -207,13 +205,13 @@ class Tree:
         self.xattr[row] = self._last_xattrs[1]
 
     def extent_at(self, row: int) -> int:
-        return self._extent[row] if row < len(self._extent) else 0
+        return self.extents[row] if row < len(self.extents) else 0
 
     def set_extent(self, row: int, extent: int) -> None:
-        if extent or row < len(self._extent):
-            missing = row + 1 - len(self._extent)
-            self._extent.frombytes(bytes(max(0, missing) * self._extent.itemsize))
-            self._extent[row] = extent
+        if extent or row < len(self.extents):
+            missing = row + 1 - len(self.extents)
+            self.extents.frombytes(bytes(max(0, missing) * self.extents.itemsize))
+            self.extents[row] = extent
 
     # -- what a row is -------------------------------------------------------------------------
 
@@ -312,39 +310,6 @@ def column_in_c(values: array[int] | bytearray | bytes) -> Any:
     """Its values where they are, until it is released."""
     kind = values.typecode if isinstance(values, array) else "B"
     return ffi.from_buffer(_CTYPES[kind], values)
-
-
-def ordered(
-    top: _Key, origin: Callable[[_Key], tuple[Tree, int]],
-    below: Callable[[_Key], list[tuple[bytes, _Key]]], chunk_size: int,
-) -> Tree:  # fmt: skip
-    """A tree of rows of others, put in order.
-
-    ``origin``: the tree and row that something is copied from; ``below``: the entries
-    of a directory, by name.
-    """
-    tree = Tree(chunk_size)
-    copies: dict[int, array[int]] = {}  # by identity of the source, the new row of each
-    tree.copy(*origin(top), ROOT, b"")
-    pending = [(ROOT, top)]
-    while pending:
-        parent, key = pending.pop()
-        directories = []
-        for name, child in sorted(below(key)):
-            source, row = origin(child)
-            if source.is_dir(row):
-                directories.append((tree.copy(source, row, parent, name), child))
-                continue
-            row = source.link[row]
-            known = copies.setdefault(id(source), array("I"))
-            if not known:
-                known.frombytes(b"\xff" * (known.itemsize * len(source)))
-            if known[row] == NONE:
-                known[row] = tree.copy(source, row, parent, name)
-            else:
-                tree.add_link(parent, name, known[row])
-        pending += reversed(directories)
-    return tree
 
 
 def used_names(tree: Tree, first: Iterable[str] = ()) -> list[str]:

@@ -15,10 +15,11 @@ from typing import IO
 
 from rafs_v6.errors import shown
 from rafs_v6.writer.errors import SourceError
+from rafs_v6.writer.order import ordered
 from rafs_v6.writer.overlay import OCI_PREFIX, WhiteoutSpec
 from rafs_v6.writer.sources import tar_members
 from rafs_v6.writer.sources.tar_members import FileCursor, Member, members
-from rafs_v6.writer.tree import IMPLIED, ROOT, Node, Tree, check_name, check_node, ordered
+from rafs_v6.writer.tree import IMPLIED, ROOT, Node, Tree, check_name, check_node
 from rafs_v6.writer.xattrs import LinuxXattrs, Warn
 
 _COPY = 1 << 20
@@ -125,7 +126,7 @@ class TarTree:
         del self._heap, self._below
         return ordered(
             self._root, lambda row: (heap, row), lambda row: list(below.pop(row).items()),
-            heap.chunk_size,
+            heap.chunk_size, spend=True,
         )  # fmt: skip
 
     def _new(self, node: Node, flags: int = 0) -> int:

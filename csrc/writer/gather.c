@@ -1,0 +1,26 @@
+/* Rows of trees in another order: see writer.h. */
+
+#include "tree_rows.h"
+
+void rafs_build_gather(uint8_t *to, const uint8_t *from, uint32_t width, const uint32_t *rows,
+		       const uint8_t *which, uint8_t me, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		if (which[i] == me)
+			memcpy(to + (size_t)i * width, from + (size_t)rows[i] * width, width);
+}
+
+void rafs_build_shift(uint32_t *at, const uint16_t *mode, const uint8_t *which, uint8_t me,
+		      uint32_t n, uint32_t targets, uint32_t refs)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		const uint32_t kind = mode[i] >> 12;
+
+		if (which[i] != me)
+			continue;
+		if (kind == LNK)
+			at[i] += targets;
+		else if (kind == REG && at[i] != RAFS_TREE_NONE)
+			at[i] += refs;
+	}
+}
