@@ -8,9 +8,9 @@ still has a meaning.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from rafs_v6.errors import ImageError, UnsupportedImage
+from rafs_v6.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

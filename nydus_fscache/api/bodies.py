@@ -11,7 +11,6 @@ import os
 import stat
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from nydus_fscache.errors import BadImage, MountpointError, UsageError
 from nydus_fscache.fetch.wanted import POLICIES
 from nydus_fscache.image.bootstraps import Pieces
 from rafs_v6.reader.locate import standalone_bootstrap
+from rafs_v6.values import dataclass
 
 MAX_BOOTSTRAP = 1 << 30
 _PIECE = 4 << 20  # of a bootstrap, in memory at once

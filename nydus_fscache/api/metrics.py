@@ -7,13 +7,13 @@ anything that grows without end: mounts are labels, blobs are not.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nydus_fscache.api.server import Text
 from nydus_fscache.core.events import WAIT_BOUNDS_S, Stats
 from nydus_fscache.fetch.job import Counters
 from nydus_fscache.fetch.read_times import TIMES_MS
+from rafs_v6.values import dataclass
 
 if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric

@@ -7,7 +7,8 @@ email, ssl, html) a process takes 4 MiB more, and a node has two that serve an A
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+
+from rafs_v6.values import dataclass
 
 MAX_LINE, MAX_HEADERS = 65536, 100
 _WORDS = 3  # of a request line

@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -29,6 +28,7 @@ from nydus_fscache.api.request import Head, NotARequest, Requests
 from nydus_fscache.errors import DaemonError, FscacheError, UsageError
 from nydus_fscache.files import short_path
 from nydus_fscache.handover.link import Handover
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("api")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from nydus_fscache.core.core import Core
 from nydus_fscache.core.events import WAIT_BOUNDS_S
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.fetch.objects import Objects
+from rafs_v6.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ import os
 import struct
 import uuid
 import zlib
-from dataclasses import dataclass
+
+from rafs_v6.values import dataclass
 
 SECTOR = 512
 BASIC_DATA = uuid.UUID("ebd0a0a2-b9e5-4433-87c0-68b6b72699c7")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from types import MappingProxyType
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from nydus_fscache.errors import BackendError, UsageError
 from nydus_fscache.http.pool import PooledResponse
 from nydus_fscache.http.redirect import MAX_HOPS, REDIRECTS, RedirectRules, too_many_hops
 from nydus_fscache.http.route import RequestTemplate
+from rafs_v6.values import dataclass
 
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 NO_QUERY: Mapping[str, str] = MappingProxyType({})

@@ -14,12 +14,12 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nydus_fscache.errors import CacheDirError
 from nydus_fscache.files import remove, status_of_ours
+from rafs_v6.values import dataclass
 
 if TYPE_CHECKING:
     import sqlite3

@@ -14,13 +14,13 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from nydus_fscache.cache.blob_files import DATA, IDENTITY, SUFFIXES
 from nydus_fscache.cache.chunk_index import NAME as INDEX
 from nydus_fscache.log import event
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("evict")
 
@@ -127,13 +127,14 @@ class Evictor:
         self._directory = directory
         self.limit = limit  # bytes; 0: none
 
-    def keep_limit(self) -> None:
-        """Above the limit (the high watermark): down to the low one."""
-        if not self.limit:
-            return
+    def keep_limit(self) -> int:
+        """Above the limit (the high watermark): down to the low one.  Bytes that the cache takes
+        now."""
         found = self._found()
-        if _total(found) > self.limit:
-            self._shrink(found, int(self.limit * LOW_WATERMARK))
+        total = _total(found)
+        if not self.limit or total <= self.limit:
+            return total
+        return int(self._shrink(found, int(self.limit * LOW_WATERMARK))["after"])
 
     def make_room(self, wanted: int = 0) -> None:
         """The disk was full a moment ago; others may have made room since.  ``wanted``: bytes

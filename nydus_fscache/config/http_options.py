@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from urllib.parse import unquote
 
 from nydus_fscache.config.options import Options, is_header
 from nydus_fscache.config.url import Url, parse_url
 from nydus_fscache.errors import UsageError
+from rafs_v6.values import dataclass
 
 RETRIES = 5
 _NO_TIMEOUT_S = 24 * 3600.0  # 0 means none; the deadline of the request still ends it

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from nydus_fscache.config.backend_table import take_backend
 from nydus_fscache.config.fields import Fields
 from nydus_fscache.config.tuning import MAX_SIZE, Tuning
 from nydus_fscache.errors import UsageError
+from rafs_v6.values import dataclass
 
 MAX_DOCUMENT = 1 << 20
 _MAX_THREADS = 1024

@@ -14,12 +14,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nydus_fscache.errors import UsageError
 from nydus_fscache.files import DEFAULT_ROOT, ROOT_VARIABLE
+from rafs_v6.values import dataclass
 
 FILE = "NYDUS_FSCACHE_CONFIG"
 DEFAULT_FILE = Path("/etc/nydus-fscache/config.toml")

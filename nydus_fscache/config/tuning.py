@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from nydus_fscache.errors import UsageError
+from rafs_v6.values import dataclass
 
 MAX_SIZE = 0x10000000  # bytes, nydusd's own limit
 _MAX_THREADS = 1024

@@ -7,10 +7,10 @@ Anything that could split a request (spaces, control characters) is refused.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
 from nydus_fscache.errors import UsageError
+from rafs_v6.values import dataclass
 
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")

@@ -9,10 +9,10 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from nydus_fscache.registry.store import PIECE, BlobStore
+from rafs_v6.values import dataclass
 
 _BLOCK = 512
 _GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # no time, no name, no system

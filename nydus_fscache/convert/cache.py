@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from nydus_fscache.convert.documents import described, manifest
@@ -20,6 +20,7 @@ from nydus_fscache.registry import media
 from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.manifest import Descriptor, descriptor
 from nydus_fscache.registry.store import BlobStore, ImageStore, copy_blob, put_blob
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("converter")
 

@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
 from nydus_fscache.registry.manifest import NYDUS_OS_FEATURE, Descriptor, descriptor
 from nydus_fscache.registry.store import BlobStore, Document, ImageStore, digest_of, read_blob
 from rafs_v6.errors import RafsError
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("checker")
 

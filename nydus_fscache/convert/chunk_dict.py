@@ -7,7 +7,6 @@ they are until a new image needs one of them.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from nydus_fscache.convert.errors import ConvertError
@@ -16,6 +15,7 @@ from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
 from nydus_fscache.registry.manifest import Descriptor, nydus_image
 from nydus_fscache.registry.media import INDEXES
 from nydus_fscache.registry.store import BlobStore, ImageStore, digest_of, read_blob
+from rafs_v6.values import dataclass
 
 _KINDS, _PLACES = ("bootstrap",), ("registry", "local")
 

@@ -9,7 +9,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
 from nydus_fscache.registry.manifest import Descriptor, NydusImage, descriptor, nydus_image
 from nydus_fscache.registry.store import Document, ImageStore, read_blob
 from rafs_v6.reader.bootstrap import Bootstrap
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("converter")
 

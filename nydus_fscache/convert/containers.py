@@ -8,11 +8,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from nydus_fscache.convert.errors import ConvertError
 from nydus_fscache.errors import UsageError
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("converter")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from nydus_fscache.errors import BadImage
 from nydus_fscache.registry import media
 from nydus_fscache.registry.manifest import Descriptor, descriptor, nydus_image
 from nydus_fscache.registry.store import BlobStore, Document, ImageStore, read_blob
+from rafs_v6.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from nydus_fscache.errors import BadImage
 from nydus_fscache.registry import media
 from nydus_fscache.registry.manifest import Descriptor, descriptor, list_of
 from nydus_fscache.registry.store import BlobStore, Document, ImageStore, read_blob
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("converter")
 

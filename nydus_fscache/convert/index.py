@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from nydus_fscache.convert.documents import (
@@ -22,6 +21,7 @@ from nydus_fscache.convert.move import Mover
 from nydus_fscache.registry import media
 from nydus_fscache.registry.manifest import descriptor
 from nydus_fscache.registry.store import Document, ImageStore, put_blob, read_blob
+from rafs_v6.values import dataclass
 
 # An empty tar.gz in front of an OCI image's layers: so a node never mixes both kinds of layers.
 EMPTY_GZIP = bytes.fromhex("1f8b08000000000000ff621805a360148c5800080000ffff2eafb5ef00040000")

@@ -11,8 +11,9 @@ import contextlib
 import json
 import os
 import threading
-from dataclasses import dataclass
 from pathlib import Path
+
+from rafs_v6.values import dataclass
 
 _NAME = "nydusify-journal.jsonl"
 _LIMIT = 16 << 20

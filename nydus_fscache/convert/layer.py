@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from nydus_fscache.convert.builder import Builder
@@ -25,6 +24,7 @@ from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.store import PIECE, BlobStore, BlobStream, check_blob
 from rafs_v6.errors import RafsError
 from rafs_v6.format.toc import TAR_HEADER, find_bootstrap, parse_toc, read_part, read_toc
+from rafs_v6.values import dataclass
 
 _BLOCK = 4096
 _TAIL = 1 << 20  # of a blob, kept in memory: its bootstrap is in there, nearly always

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ from nydus_fscache.registry.manifest import Descriptor, descriptor
 from nydus_fscache.registry.push import PartsRefused, UploadLost
 from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.store import BlobStore, BlobStream, copy_blob
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("converter")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from nydus_fscache.errors import BadImage, UsageError
 from nydus_fscache.registry import media
 from nydus_fscache.registry.manifest import own_architecture
+from rafs_v6.values import dataclass
 
 _ALIASES = {
     "x86_64": ("amd64", ""), "x86-64": ("amd64", ""), "aarch64": ("arm64", ""),

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from nydus_fscache.convert import cache as build_cache
@@ -35,6 +35,7 @@ from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.layout import Layout
 from nydus_fscache.registry.manifest import Descriptor, descriptor
 from nydus_fscache.registry.store import BlobStore, Document, ImageStore
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("converter")
 

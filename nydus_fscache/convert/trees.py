@@ -13,7 +13,7 @@ import stat
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import rafs_v6
 from nydus_fscache.convert.errors import Stopped
@@ -21,6 +21,7 @@ from nydus_fscache.errors import BadImage
 from nydus_fscache.registry.inflate import Inflate
 from nydus_fscache.registry.manifest import Descriptor
 from nydus_fscache.registry.store import PIECE, BlobStore, check_blob
+from rafs_v6.values import dataclass
 
 _XATTR = "SCHILY.xattr."
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from nydus_fscache._core import ffi, lib
+from rafs_v6.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

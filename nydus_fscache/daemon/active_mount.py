@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from nydus_fscache.image.binding import Binding
 from nydus_fscache.image.image import Image
 from nydus_fscache.kernel.mountinfo import MountId
 from nydus_fscache.transport.base import Bound
+from rafs_v6.values import dataclass
 
 
 class Phase(Enum):

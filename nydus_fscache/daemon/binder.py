@@ -24,6 +24,7 @@ class Binder:
         self._mounts = mounts
         self._record = record
         self._unbinding = 0
+        self._may_collect = False
         self._unbound = threading.Condition()
 
     def bind(self, binding: Binding, *, may_ask: bool = True) -> ActiveMount:
@@ -75,7 +76,14 @@ class Binder:
                 self._unbinding -= 1
                 self._unbound.notify_all()
             self._record.forget(a.binding for a in gone)
-            engine.quota.collect_images(self._record.bindings())
+            self._may_collect = True
+
+    def collect_images(self) -> None:
+        """After ``unbind``: what is kept of images in bounds.  It looks at all of them, so once
+        after many."""
+        if self._may_collect:
+            self._may_collect = False
+            self._engine.quota.collect_images(self._record.bindings())
 
     def wait_for_unbound(self) -> None:
         """Until no ``unbind`` is under way, or for ``UNBIND_PATIENCE_S``."""

@@ -55,6 +55,7 @@ class Engine:
             self.store,
             [ours, *self.transports.sources()],
             self.fetcher.disk_full,
+            self.objects.grown,
             self.state.cache_limit,
         )
         self.tracer = Tracer(self.core, self.store.images)

@@ -54,6 +54,7 @@ class Housekeeper:
         self._completion.look([a for a in self._mounts.all() if a.mounted], now)
         engine.tracer.collect()
         self._binder.release_in_background()
+        self._binder.collect_images()
         engine.orphans.sweep()
         self._record.catch_up()
 

@@ -20,7 +20,8 @@ import ctypes
 import errno
 import os
 import struct
-from dataclasses import dataclass
+
+from rafs_v6.values import dataclass
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from nydus_fscache.daemon.active_mount import ActiveMount
 from nydus_fscache.daemon.engine import Engine
@@ -27,6 +26,7 @@ from nydus_fscache.handover.retry_queue import RetryQueue
 from nydus_fscache.handover.state import LOGGED_VERSION, line_of
 from nydus_fscache.handover.state_file import StateFile
 from nydus_fscache.image.binding import Binding
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("service")
 

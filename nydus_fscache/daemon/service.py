@@ -155,6 +155,7 @@ class Service(Calls):
         engine.fetcher.stop()
         self._binder.unbind(self._mounts.take_all())
         self._binder.wait_for_unbound()
+        self._binder.collect_images()
         engine.core.stop()
         self._record.close()
         if engine.orphans.sweep():

@@ -12,7 +12,6 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import rafs_v6
 from nydus_fscache.core.files import files_of, imports_of
@@ -22,6 +21,7 @@ from nydus_fscache.fetch.job import KIB
 from nydus_fscache.fetch.plan import WHOLE_FILE
 from nydus_fscache.fetch.wanted import by_blob, of_inodes
 from nydus_fscache.image.names import Names
+from rafs_v6.values import dataclass
 
 MOST_CHUNKS = 1 << 18  # of a blob whose files are known: six bytes each are kept
 LARGEST = 256 * KIB  # bytes of a module that is looked at

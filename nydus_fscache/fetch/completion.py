@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from nydus_fscache.fetch.prefetch import Loadable, Prefetcher
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("prefetch")
 

@@ -7,9 +7,9 @@ hole in the stored blob larger than ``GAP``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from nydus_fscache.fetch.job import KIB, MAX_REQUEST, Extent
+from rafs_v6.values import dataclass
 
 GAP = 64 * KIB  # stored bytes that are cheaper to read over than to ask anew for
 SMALL_UNIT = 32 * KIB  # stored bytes; below this neighbours come along

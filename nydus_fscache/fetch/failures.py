@@ -8,7 +8,7 @@ No locks: the cache object calls it under its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from rafs_v6.values import dataclass
 
 FREE = 6  # attempts in a row that are repeated at once
 FIRST_PAUSE_S = 0.25

@@ -7,11 +7,12 @@ both can be tested with a target of a few lines; the real one is ``cache_object.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.fetch.read_times import ReadTimes
+from rafs_v6.values import dataclass
 
 KIB, MIB = 1 << 10, 1 << 20
 MAX_REQUEST = 8 * MIB  # stored bytes

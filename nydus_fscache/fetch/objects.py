@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.cache.blob_files import claim_name
@@ -26,6 +26,7 @@ from nydus_fscache.fetch.queue import Fetcher
 from nydus_fscache.files import data_extents
 from nydus_fscache.image.image import ImageBlob
 from nydus_fscache.kernel.leases import is_sole_open
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("objects")
 
@@ -45,6 +46,11 @@ class _Use:
     fill_fd: int = -1
     pages_fd: int = -1
     images: int = 1
+    at_first: int = 0  # bytes that were there when it was opened; over cachefiles not known then
+
+
+def _growth(use: _Use) -> int:
+    return max(0, use.object.bytes_present() - use.at_first)
 
 
 class Objects:
@@ -72,6 +78,7 @@ class Objects:
         self._by_oid: dict[int, CacheObject] = {}
         self._numbers = dict(numbers)
         self._closed: dict[str, Counters] = {}  # sums of those that are, by type of backend
+        self._grown = 0  # by those, bytes
         self.orphans = orphans
         self.copies = Copies(store.blobs, self.lend)
         self.on_found: Callable[[], object] = list  # what an object has is known; the service's
@@ -92,6 +99,11 @@ class Objects:
             for obj in self._by_oid.values():
                 sums.setdefault(obj.source.backend.name, Counters()).add(obj.counters)
         return sums
+
+    def grown(self) -> int:
+        """Bytes by which blobs have grown since the start of this process, or more."""
+        with self._lock:
+            return self._grown + sum(map(_growth, self._uses.values()))
 
     def numbers(self) -> dict[str, int]:
         """What a successor must know."""
@@ -128,6 +140,7 @@ class Objects:
                 else:
                     self._give_up(oid, use)
                 raise
+            use.at_first = obj.bytes_present()
             self._uses[name] = use
             touch(self._store.blobs.directory, name)
             obj.share(self.copies)
@@ -337,6 +350,7 @@ class Objects:
             self.copies.remove(obj)
             obj.close(deadline=time.monotonic() + CLOSE_PATIENCE_S)
             with self._lock:
+                self._grown += _growth(use)
                 self._by_oid.pop(obj.oid, None)
                 closed = self._closed.setdefault(obj.source.backend.name, Counters())
                 closed.add(obj.counters)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from nydus_fscache.cache.presence import PageMap
+from rafs_v6.values import dataclass
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from nydus_fscache.fetch.pace import Pace
 from nydus_fscache.fetch.queue import Fetcher
 from nydus_fscache.fetch.trace import Tracer
 from nydus_fscache.fetch.wanted import Wanted, select
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("prefetch")
 

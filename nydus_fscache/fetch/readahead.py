@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from nydus_fscache.fetch.extents import UnitTable, Window
 from nydus_fscache.fetch.job import MIB
 from nydus_fscache.fetch.pace import FIRST_WINDOW, Pace
+from rafs_v6.values import dataclass
 
 READ_THROUGH = 0.75  # of a request's bytes, read before the reader comes to its end
 FILES_IN_A_ROW = 3

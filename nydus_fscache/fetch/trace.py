@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from nydus_fscache.core.core import Core
 from nydus_fscache.core.events import TraceEntry
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.files import replace_file
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("trace")
 

@@ -10,11 +10,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from nydus_fscache.handover import keeper
 from nydus_fscache.image.binding import Address, Binding
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("service")
 

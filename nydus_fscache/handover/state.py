@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from nydus_fscache.errors import CacheDirError
 from nydus_fscache.handover.state_file import StateFile, read
 from nydus_fscache.image.binding import Binding
+from rafs_v6.values import dataclass
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Binding))
 VERSION = 2  # 1: fsid and domain stood where the address of any transport stands

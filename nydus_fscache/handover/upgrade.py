@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import nydus_fscache
 from nydus_fscache.errors import DaemonError, FscacheError, UsageError
 from nydus_fscache.handover import fail_pending, state
 from nydus_fscache.handover.commands import KEEPER, daemon_argv
+from rafs_v6.values import dataclass
 
 ASK_S = 20.0
 _HINT = "the running service goes on; install the new version anew, or name its --python"

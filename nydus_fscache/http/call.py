@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import BinaryIO
 
 from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError
+from rafs_v6.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

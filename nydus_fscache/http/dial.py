@@ -6,7 +6,6 @@ import queue
 import socket
 import threading
 from base64 import b64encode
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nydus_fscache.config.http_options import Tls
@@ -14,6 +13,7 @@ from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError, UsageError
 from nydus_fscache.http.tls import CERTIFICATE_HINT, HANDSHAKE_HINT, tls_context
 from nydus_fscache.http.wire import Connection, Deadline
+from rafs_v6.values import dataclass
 
 if TYPE_CHECKING:
     import ssl

@@ -6,10 +6,9 @@ dealt with here: they belong to an origin (``Url.origin``), and are left behind 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError
+from rafs_v6.values import dataclass
 
 REDIRECTS = frozenset((301, 302, 303, 307, 308))
 MAX_HOPS = 5

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from nydus_fscache.config.http_options import HttpOptions, MirrorOptions
 from nydus_fscache.config.url import Url
@@ -21,6 +21,7 @@ from nydus_fscache.errors import BackendError
 from nydus_fscache.http.dial import ForwardProxy
 from nydus_fscache.http.pool import Pool, PooledResponse
 from nydus_fscache.http.wire import Deadline, Request
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("backend")
 

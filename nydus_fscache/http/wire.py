@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError
+from rafs_v6.values import dataclass
 
 _HEAD_LIMIT = 32 * 1024
 _INTERIM_LIMIT = 16  # answers of status 1xx before the one that counts

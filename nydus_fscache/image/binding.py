@@ -5,8 +5,10 @@ The values that outlive the process (handover/state.py writes them).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from rafs_v6.values import dataclass
 
 Address = dict[str, str]  # a transport's own: how it finds its image again; others look not into it
 

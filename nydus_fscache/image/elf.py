@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from rafs_v6.values import dataclass
 
 MAGIC = b"\x7fELF\x02\x01"
 SCRIPT = b"#!"

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from nydus_fscache.image.blob_meta import MetaReader
 from nydus_fscache.registry.reference import canonical_host
 from rafs_v6 import ChunkMap
 from rafs_v6.validate import validate
+from rafs_v6.values import dataclass
 
 _PARALLEL_LOADS = 8
 _CHUNKS_FREE = 65536  # of an image, whatever it weighs: 11 MiB of memory

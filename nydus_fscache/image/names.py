@@ -9,11 +9,12 @@ by one thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import rafs_v6
 from nydus_fscache.core.files import kind_of
 from rafs_v6.reader.resolve import resolve
+from rafs_v6.values import dataclass
 
 LEVELS = 4  # directories above a file
 ROOTS = 8  # where modules were read

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.backend.make import make_backend
 from nydus_fscache.image.binding import Binding
 from nydus_fscache.image.bootstraps import Bootstraps
 from nydus_fscache.image.image import Image, auth_of, image_key, load_image
+from rafs_v6.values import dataclass
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nydus_fscache.errors import CacheDirError
 from nydus_fscache.kernel.distribution import erofs_remedy
 from nydus_fscache.kernel.mount import has_erofs
 from nydus_fscache.kernel.syscalls import fs_name, has_io_uring, is_admin
+from rafs_v6.values import dataclass
 
 _CACHE_FILE_SYSTEMS = ("ext4", "xfs", "btrfs")
 _LEAST_ROOM = 256 << 10  # bytes: what a start writes, and some more

@@ -17,11 +17,11 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from nydus_fscache.log import targets
+from rafs_v6.values import dataclass
 
 QUEUE_RECORDS = 4096
 

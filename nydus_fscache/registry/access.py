@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from nydus_fscache.config.http_options import HttpOptions
 from nydus_fscache.errors import BackendError
@@ -23,6 +23,7 @@ from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.options import host_url
 from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.scheme import find_scheme, speaks_tls
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("converter")
 

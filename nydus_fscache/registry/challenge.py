@@ -7,7 +7,8 @@ header or in many; those that we do not speak are passed over, wherever they sta
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from rafs_v6.values import dataclass
 
 _LIMIT = 16 * 1024  # characters; honest ones have some hundred
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")

@@ -12,7 +12,6 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -31,6 +30,7 @@ from nydus_fscache.registry.auth import Authenticator, check_auth, scope_of
 from nydus_fscache.registry.challenge import parse_challenge
 from nydus_fscache.registry.manifest import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from nydus_fscache.registry.options import RegistryOptions, host_url
+from rafs_v6.values import dataclass
 
 MANIFEST_LIMIT = 8 * 1024 * 1024  # what the original reads of an index, too
 ACCEPT = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))

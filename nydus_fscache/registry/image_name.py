@@ -6,10 +6,9 @@ say ``alpine`` and mean ``docker.io/library/alpine:latest``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nydus_fscache.errors import UsageError
 from nydus_fscache.registry.reference import Reference
+from rafs_v6.values import dataclass
 
 HUB_DOMAIN = "docker.io"
 

@@ -10,10 +10,10 @@ import json
 import platform as machine
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from nydus_fscache.errors import BadImage
+from rafs_v6.values import dataclass
 
 INDEX_TYPES = (
     "application/vnd.oci.image.index.v1+json",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from nydus_fscache.config.http_options import HttpOptions, take_http_options
@@ -12,6 +12,7 @@ from nydus_fscache.errors import UsageError
 from nydus_fscache.http.redirect import RedirectRules
 from nydus_fscache.registry.auth import check_auth
 from nydus_fscache.registry.reference import REPO
+from rafs_v6.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from nydus_fscache.errors import UsageError
@@ -25,6 +25,7 @@ from nydus_fscache.registry.manifest import (
 from nydus_fscache.registry.options import take_registry_options
 from nydus_fscache.registry.reference import Reference, canonical_host
 from nydus_fscache.registry.scheme import find_scheme
+from rafs_v6.values import dataclass
 
 _DEADLINE_S = 120.0
 

@@ -7,13 +7,13 @@ everything that it names is there.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 from nydus_fscache.errors import BadImage
 from nydus_fscache.registry.manifest import Descriptor, parse_document
 from nydus_fscache.registry.media import INDEXES, MANIFESTS
+from rafs_v6.values import dataclass
 
 DOCUMENT_LIMIT = 8 * 1024 * 1024  # of a manifest, an index or a config, as the original's
 PIECE = 1 << 20  # bytes that are moved at once

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from nydus_fscache.errors import BadImage
+from rafs_v6.values import dataclass
 
 HEADER_LIMIT = 1024 * 1024  # bytes of one name or extended header; real ones have some KiB
 _MEMBER_LIMIT = 100_000  # a bootstrap layer has a handful

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from nydus_fscache.cache.evict import EvictionSource
@@ -25,6 +24,7 @@ from nydus_fscache.transport.fuse.dialect import (
     FuseLoopDialect,
     FuseTreeDialect,
 )
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("transport")
 

@@ -6,7 +6,6 @@ Refuses what nydusd's reader refuses (format.md 1.3, 1.4).
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from rafs_v6.errors import shown
 from rafs_v6.faults import Checks
@@ -26,6 +25,7 @@ from rafs_v6.format.erofs import (
     SuperBlock,
     SuperFlags,
 )
+from rafs_v6.values import dataclass
 
 _FLAT_MAX = 1 << 44
 _COMPRESSED_MAX = 1 << 40

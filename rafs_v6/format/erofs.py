@@ -8,9 +8,10 @@ endian.  Each structure has ``SIZE``, ``unpack`` and ``pack``.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import ClassVar, Self
+
+from rafs_v6.values import dataclass
 
 EROFS_SUPER_OFFSET = 1024
 RAFS_EXT_SUPER_OFFSET = 1152  # behind EROFS's own superblock

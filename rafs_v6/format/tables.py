@@ -7,7 +7,6 @@ Costs at most one pass over the tables.  Refuses what nydusd's reader refuses
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from rafs_v6.errors import ImageError, UnsupportedImage
 from rafs_v6.faults import STRICT, Checks
@@ -34,6 +33,7 @@ from rafs_v6.format.erofs import (
     SuperBlock,
     SuperFlags,
 )
+from rafs_v6.values import dataclass
 
 _MIN_SIZE = 2 * EROFS_BLOCK
 _ALIGN_PREFETCH = 8

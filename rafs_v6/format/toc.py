@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from rafs_v6._codec import ffi, lib
 from rafs_v6.errors import ImageError
 from rafs_v6.format.erofs import Compressor, TocEntry, TocFlags
+from rafs_v6.values import dataclass
 
 ReadAt = Callable[[str, int, int], bytes]
 

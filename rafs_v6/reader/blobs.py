@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from rafs_v6.errors import BlobsError, ImageError
 from rafs_v6.format.toc import ReadAt
+from rafs_v6.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Self
 
 from rafs_v6._codec import ffi, lib
@@ -35,6 +34,7 @@ from rafs_v6.format.toc import (
     read_toc,
 )
 from rafs_v6.reader.bootstrap import Bootstrap
+from rafs_v6.values import dataclass
 
 TARFS_WINDOW = 1 << 20
 _TARFS_WINDOWS = 1 << 16  # that a tar of 1 TiB has, the largest

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 
 from rafs_v6.errors import ImageError
 from rafs_v6.format.erofs import (
@@ -20,6 +19,7 @@ from rafs_v6.format.erofs import (
     InodeCompact,
     InodeExtended,
 )
+from rafs_v6.values import dataclass
 
 _LAYOUTS = (EROFS_INODE_FLAT_PLAIN, EROFS_INODE_FLAT_INLINE, EROFS_INODE_CHUNK_BASED)
 

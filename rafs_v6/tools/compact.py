@@ -8,11 +8,11 @@ small ones are put together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
-from dataclasses import dataclass
 from pathlib import Path
 
 from rafs_v6.format.erofs import BlobFeatures
 from rafs_v6.tools.rewrite import Rewrite
+from rafs_v6.values import dataclass
 
 _FIXED = BlobFeatures.SEPARATE | BlobFeatures.IS_CHUNKDICT_GENERATED | BlobFeatures.ENCRYPTED
 

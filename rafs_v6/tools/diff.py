@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from rafs_v6.errors import shown
 from rafs_v6.format.erofs import BlobFeatures, ChunkRecord
@@ -17,6 +16,7 @@ from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.reader.image import Image
 from rafs_v6.reader.inode import ChunkRef, Inode
 from rafs_v6.tools.records import ChunkKey, records_by_chunk
+from rafs_v6.values import dataclass
 
 _SHARED_UNITS = BlobFeatures.BATCH | BlobFeatures.ZRAN
 _Content = tuple[tuple[object, ...], ...]

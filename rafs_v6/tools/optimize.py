@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rafs_v6.format.erofs import BlobFeatures
 from rafs_v6.tools.rewrite import Rewrite
+from rafs_v6.values import dataclass
 from rafs_v6.writer.errors import BuildError
 from rafs_v6.writer.prefetch import prefetch_rows
 

@@ -7,7 +7,6 @@ compressed bytes; others are compressed anew.  All are decoded and verified firs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rafs_v6._codec import ffi, lib
@@ -24,6 +23,7 @@ from rafs_v6.reader.image import Image
 from rafs_v6.reader.stream import Batch, UnitReader, grouped
 from rafs_v6.tools.blobs import open_image
 from rafs_v6.tools.records import ChunkKey
+from rafs_v6.values import dataclass
 from rafs_v6.writer.blob_chunks import BlobChunks
 from rafs_v6.writer.blob_file import BlobFile, shrink, write_atomically
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap

@@ -6,12 +6,12 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from rafs_v6.reader.blobs import Blobs
 from rafs_v6.reader.image import Image
 from rafs_v6.reader.inode import Inode
 from rafs_v6.reader.stream import stream
+from rafs_v6.values import dataclass
 
 _TYPES = {
     stat.S_IFREG: tarfile.REGTYPE,

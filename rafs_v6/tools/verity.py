@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
 
 from rafs_v6.format.erofs import round_up
+from rafs_v6.values import dataclass
 
 HASH_BLOCK = 4096
 _DIGEST = 32

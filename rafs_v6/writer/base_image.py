@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rafs_v6.format.erofs import ChunkRecord, Digester
+from rafs_v6.values import dataclass
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults
 from rafs_v6.writer.chunk_index import ChunkIndex
 from rafs_v6.writer.errors import BuildError

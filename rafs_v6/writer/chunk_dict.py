@@ -9,10 +9,10 @@ from __future__ import annotations
 import stat
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rafs_v6.format.erofs import Digester
+from rafs_v6.values import dataclass
 from rafs_v6.writer.base_image import digested_chunks
 from rafs_v6.writer.blob_file import write_bootstrap_to
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap

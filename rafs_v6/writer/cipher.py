@@ -6,10 +6,10 @@ The key lies in the bootstrap in clear: data are as safe as the bootstrap is.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Self
 
 from rafs_v6._codec import ffi, lib
+from rafs_v6.values import dataclass
 from rafs_v6.writer.errors import BuildError
 
 _HALF, _PADDED = 16, 18

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from rafs_v6.format.erofs import BlobFeatures, Compressor, Digester
+from rafs_v6.values import dataclass
 from rafs_v6.writer.cipher import XtsKey
 from rafs_v6.writer.overlay import WhiteoutSpec
 from rafs_v6.writer.xattrs import Warn

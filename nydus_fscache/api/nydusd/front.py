@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from nydus_fscache.api.nydusd.service import (
     text_of,
 )
 from nydus_fscache.errors import FscacheError
+from rafs_v6.values import dataclass
 
 LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 HOT_KEYS = ("registry_auth", "proxy_url", "dragonfly_scheduler_endpoint")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from nydus_fscache.api.nydusd.service import (
 )
 from nydus_fscache.api.nydusd.turns import Turns
 from nydus_fscache.errors import FscacheError, UsageError
+from rafs_v6.values import dataclass
 
 if TYPE_CHECKING:
     from nydus_fscache.config.nydusd import Config

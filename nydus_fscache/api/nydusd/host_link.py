@@ -7,12 +7,13 @@ import os
 import socket
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nydus_fscache.errors import DaemonError, FscacheError, UsageError
 from nydus_fscache.files import claim_root, short_path
+from rafs_v6.values import dataclass
 
 if TYPE_CHECKING:
     import subprocess

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from nydus_fscache.errors import BackendError, DaemonError, FscacheError, Mountp
 from nydus_fscache.kernel import mountinfo
 from nydus_fscache.kernel.mount import IMAGE_TYPES, umount
 from nydus_fscache.kernel.mount_trees import IdMap, bind_with_ids
+from rafs_v6.values import dataclass
 
 if TYPE_CHECKING:
     from nydus_fscache.config.nydusd import Config

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from nydus_fscache.errors import UsageError
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("nydusify")
 

@@ -7,11 +7,12 @@ import logging
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import TracebackType
 from typing import Self, TextIO
 
 from nydus_fscache.cli.output import size
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("converter")
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nydus_fscache.config.http_options import Tls
 from nydus_fscache.config.url import parse_url
 from nydus_fscache.errors import UsageError
+from rafs_v6.values import dataclass
 
 _KNOWN = {"capabilities", "skip_verify", "ca", "client"}
 _HUB_FOLDER = "docker.io"

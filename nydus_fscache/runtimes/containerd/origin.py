@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.scheme import find_scheme
 from nydus_fscache.registry.store import PIECE, Document, read_blob
 from nydus_fscache.runtimes.containerd.hosts import endpoints
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("rpull")
 

@@ -15,7 +15,6 @@ import logging
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -32,6 +31,7 @@ from nydus_fscache.registry.media import MANIFESTS, SNAPSHOT
 from nydus_fscache.registry.store import Document
 from nydus_fscache.runtimes.containerd.origin import Origin
 from nydus_fscache.runtimes.containerd.services import AlreadyThere, Containerd, Target
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("rpull")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nydus_fscache.errors import DaemonError
@@ -22,6 +21,7 @@ from nydus_fscache.runtimes.containerd.wire import (
     text_of,
     texts,
 )
+from rafs_v6.values import dataclass
 
 if TYPE_CHECKING:
     import grpc

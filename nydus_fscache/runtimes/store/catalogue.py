@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from nydus_fscache.registry.manifest import (
 from nydus_fscache.registry.media import GZIPPED, TOC_DIGEST
 from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.store import read_blob
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("store")
 

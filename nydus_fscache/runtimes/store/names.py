@@ -26,7 +26,6 @@ import logging
 import os
 import stat
 import threading
-from dataclasses import dataclass
 
 from nydus_fscache.errors import FscacheError
 from nydus_fscache.registry.image_name import ImageName
@@ -35,6 +34,7 @@ from nydus_fscache.runtimes.store.catalogue import Catalogue, Image, Layer
 from nydus_fscache.runtimes.store.uses import Use, Uses
 from nydus_fscache.runtimes.store.views import Viewer, Views, viewer_of
 from nydus_fscache.runtimes.store.wire import Attr, Op, Request
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("store")
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter, deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from nydus_fscache.errors import CacheDirError
 from nydus_fscache.files import replace_file
 from nydus_fscache.runtimes.store.catalogue import Image
+from rafs_v6.values import dataclass
 
 VERSION = 1
 _REMEMBERED = 64  # requests that a successor may be asked again; there are no more at once

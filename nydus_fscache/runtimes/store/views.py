@@ -15,7 +15,6 @@ import os
 import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from nydus_fscache.kernel.namespace import mount_namespace
 from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.pull import pull_bootstrap
 from nydus_fscache.runtimes.store.catalogue import NOBODY, Image, Layer
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("store")
 

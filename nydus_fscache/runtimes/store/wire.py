@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+
+from rafs_v6.values import dataclass
 
 MAJOR, MINOR = 7, 31
 SLOT = 16 * 1024  # more than FUSE_MIN_READ_BUFFER, and than a request with MAX_WRITE

@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from dataclasses import dataclass
 
 from nydus_fscache.cache.presence import PageMap
 from nydus_fscache.core.core import Core
 from nydus_fscache.image.image import Image
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("cachefiles")
 

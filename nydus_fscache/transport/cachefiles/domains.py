@@ -6,13 +6,14 @@ In a domain an object has one name, whatever image it is of, and one file.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from nydus_fscache.errors import KernelRefused
 from nydus_fscache.fetch.cache_object import CacheObject
 from nydus_fscache.image.binding import Address
 from nydus_fscache.image.image import Image
 from nydus_fscache.transport.cachefiles.kernel_cache import checked_name
+from rafs_v6.values import dataclass
 
 DEFAULT_DOMAIN = "nydus-fscache"
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from nydus_fscache.cache.presence import PageMap
 from nydus_fscache.core.core import Core
 from nydus_fscache.core.events import Inherited, Opened
 from nydus_fscache.core.park import Park
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("cachefiles")
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from nydus_fscache.kernel.leases import try_write_lease
 from nydus_fscache.kernel.mount import mount_erofs
 from nydus_fscache.kernel.mountinfo import MountId
 from nydus_fscache.transport.base import Bound
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("fanotify")
 

@@ -18,10 +18,10 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 
 from nydus_fscache.kernel.pressure import memory_is_short
 from nydus_fscache.transport import apart
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("fuse")
 

@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ from nydus_fscache.transport.fuse.mount_image import mount_apart
 from nydus_fscache.transport.fuse.second_copies import Files, SecondCopies
 from rafs_v6 import Bootstrap, ImageError
 from rafs_v6.tools.flatten import flatten
+from rafs_v6.values import dataclass
 
 log = logging.getLogger("fuse")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from rafs_v6._codec import ffi, lib
 from rafs_v6.faults import Checks
 from rafs_v6.reader.blobs import Blobs
 from rafs_v6.reader.chunkmap import ChunkMap
 from rafs_v6.reader.stream import Batch, UnitReader, grouped
+from rafs_v6.values import dataclass
 
 
 @dataclass(slots=True)

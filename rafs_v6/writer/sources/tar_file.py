@@ -14,12 +14,12 @@ import stat
 import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import IO, Any, Self
 
 from rafs_v6._writer import ffi, lib
+from rafs_v6.values import dataclass
 from rafs_v6.writer.background import Background
 from rafs_v6.writer.errors import SourceError
 
