@@ -9,7 +9,6 @@ reads them validates them again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.errors import BackendError
 from nydus_fscache.files import remove, replace_file
+from rafs_v6.sha256 import sha256
 
 log = logging.getLogger("meta")
 
@@ -69,7 +69,7 @@ class MetaReader:
         path = self._directory / name
         with contextlib.suppress(OSError):
             stored = path.read_bytes()
-            if hashlib.sha256(stored[:-_SUM]).digest() == stored[-_SUM:]:
+            if sha256(stored[:-_SUM]).digest() == stored[-_SUM:]:
                 self.used_cache = True
                 return stored[:-_SUM]
             log.warning("%s is damaged: read again", path)
@@ -78,7 +78,7 @@ class MetaReader:
         data = ask()
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
-            replace_file(path, data + hashlib.sha256(data).digest(), durable=False)
+            replace_file(path, data + sha256(data).digest(), durable=False)
         except OSError as e:  # the next mount asks again
             log.warning("%s is not kept: %s", path, e)
         return data

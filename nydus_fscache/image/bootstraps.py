@@ -9,7 +9,6 @@ never replaced: mounts have its inode, and leases are asked of it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from nydus_fscache.errors import CacheDirError
 from nydus_fscache.files import TEMPORARY, open_state_file, remove, status_of_ours
+from rafs_v6.sha256 import file_sha256, hasher
 
 PIECE = 1 << 20  # bytes; a smaller bootstrap is hashed before it is written
 _SUFFIX = ".boot"
@@ -59,7 +59,7 @@ class Bootstraps:
         """
         with self._keeping:  # two mounts at once may be of one image
             try:
-                digest = _digest_of(pieces()) if size in self._known_sizes() else ""
+                digest = _digest_of(size, pieces()) if size in self._known_sizes() else ""
                 if not digest or not self._is_good(digest):
                     digest = self._copy(size, pieces())
                 os.utime(self.path(digest))  # used now
@@ -102,15 +102,14 @@ class Bootstraps:
             return False
         if self.is_verified(digest):
             return True
-        with path.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest() == digest
+        return file_sha256(path) == digest
 
     def _copy(self, size: int, pieces: Iterable[bytes | memoryview]) -> str:
         temporary = self.directory / f".{next(self._numbers)}{_SUFFIX}{TEMPORARY}"
         remove(temporary)  # an earlier process's
         fd = open_state_file(temporary)
         try:
-            digest = _write(fd, pieces, beside=size > PIECE)
+            digest = _write(fd, size, pieces)
             if not self._is_good(digest):
                 temporary.rename(self.path(digest))
                 self._sync(digest, os.dup(fd))
@@ -145,16 +144,16 @@ class Bootstraps:
         )
 
 
-def _digest_of(pieces: Iterable[bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
+def _digest_of(size: int, pieces: Iterable[bytes | memoryview]) -> str:
+    digest = hasher(size)
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
 
 
-def _write(fd: int, pieces: Iterable[bytes | memoryview], *, beside: bool) -> str:
-    """Their sha256, hex.  ``beside``: made by another thread, while this one writes."""
-    digest = hashlib.sha256()
+def _write(fd: int, size: int, pieces: Iterable[bytes | memoryview]) -> str:
+    """Their sha256, hex; of many made by another thread, while this one writes."""
+    digest, beside = hasher(size), size > PIECE
     with os.fdopen(fd, "wb", closefd=False) as f, ThreadPoolExecutor(1, "hash") as hashing:
         for piece in pieces:
             if not beside:

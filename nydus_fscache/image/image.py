@@ -7,7 +7,6 @@ that each blob is there and as long as its table says.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from nydus_fscache.image.blob_id import checked_blob_id
 from nydus_fscache.image.blob_meta import MetaReader
 from nydus_fscache.registry.reference import canonical_host
 from rafs_v6 import ChunkMap
+from rafs_v6.sha256 import file_sha256, hasher, sha256
 from rafs_v6.validate import validate
 from rafs_v6.values import dataclass
 
@@ -54,6 +54,7 @@ class Image:
     blobs: tuple[ImageBlob, ...]
 
 
+_RECORD = 48  # bytes of a chunk, of what tells blobs apart
 _SECRETS = ("auth", "registry_token")  # of a registry; those of stores change with their accounts
 
 
@@ -66,7 +67,7 @@ def image_key(digest: str, backend_config: Mapping[str, Any]) -> str:
         for name, value in backend_config.items()
     }
     config = json.dumps(places, sort_keys=True)
-    return hashlib.sha256(f"{digest} {config}".encode()).hexdigest()
+    return sha256(f"{digest} {config}".encode()).hexdigest()
 
 
 def auth_of(backend_config: Mapping[str, Any]) -> str:
@@ -145,9 +146,8 @@ def load_image(
 
 
 def _check_digest(path: Path, digest: str) -> None:
-    with path.open("rb") as f:
-        if hashlib.file_digest(f, "sha256").hexdigest() != digest:
-            raise BadImage(f"{path} was changed", hint="remove it, and mount the image again")
+    if file_sha256(path) != digest:
+        raise BadImage(f"{path} was changed", hint="remove it, and mount the image again")
 
 
 def _validate(bootstrap: rafs_v6.Bootstrap) -> None:
@@ -261,7 +261,7 @@ def _check_length(info: rafs_v6.BlobInfo, reader: MetaReader) -> None:
 
 def _identity(info: rafs_v6.BlobInfo, chunks: ChunkMap) -> str:
     """What must be equal for two images to share the cached data of a blob."""
-    h = hashlib.sha256()
+    h = hasher(chunks.nchunks * _RECORD)
     h.update(f"{info.blob_id} {info.compressor} {info.digester} {chunks.flat_size} ".encode())
     for part in chunks.decoded_parts():
         h.update(part)

@@ -7,12 +7,12 @@ header "image.boot" (format.md 2.2, 2.8, 2.10).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 from rafs_v6._codec import ffi, lib
 from rafs_v6.errors import ImageError
 from rafs_v6.format.erofs import Compressor, TocEntry, TocFlags
+from rafs_v6.sha256 import sha256
 from rafs_v6.values import dataclass
 
 ReadAt = Callable[[str, int, int], bytes]
@@ -115,7 +115,7 @@ def read_toc(read_at: ReadAt, blob_id: str, size: int, toc_size: int, digest: by
         if name != TOC_NAME or length + TAR_HEADER > len(tail):
             raise ImageError(f"blob {blob_id} has no TOC at its end")
         area = tail[len(tail) - TAR_HEADER - length :]
-    if any(digest) and hashlib.sha256(area).digest() != digest:
+    if any(digest) and sha256(area).digest() != digest:
         raise ImageError(f"the TOC of blob {blob_id} does not match its digest")
     return area
 
@@ -127,7 +127,7 @@ def read_part(read_at: ReadAt, blob_id: str, part: Part, blob_size: int) -> byte
     data = decompress(
         part.compressor, read_at(blob_id, part.offset, part.compressed_size), part.uncompressed_size
     )
-    if hashlib.sha256(data).digest() != part.digest:
+    if sha256(data).digest() != part.digest:
         raise ImageError(f"{part.name} of blob {blob_id} does not match its digest")
     return data
 

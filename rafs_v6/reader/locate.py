@@ -6,7 +6,6 @@ The image may be given as a path, as bytes, or as a seekable binary stream.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import stat
@@ -39,6 +38,7 @@ from rafs_v6.format.toc import (
 )
 from rafs_v6.reader.blobs import Blobs, file_blobs
 from rafs_v6.reader.bootstrap import Bootstrap
+from rafs_v6.sha256 import file_sha256
 from rafs_v6.values import dataclass
 
 Given = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
@@ -183,8 +183,7 @@ def standalone_bootstrap(path: Path) -> bytes | None:
         return None
     blob_id = path.name
     if not re.fullmatch("[0-9a-f]{64}", blob_id):
-        with path.open("rb") as f:
-            blob_id = hashlib.file_digest(f, "sha256").hexdigest()
+        blob_id = file_sha256(path)
     data = bytearray(bootstrap.data)
     for info in bootstrap.blobs:
         slot = DEVICE_SLOTS_OFFSET + info.index * DeviceSlot.SIZE
