@@ -286,7 +286,7 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="tree S and 20/100 only")
     parser.add_argument("--rounds", type=int, default=1, help="the median of so many runs")
     parser.add_argument("--work", type=Path, help="keep trees and images here for the next time")

@@ -68,7 +68,7 @@ def _sizes(text: str) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     for kind, (_, sizes, _) in KINDS.items():
         parser.add_argument(f"--{kind}", type=_sizes, default=sizes)
     parser.add_argument("--work", type=Path)

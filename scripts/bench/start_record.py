@@ -65,7 +65,7 @@ def _write_flat(boot: Path, tree: Path, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("trees", type=Path)
     parser.add_argument("names", nargs="*", default=sorted(kit.STARTS))

@@ -301,7 +301,7 @@ def _owners(bootstrap: rafs_v6.Bootstrap, chunks: rafs_v6.ChunkMap) -> dict[int,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("records", type=Path, nargs="+")
     parser.add_argument("--link", default="20,100", help="ms, MB/s")
     parser.add_argument("--timeline", action="store_true")
