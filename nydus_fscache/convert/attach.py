@@ -20,7 +20,7 @@ from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.errors import BackendError, BadImage
 from nydus_fscache.registry import media
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
-from nydus_fscache.registry.manifest import Descriptor, descriptor, nydus_image
+from nydus_fscache.registry.manifest import Descriptor, config_of, descriptor, nydus_image
 from nydus_fscache.registry.store import Document, ImageStore, read_blob
 from rafs_v6.errors import RafsError
 
@@ -46,7 +46,8 @@ def attach(
     """
     image = nydus_image(document.json, "the source")
     boot = extract_bootstrap(read_blob(source, image.bootstrap, LAYER_LIMIT))
-    config = parse_config(read_blob(source, descriptor(document.json["config"])))
+    config_place = config_of(document.json)
+    config = parse_config(read_blob(source, config_place))
     have = {blob.hex for blob in image.blobs}
     blobs = [
         blob_in(backend, blob_id) for blob_id in blob_ids(boot) if blob_id not in have
@@ -62,8 +63,7 @@ def attach(
         described(media.NYDUS_BLOB, blob.digest, blob.size, {media.BLOB: "true"}) for blob in blobs
     ]
     history = [*(_HISTORY for _ in blobs), *history_of(config)]
-    kind = str(document.json["config"]["mediaType"])
-    place = store_config(target, kind, config, diff_ids, history)
+    place = store_config(target, config_place.media_type, config, diff_ids, history)
     last = {**own[-1], "annotations": _attached(own[-1]["annotations"])}
     return manifest(
         document.media_type, place, [*added, *own[:-1], last], annotations_of(document.json),

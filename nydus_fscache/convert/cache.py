@@ -18,7 +18,7 @@ from nydus_fscache.convert.move import mount
 from nydus_fscache.errors import BackendError, BadImage
 from nydus_fscache.registry import media
 from nydus_fscache.registry.image_name import ImageName
-from nydus_fscache.registry.manifest import Descriptor, descriptor
+from nydus_fscache.registry.manifest import Descriptor, descriptor, list_of
 from nydus_fscache.registry.store import BlobStore, ImageStore, copy_blob, put_blob
 from rafs_v6.values import dataclass
 
@@ -92,7 +92,7 @@ def pull(store: ImageStore, name: ImageName, limit: int) -> Cache:
     try:
         document = store.manifest(name.reference.manifest)
         if document.media_type in media.INDEXES:
-            for entry in document.json.get("manifests") or []:
+            for entry in list_of(document.json, "manifests"):
                 cache.records += _records(store.manifest(descriptor(entry).digest).json)
         else:
             cache.records = _records(document.json)
@@ -111,7 +111,7 @@ def pull(store: ImageStore, name: ImageName, limit: int) -> Cache:
 
 def _records(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
-    for entry in document.get("layers") or []:
+    for entry in list_of(document, "layers"):
         place = descriptor(entry)
         if place.annotations.get(media.SOURCE_DIGEST):
             found.append(described(place.media_type, place.digest, place.size, place.annotations))

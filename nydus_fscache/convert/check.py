@@ -23,7 +23,13 @@ from nydus_fscache.errors import BadImage
 from nydus_fscache.registry import media
 from nydus_fscache.registry.inflate import Inflate
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
-from nydus_fscache.registry.manifest import NYDUS_OS_FEATURE, Descriptor, descriptor
+from nydus_fscache.registry.manifest import (
+    NYDUS_OS_FEATURE,
+    Descriptor,
+    config_of,
+    descriptor,
+    list_of,
+)
 from nydus_fscache.registry.store import BlobStore, Document, ImageStore, digest_of, read_blob
 from rafs_v6.errors import RafsError
 from rafs_v6.values import dataclass
@@ -78,8 +84,8 @@ def parse(side: Side, name: str, platform: Platform) -> Side:
         _take(side, document)
         return side
     side.index = document
-    for entry in document.json.get("manifests") or []:
-        if not isinstance(entry, dict) or is_attestation(entry) or not platform.fits(entry):
+    for entry in list_of(document.json, "manifests"):
+        if is_attestation(entry) or not platform.fits(entry):
             continue
         found = entry.get("platform")
         if not isinstance(found, dict):
@@ -101,8 +107,8 @@ def _says_nydus(entry: Mapping[str, Any]) -> bool:
 
 def _take(side: Side, document: Document, *, nydus: bool = False) -> None:
     found = document.json
-    layers = [descriptor(e) for e in found.get("layers") or [] if isinstance(e, dict)]
-    config = parse_config(read_blob(side.store, descriptor(found.get("config") or {})))
+    layers = [descriptor(e) for e in list_of(found, "layers")]
+    config = parse_config(read_blob(side.store, config_of(found)))
     part = Part(document, config, layers)
     if nydus or (layers and layers[-1].marked("nydus-bootstrap")):
         side.nydus = part

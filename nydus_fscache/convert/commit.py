@@ -29,7 +29,7 @@ from nydus_fscache.convert.errors import ConvertError
 from nydus_fscache.convert.move import Mover, with_originals
 from nydus_fscache.registry import media
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
-from nydus_fscache.registry.manifest import Descriptor, NydusImage, descriptor, nydus_image
+from nydus_fscache.registry.manifest import Descriptor, NydusImage, config_of, nydus_image
 from nydus_fscache.registry.store import Document, ImageStore, read_blob
 from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.values import dataclass
@@ -64,7 +64,8 @@ class Commit:
         """The new manifest."""
         image = nydus_image(document.json, name)
         before = self._committed(image)
-        config = parse_config(read_blob(self.source, descriptor(document.json["config"])))
+        config_place = config_of(document.json)
+        config = parse_config(read_blob(self.source, config_place))
         ids = diff_ids_of(config, len(document.json["layers"]))
         boot = self.work / "base.boot"
         boot.write_bytes(extract_bootstrap(read_blob(self.source, image.bootstrap, LAYER_LIMIT)))
@@ -91,7 +92,7 @@ class Commit:
             history.pop()
         history += [*(_HISTORY for _ in made), BOOTSTRAP_HISTORY]
         diff_ids = [*ids[:-1], *(blob.digest for blob in made), layer.diff_id]
-        kind = str(document.json["config"]["mediaType"])
+        kind = config_place.media_type
         place = store_config(self.target, kind, config, diff_ids, history)
         return manifest(
             document.media_type, place, [*blobs, last], annotations_of(document.json)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nydus_fscache.convert.errors import ConvertError
 from nydus_fscache.errors import UsageError
+from nydus_fscache.registry.leftovers import Leftover
 from rafs_v6.values import dataclass
 
 log = logging.getLogger("converter")
@@ -70,18 +71,30 @@ class Containers:
         if not container.pid:
             yield
             return
-        self._ask("tasks", "pause", container.name)
+        # A signal may come while ctr pauses it or wakes it.
+        leftover = Leftover(lambda: self._resume(container.name))
         try:
+            self._ask("tasks", "pause", container.name)
             yield
         finally:
-            self._ask("tasks", "resume", container.name)
+            self._resume(container.name)
+            leftover.forget()
+
+    def _resume(self, name: str) -> None:
+        if self._task(name)[1] in ("PAUSED", "PAUSING"):
+            self._ask("tasks", "resume", name)
 
     def _pid(self, name: str) -> int:
+        pid, state = self._task(name)
+        return pid if state == "RUNNING" else 0
+
+    def _task(self, name: str) -> tuple[int, str]:
+        """Its process and its state; 0 and nothing without one."""
         for line in self._ask("tasks", "ls").splitlines()[1:]:
             words = line.split()
-            if len(words) >= 3 and words[0] == name and words[2] == "RUNNING":
-                return int(words[1])
-        return 0
+            if len(words) >= 3 and words[0] == name:
+                return int(words[1]), words[2]
+        return 0, ""
 
     def _ask(self, *words: str) -> str:
         # A group of its own: Ctrl-C must not take a resume with it.

@@ -24,7 +24,7 @@ from nydus_fscache.registry import media
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.archive import pack
 from nydus_fscache.registry.layout import Layout
-from nydus_fscache.registry.manifest import Descriptor, descriptor
+from nydus_fscache.registry.manifest import Descriptor, config_of, descriptor, list_of
 from nydus_fscache.registry.store import BlobStore, Document, ImageStore
 
 log = logging.getLogger("converter")
@@ -94,7 +94,7 @@ class Copy:
     ) -> Document:  # fmt: skip
         if document.media_type not in media.INDEXES:
             return self._manifest(store, images, document)
-        entries = _entries(document)
+        entries = list_of(document.json, "manifests")
         if not every:
             chosen = choose(document.json, platforms, every=False, name="the source")
             if len(chosen) == 1:
@@ -102,7 +102,7 @@ class Copy:
                 return self._manifest(store, images, only)
             entries = chosen
         copied = [self._child(store, images, entry) for entry in entries]
-        if copied == _entries(document):
+        if copied == list_of(document.json, "manifests"):
             return document
         index = {**document.json, "manifests": copied}
         return Document(go_json(index, indent=False), document.media_type)
@@ -150,19 +150,10 @@ def blobs_of(store: ImageStore, document: Document) -> Iterator[Descriptor]:
 
 
 def _named_by(document: Document) -> Iterator[Descriptor]:
-    found = document.json
-    parts = [found.get("config"), *(found.get("layers") or found.get("blobs") or [])]
-    for part in parts:
-        if not isinstance(part, dict):
-            raise BadImage("the manifest has no valid config or layers", hint="is this an image?")
+    yield config_of(document.json)
+    for part in list_of(document.json, "layers"):
         place = descriptor(part)
         if part.get("urls") or "foreign" in place.media_type or "nondistrib" in place.media_type:
             continue
         yield place
 
-
-def _entries(document: Document) -> list[dict[str, Any]]:
-    found = document.json.get("manifests")
-    if not isinstance(found, list) or not all(isinstance(e, dict) for e in found):
-        raise BadImage("the index has no valid list of manifests", hint="is this an image?")
-    return found

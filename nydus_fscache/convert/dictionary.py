@@ -19,7 +19,7 @@ from nydus_fscache.convert.move import Mover
 from nydus_fscache.convert.readers import BackendBlobs
 from nydus_fscache.errors import BadImage
 from nydus_fscache.registry import media
-from nydus_fscache.registry.manifest import Descriptor, descriptor, nydus_image
+from nydus_fscache.registry.manifest import Descriptor, config_of, nydus_image
 from nydus_fscache.registry.store import BlobStore, Document, ImageStore, read_blob
 from rafs_v6.values import dataclass
 
@@ -70,7 +70,7 @@ def dictionary_image(
     )
     first = related[0]
     docker = first.document.media_type in media.DOCKER
-    config = parse_config(read_blob(first.store, descriptor(first.document.json["config"])))
+    config = parse_config(read_blob(first.store, config_of(first.document.json)))
     diff_ids = [*(str(one["digest"]) for one in layers), layer.diff_id]
     history = [*({"created_by": "Nydus Converter"} for _ in layers), BOOTSTRAP_HISTORY]
     last = described(

@@ -19,6 +19,7 @@ _HISTORY_KEYS = ("created", "created_by", "author", "comment", "empty_layer")
 _TOP_KEYS = ("created", "author", "architecture", "os", "os.version", "os.features", "variant")
 _ALWAYS = ("architecture", "os")
 _ESCAPED = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+_ESCAPED |= {chr(c): "\ufffd" for c in range(0xD800, 0xE000)}  # halves of letters, as Go reads them
 _FRACTION = re.compile(r"\.(\d*?)0+(?=Z|[+-]\d\d:\d\d$)")
 BOOTSTRAP_HISTORY = {"created_by": "Nydus Converter", "comment": "Nydus Bootstrap Layer"}
 
@@ -29,7 +30,7 @@ def go_json(document: object, *, indent: bool) -> bytes:
     text = json.dumps(
         document, indent=2 if indent else None, separators=separators, ensure_ascii=False
     )
-    return "".join(_ESCAPED.get(c, c) for c in text).encode("utf-8", "surrogateescape")
+    return "".join(_ESCAPED.get(c, c) for c in text).encode()
 
 
 def image_config(

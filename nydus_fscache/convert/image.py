@@ -31,7 +31,7 @@ from nydus_fscache.convert.layer import Packed, Packer, once
 from nydus_fscache.convert.move import Mover, with_originals
 from nydus_fscache.errors import BadImage
 from nydus_fscache.registry import media
-from nydus_fscache.registry.manifest import Descriptor, descriptor, list_of
+from nydus_fscache.registry.manifest import Descriptor, config_of, descriptor, list_of
 from nydus_fscache.registry.store import BlobStore, Document, ImageStore, read_blob
 from rafs_v6.values import dataclass
 
@@ -104,7 +104,7 @@ class ImageConverter:
         check_type(document)
         source = document.json
         layers = [descriptor(e) for e in list_of(source, "layers")]
-        config_place = descriptor(_entry(source, "config"))
+        config_place = config_of(source)
         config = parse_config(read_blob(self.source, config_place))
         if layers and layers[-1].marked("nydus-bootstrap"):
             return self._pass_on(document, source, layers, config, config_place)
@@ -296,9 +296,3 @@ def platform_of(config: Mapping[str, Any]) -> dict[str, str]:
         found["variant"] = str(config["variant"])
     return found
 
-
-def _entry(document: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = document.get(name)
-    if not isinstance(found, dict):
-        raise BadImage(f"the manifest has no {name}", hint="is this an image?")
-    return found

@@ -19,7 +19,7 @@ from nydus_fscache.convert.documents import (
 from nydus_fscache.convert.image import Converted
 from nydus_fscache.convert.move import Mover
 from nydus_fscache.registry import media
-from nydus_fscache.registry.manifest import descriptor
+from nydus_fscache.registry.manifest import config_of, descriptor, list_of
 from nydus_fscache.registry.store import Document, ImageStore, put_blob, read_blob
 from rafs_v6.values import dataclass
 
@@ -92,8 +92,8 @@ def _hide_config(document: Document) -> Document:
 def _with_empty_layer(
     source: Document, store: ImageStore, images: ImageStore, mover: Mover
 ) -> Document:
-    layers = [descriptor(e) for e in source.json["layers"]]
-    config = parse_config(read_blob(store, descriptor(source.json["config"])))
+    layers = [descriptor(e) for e in list_of(source.json, "layers")]
+    config = parse_config(read_blob(store, config_of(source.json)))
     mover.all(layers)
     docker = source.media_type in media.DOCKER
     diff_ids = [EMPTY_DIFF_ID, *diff_ids_of(config, len(layers))]
@@ -121,7 +121,7 @@ def _platform(pair: Pair) -> dict[str, Any]:
 
 def selected_size(document: Document) -> int:
     """Config and layers, as the sizes of a report count them."""
-    parts = [document.json.get("config"), *(document.json.get("layers") or [])]
-    return sum(descriptor(p).size for p in parts if isinstance(p, dict))
+    layers = [descriptor(e) for e in list_of(document.json, "layers")]
+    return sum(part.size for part in (config_of(document.json), *layers))
 
 

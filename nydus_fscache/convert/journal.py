@@ -13,6 +13,7 @@ import os
 import threading
 from pathlib import Path
 
+from nydus_fscache.registry.leftovers import Leftover
 from rafs_v6.values import dataclass
 
 _NAME = "nydusify-journal.jsonl"
@@ -32,6 +33,7 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / _NAME
+        self._leftover = Leftover(self.remove)
         self._lock = threading.Lock()
         self._known: dict[str, Blob] = {}
         with contextlib.suppress(OSError):
@@ -56,3 +58,4 @@ class Journal:
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
+        self._leftover.forget()

@@ -26,7 +26,7 @@ from nydus_fscache.errors import BadImage, UsageError
 from nydus_fscache.registry import media
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
 from nydus_fscache.registry.layout import FileStream
-from nydus_fscache.registry.manifest import Descriptor, descriptor, nydus_image
+from nydus_fscache.registry.manifest import Descriptor, config_of, nydus_image
 from nydus_fscache.registry.store import Document, ImageStore, copy_blob, read_blob
 
 log = logging.getLogger("converter")
@@ -73,7 +73,8 @@ def optimize(
 ) -> Document:  # fmt: skip
     """The new manifest; all below it is in ``target``."""
     image = nydus_image(document.json, name)
-    config = parse_config(read_blob(source, descriptor(document.json["config"])))
+    config_place = config_of(document.json)
+    config = parse_config(read_blob(source, config_place))
     boot = extract_bootstrap(read_blob(source, image.bootstrap, LAYER_LIMIT))
     paths = paths_of(listed, boot)
     if not paths:
@@ -120,6 +121,5 @@ def optimize(
         described(image.bootstrap.media_type, layer.digest, layer.size, notes),
     ]
     diff_ids = [*(str(one["digest"]) for one in layers[:-1]), layer.diff_id]
-    kind = str(document.json["config"]["mediaType"])
-    place = store_config(target, kind, config, diff_ids, history_of(config))
+    place = store_config(target, config_place.media_type, config, diff_ids, history_of(config))
     return manifest(document.media_type, place, layers, annotations_of(document.json))

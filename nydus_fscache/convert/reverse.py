@@ -36,7 +36,7 @@ from nydus_fscache.errors import BadImage, UsageError
 from nydus_fscache.registry import media
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.layout import FileWriter
-from nydus_fscache.registry.manifest import Descriptor, descriptor, nydus_image
+from nydus_fscache.registry.manifest import Descriptor, config_of, descriptor, nydus_image
 from nydus_fscache.registry.store import BlobStore, Document, ImageStore, copy_blob, read_blob
 from rafs_v6.errors import RafsError
 from rafs_v6.tools.unpack import unpack
@@ -93,7 +93,7 @@ class Reversal:
     ) -> Document:
         check_type(document)
         image = nydus_image(document.json, str(self._request.source.name))
-        config = parse_config(read_blob(source, descriptor(document.json["config"])))
+        config = parse_config(read_blob(source, config_of(document.json)))
         layers, diff_ids = [], []
         for blob in image.blobs:
             if self._stop.is_set():

@@ -92,9 +92,11 @@ def _latest(
         if unwanted.is_set():
             return None
         try:
-            data = referrers.read(repository, found, media.NYDUS_TRACE, LIMIT)
+            data = referrers.read(repository, found, digest, media.NYDUS_TRACE, LIMIT)
             rows = parse(data, blobs)
-        except BadImage as e:
+        except (BadImage, BackendError) as e:
+            if isinstance(e, BackendError) and e.status != 404:
+                raise
             log.warning("trace %s is left out: %s", found.digest, e)
             continue
         if rows:

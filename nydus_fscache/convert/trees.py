@@ -12,7 +12,7 @@ import os
 import stat
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import replace
 
 import rafs_v6
@@ -142,9 +142,11 @@ def _add(
     directory, _, name = path.rpartition("/")
     if name == _OPAQUE:
         hidden.append((directory, True))
+        _implied(directory, lower, upper)  # of a whiteout, too, as containerd does
         return
     if name.startswith(_WHITEOUT):
         hidden.append((f"{directory}/{name.removeprefix(_WHITEOUT)}", False))
+        _implied(directory, lower, upper)
         return
     if info.islnk():
         there = _normal(info.linkname)
@@ -171,16 +173,23 @@ def _node(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Node:
     if kind == stat.S_IFREG:
         size, digest = info.size, _hash(tar, info)
     elif kind in (stat.S_IFCHR, stat.S_IFBLK):
-        rdev = os.makedev(info.devmajor, info.devminor)
+        rdev = _device(info)
     target = _raw(info.linkname) if kind == stat.S_IFLNK else b""
     xattrs = sorted(
         (_raw(k.removeprefix(_XATTR)), _raw(v))
         for k, v in info.pax_headers.items() if k.startswith(_XATTR)
     )  # fmt: skip
     return Node(
-        len(target) if target else size, kind | stat.S_IMODE(info.mode), rdev, target,
+        len(target) if target else size, kind | info.mode & 0o7777, rdev, target,
         info.uid, info.gid, tuple(xattrs), digest,
     )  # fmt: skip
+
+
+def _device(info: tarfile.TarInfo) -> int:
+    try:
+        return os.makedev(info.devmajor, info.devminor)
+    except (OverflowError, ValueError):
+        raise BadImage(f"{info.name!r}: a device of numbers that there are not") from None
 
 
 def _hash(tar: tarfile.TarFile, info: tarfile.TarInfo) -> str:
@@ -193,20 +202,27 @@ def _hash(tar: tarfile.TarFile, info: tarfile.TarInfo) -> str:
 
 
 def _apply(tree: Tree, upper: Tree, hidden: list[tuple[str, bool]]) -> None:
-    """Whiteouts hide what lower layers have, never their own layer's."""
-    for path, opaque in hidden:
-        _remove(tree, path, itself=not opaque)
-    for path, node in upper.items():
-        before = tree.get(path)
-        if before is not None and stat.S_ISDIR(before.mode) and not stat.S_ISDIR(node.mode):
-            _remove(tree, path, itself=True)
-        tree[path] = node
+    """Whiteouts hide what lower layers have, never their own layer's.
+
+    The tree is gone through once, however many there are.
+    """
+    gone = {path for path, opaque in hidden if not opaque}
+    emptied = {path for path, opaque in hidden if opaque}
+    files = {path for path, node in upper.items() if not stat.S_ISDIR(node.mode)}
+    if gone or emptied or files:
+        for path in [p for p in tree if p in gone or _below(p, gone, emptied, files)]:
+            del tree[path]
+    # What an entry of the same tar put in the place of its directory.
+    for path in [p for p in upper if _below(p, files)]:
+        del upper[path]
+    tree.update(upper)
 
 
-def _remove(tree: Tree, path: str, *, itself: bool) -> None:
-    below = f"{path}/"
-    for name in [n for n in tree if n.startswith(below) or (itself and n == path)]:
-        del tree[name]
+def _below(path: str, *directories: Set[str]) -> bool:
+    while path := path.rpartition("/")[0]:
+        if any(path in one for one in directories):
+            return True
+    return any("" in one for one in directories)  # the root's own whiteout
 
 
 def _normal(name: str) -> str:

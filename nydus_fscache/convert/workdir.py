@@ -8,23 +8,26 @@ before its data go; while its tree is in use, both stay.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from nydus_fscache.api.client import Client
 from nydus_fscache.errors import FscacheError, NoDaemon, UsageError
+from nydus_fscache.registry.leftovers import Leftover
 
 log = logging.getLogger("converter")
 
 _PREFIX = "nydusify-"
 _MARK = ".nydusify-made"  # this directory is ours as a whole
 _LOCK = "lock"
+_TRIES = 100
 _DAEMON = "daemon"  # the root of the daemon that ``mount`` starts
 
 
@@ -32,17 +35,22 @@ class WorkDir:
     """``path``: the run's own directory below ``base``.  A context manager."""
 
     def __init__(self, base: Path) -> None:
-        self.base = base
+        self.base, self._lock = base, -1
+        self.path = base / f"{_PREFIX}{secrets.token_hex(6)}"
+        self._was_there = base.exists()
+        self._guard = _Guard(base)
+        self._leftover = Leftover(self._end)
         try:
-            guard = _made(base)
+            self._guard.make()
             try:
                 self._remove_abandoned()
-                self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+                os.mkdir(self.path, 0o700)
                 self._lock = _open_lock(self.path)
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             finally:
-                os.close(guard)
+                self._guard.release()
         except OSError as e:
+            self._end()
             raise UsageError(f"cannot use --work-dir {base}: {e.strerror}") from e
 
     @property
@@ -57,15 +65,24 @@ class WorkDir:
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        _remove(self.path)
-        os.close(self._lock)
+        self._end()
+
+    def _end(self) -> None:
+        """From any state: a signal may have come anywhere, here too."""
+        if self.path.exists():
+            _remove(self.path)
+        if self._lock >= 0:
+            lock, self._lock = self._lock, -1
+            os.close(lock)
         with contextlib.suppress(OSError):
-            guard = _guard(self.base)
+            self._guard.take()
             try:
-                if {p.name for p in self.base.iterdir()} == {_MARK}:
+                names = {p.name for p in self.base.iterdir()}
+                if names == {_MARK} or (not names and not self._was_there):
                     shutil.rmtree(self.base)
             finally:
-                os.close(guard)
+                self._guard.release()
+        self._leftover.forget()
 
     def _remove_abandoned(self) -> None:
         for path in self.base.glob(f"{_PREFIX}*"):
@@ -74,28 +91,48 @@ class WorkDir:
                     _remove_if_abandoned(path)
 
 
-def _made(base: Path) -> int:
-    """``base``, which is made where it is not there, locked."""
-    while True:
-        with contextlib.suppress(FileExistsError):
-            base.mkdir(parents=True, mode=0o755)
-            (base / _MARK).touch()
-        with contextlib.suppress(FileNotFoundError):  # the run that made it has ended
-            return _guard(base)
+class _Guard:
+    """A lock of ``base``: no other run takes a new directory in it for abandoned, nor removes it.
 
+    Wherever a signal comes, the next ``take`` does not wait for this one.
+    """
 
-def _guard(base: Path) -> int:
-    """The directory, locked: no other run takes a new one in it for abandoned, nor removes it."""
-    while True:
-        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def __init__(self, base: Path) -> None:
+        self._base, self._fd = base, -1
+
+    def make(self) -> None:
+        """The directory, where it is not there."""
+        for _ in range(_TRIES):  # but not for ever: it may be a link to nowhere
+            # Another run may make it now, or end and take it away.
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                self._base.mkdir(parents=True, mode=0o755)
+                (self._base / _MARK).touch()
+            with contextlib.suppress(FileNotFoundError):  # the run that made it has ended
+                return self.take()
+        raise FileNotFoundError(errno.ENOENT, "it cannot be made", str(self._base))
+
+    def take(self) -> None:
+        self.release()
+        while True:
+            self._fd = os.open(self._base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            if self._is_there():
+                return
+            self.release()
+
+    def _is_there(self) -> bool:
+        """The directory may have been removed, or made again, while it was waited for."""
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(fd), os.stat(base)):
-                return fd
+            return os.path.samestat(os.fstat(self._fd), os.stat(self._base))
         except BaseException:
-            os.close(fd)
+            self.release()
             raise
-        os.close(fd)
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
 
 def _remove_if_abandoned(path: Path) -> None:

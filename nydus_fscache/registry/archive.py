@@ -24,7 +24,8 @@ from typing import IO, Any, Protocol
 from nydus_fscache.errors import BackendError, BadImage
 from nydus_fscache.registry.inflate import ZSTD_MAGIC, Inflate
 from nydus_fscache.registry.layout import VERSION, FileStream, Layout, choose_entry
-from nydus_fscache.registry.manifest import descriptor
+from nydus_fscache.registry.leftovers import NewFile
+from nydus_fscache.registry.manifest import config_of, descriptor, list_of
 from nydus_fscache.registry.media import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
@@ -267,18 +268,17 @@ def pack(layout: Layout, name: str, document: Document, target: Path) -> None:
     }
     images = [
         {
-            "Config": _blob_path(image["config"]["digest"]),
+            "Config": _blob_path(config_of(image).digest),
             "RepoTags": [name],
-            "Layers": [_blob_path(layer["digest"]) for layer in image["layers"]],
+            "Layers": [_blob_path(descriptor(one).digest) for one in list_of(image, "layers")],
         }
         for image in [_one_image(layout, document)]
         if image is not None
     ]
-    fd, temporary = tempfile.mkstemp(prefix=".nydusify-", dir=target.parent)
-    made = Path(temporary)
-    try:
+    with NewFile(target.parent) as temporary:
+        made = temporary.path
         with (
-            os.fdopen(fd, "wb") as out,
+            made.open("xb") as out,
             tarfile.open(fileobj=out, mode="w|", format=tarfile.GNU_FORMAT, bufsize=PIECE) as tar,
         ):
             for folder in ("blobs", "blobs/sha256"):
@@ -303,9 +303,6 @@ def pack(layout: Layout, name: str, document: Document, target: Path) -> None:
             os.fsync(done.fileno())
         made.chmod(0o644)
         made.replace(target)
-    except BaseException:
-        made.unlink(missing_ok=True)
-        raise
 
 
 def _bytes_file(content: bytes) -> IO[bytes]:
@@ -316,9 +313,10 @@ def _one_image(layout: Layout, document: Document) -> dict[str, Any] | None:
     """The manifest that ``docker load`` would take: the only one, or the first of an index."""
     if document.media_type not in INDEXES:
         return document.json
-    for entry in document.json.get("manifests") or []:
-        if layout.has_blob(str(entry.get("digest"))) is not None:
-            return layout.manifest(str(entry["digest"])).json
+    for entry in list_of(document.json, "manifests"):
+        digest = descriptor(entry).digest
+        if layout.has_blob(digest) is not None:
+            return layout.manifest(digest).json
     return None
 
 

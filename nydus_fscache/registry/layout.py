@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import threading
 from pathlib import Path
 from typing import IO, Any
 
 from nydus_fscache.errors import BackendError, BadImage
 from nydus_fscache.files import replace_file
+from nydus_fscache.registry.leftovers import NewFile
+from nydus_fscache.registry.manifest import descriptor, list_of
 from nydus_fscache.registry.media import IMAGE_NAME, OCI_INDEX, REF_NAME
 from nydus_fscache.registry.store import DOCUMENT_LIMIT, Document, document_of
 
@@ -48,28 +49,25 @@ class FileWriter:
     def __init__(self, directory: Path, mode: int = 0o644) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._mode = directory, mode
-        fd, name = tempfile.mkstemp(prefix=".nydusify-", dir=directory)
-        self._file = os.fdopen(fd, "wb")
-        self._name: Path | None = Path(name)
+        self._temporary = NewFile(directory)
+        self._file = self._temporary.path.open("xb")
 
     def write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
 
     def finish(self, digest: str) -> None:
-        assert self._name is not None
         self._file.flush()
         os.fsync(self._file.fileno())
         os.fchmod(self._file.fileno(), self._mode)
         self._file.close()
-        self._name.replace(self._directory / digest.removeprefix("sha256:"))
-        self._name = None
+        self._temporary.path.replace(self._directory / digest.removeprefix("sha256:"))
+        self._temporary.remove()
 
     def abort(self) -> None:
-        name, self._name = self._name, None
         with contextlib.suppress(OSError):
             self._file.close()
-            if name is not None:
-                name.unlink()
+        with contextlib.suppress(OSError):
+            self._temporary.remove()
 
 
 class Layout:
@@ -120,11 +118,12 @@ class Layout:
                 raise BackendError(f"{self.path} has no manifest {name}")
             return document_of(self.read_at(name, 0, size), "", digest=name)
         entry = choose_entry(self.index(), name, str(self.path))
-        digest, said = str(entry.get("digest", "")), str(entry.get("mediaType", ""))
-        size = self.has_blob(digest)
+        place = descriptor(entry)
+        size = self.has_blob(place.digest)
         if size is None or size > DOCUMENT_LIMIT:
-            raise BadImage(f"{self.path}: the manifest {digest} of index.json is not there")
-        return document_of(self.read_at(digest, 0, size), said, digest=digest)
+            raise BadImage(f"{self.path}: the manifest {place.digest} of index.json is not there")
+        body = self.read_at(place.digest, 0, size)
+        return document_of(body, place.media_type, digest=place.digest)
 
     def index(self) -> dict[str, Any]:
         try:
@@ -152,7 +151,8 @@ class Layout:
         notes = {REF_NAME: tag}
         if self._name:
             notes[IMAGE_NAME] = self._name
-        others = [e for e in index.get("manifests", []) if not _is_named(e, tag, self._name)]
+        there = list_of({"manifests": [], **index}, "manifests")
+        others = [e for e in there if not _is_named(e, tag, self._name)]
         index["manifests"] = [*others, {**document.descriptor, "annotations": notes}]
         replace_file(self.path / "oci-layout", VERSION)
         replace_file(path, json.dumps(index, separators=(",", ":")).encode())

@@ -106,7 +106,10 @@ def choose_manifest(index: Mapping[str, Any], architecture: str) -> Descriptor:
     return next((entry for nydus, entry in fitting if nydus), fitting[0][1])
 
 
-def descriptor(entry: Mapping[str, Any]) -> Descriptor:
+def descriptor(entry: object) -> Descriptor:
+    """``BadImage`` for what is not one."""
+    if not isinstance(entry, Mapping):
+        raise BadImage("the manifest has a part that is not an object", hint="is this an image?")
     digest, size = entry.get("digest"), entry.get("size")
     if not (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
         raise BadImage("the manifest names a digest that is not a sha256", hint="push it again")
@@ -154,6 +157,14 @@ def _references(bootstrap: Descriptor) -> tuple[str, ...]:
     if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
         raise BadImage("annotation nydus-reference-blob-ids is not a list", hint="push it again")
     return tuple(ids)
+
+
+def config_of(manifest: Mapping[str, Any]) -> Descriptor:
+    """Of the image's config; ``BadImage`` without one."""
+    found = manifest.get("config")
+    if not isinstance(found, Mapping):
+        raise BadImage("the manifest has no config", hint="is this an image?")
+    return descriptor(found)
 
 
 def list_of(document: Mapping[str, Any], name: str) -> list[dict[str, Any]]:

@@ -7,12 +7,13 @@ when it was made.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import UTC, datetime
 from typing import Any
 
 from nydus_fscache.errors import BackendError, BadImage
-from nydus_fscache.registry.manifest import Descriptor, descriptor
+from nydus_fscache.registry.manifest import Descriptor, descriptor, list_of
 from nydus_fscache.registry.media import CREATED, EMPTY, OCI_INDEX, OCI_MANIFEST
 from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.store import Document, put_blob, read_blob
@@ -28,11 +29,11 @@ def find(repository: Repository, subject: str, artifact_type: str) -> list[Descr
         entries = _fallback(repository, subject).get("manifests")
     if not isinstance(entries, list):
         return []
-    fitting = [
-        descriptor(entry)
-        for entry in entries
-        if isinstance(entry, dict) and entry.get("artifactType") == artifact_type
-    ]
+    fitting = []
+    for entry in entries:
+        if isinstance(entry, dict) and entry.get("artifactType") == artifact_type:
+            with contextlib.suppress(BadImage):  # others' entries do not hide ours
+                fitting.append(descriptor(entry))
     # Those of one moment, and those that do not say: the last one of the list.
     fitting.reverse()
     fitting.sort(key=_created, reverse=True)
@@ -70,10 +71,15 @@ def attach(
     return document.digest
 
 
-def read(repository: Repository, artifact: Descriptor, artifact_type: str, limit: int) -> bytes:
-    """The data of an artifact; ``BadImage`` when it is not one."""
-    layers = repository.manifest(artifact.digest).json.get("layers")
-    if not isinstance(layers, list) or len(layers) != 1 or not isinstance(layers[0], dict):
+def read(
+    repository: Repository, artifact: Descriptor, subject: str, artifact_type: str, limit: int
+) -> bytes:
+    """The data of an artifact of ``subject``; ``BadImage`` when it is not one."""
+    found = repository.manifest(artifact.digest).json
+    if descriptor(found.get("subject")).digest != subject:
+        raise BadImage(f"the artifact {artifact.digest} is of another image")
+    layers = list_of(found, "layers")
+    if len(layers) != 1:
         raise BadImage(f"the artifact {artifact.digest} has not exactly one layer")
     layer = descriptor(layers[0])
     if layer.media_type != artifact_type or layer.size > limit:
@@ -99,10 +105,8 @@ def _note(
     annotations: dict[str, str],
 ) -> None:  # fmt: skip
     index = _fallback(repository, subject)
-    entries = [
-        e for e in index.get("manifests") or []
-        if isinstance(e, dict) and e.get("digest") != document.digest
-    ]  # fmt: skip
+    there = list_of({"manifests": [], **index}, "manifests")
+    entries = [e for e in there if e.get("digest") != document.digest]
     entries.append(
         {**document.descriptor, "artifactType": artifact_type, "annotations": annotations}
     )

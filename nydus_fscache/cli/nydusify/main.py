@@ -29,6 +29,8 @@ from nydus_fscache.cli.nydusify.options import (
     parse,
 )
 from nydus_fscache.errors import FscacheError
+from nydus_fscache.registry.leftovers import end_all
+from rafs_v6.errors import RafsError
 
 log = logging.getLogger("nydusify")
 
@@ -112,24 +114,36 @@ def _guarded(module: Any, args: Arguments) -> int:
         if first:
             raise Interrupted(number)
 
-    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    code = 0
     try:
-        module.run(args, stop)
+        for number in before:
+            signal.signal(number, interrupt)
+        code = _told(module, args, stop)
+        stop.set()  # from here on, signals raise no more
     except Interrupted as e:
         log.error("Received Signal: %s", e.word)
-        return 128 + e.number
+        code = 128 + e.number
+    end_all()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return code
+
+
+def _told(module: Any, args: Arguments, stop: threading.Event) -> int:
+    """Runs the command; its errors in one line."""
+    try:
+        module.run(args, stop)
     except FscacheError as e:
-        message = f"{e}; {e.hint}" if e.hint else str(e)
-        log.critical("%s", message)
-        return 1
+        log.critical("%s", f"{e}; {e.hint}" if e.hint else e)
+    except RafsError as e:
+        log.critical("%s", e)
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
         log.critical("%s%s", where, e.strerror or e)
-        return 1
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return 0
+    else:
+        return 0
+    return 1
 
 
 def _usage(error: IncorrectUsage, command: str, options: Sequence[Option]) -> int:

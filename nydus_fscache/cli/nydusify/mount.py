@@ -29,6 +29,7 @@ from nydus_fscache.errors import MountpointError, NotPrivileged
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
+from nydus_fscache.registry.leftovers import Leftover
 from nydus_fscache.registry.manifest import nydus_image
 from nydus_fscache.registry.store import read_blob
 
@@ -79,9 +80,11 @@ def run(args: Arguments, stop: threading.Event) -> None:
 
 def _serve(point: Path, words: list[str], root: Path, stop: threading.Event) -> None:
     made = not point.exists()
-    point.mkdir(parents=True, exist_ok=True)
-    image, *more = words
+    # A signal may come before the block, or within its end.
+    leftover = Leftover(lambda: _end(point, root, made=made))
     try:
+        point.mkdir(parents=True, exist_ok=True)
+        image, *more = words
         try:
             _call("mount", image, str(point), "--root", str(root), *more)
         except ConvertError as e:
@@ -94,12 +97,15 @@ def _serve(point: Path, words: list[str], root: Path, stop: threading.Event) -> 
         except Interrupted as e:
             log.info("Received Signal: %s", e.word)
     finally:
-        _end(point, root)
-        if made:
-            point.rmdir()
+        try:
+            _end(point, root, made=made)
+        except MountpointError:
+            leftover.forget()  # it is told, and stays
+            raise
+        leftover.forget()
 
 
-def _end(point: Path, root: Path) -> None:
+def _end(point: Path, root: Path, *, made: bool) -> None:
     """A tree in use is served on, so that its readers get the right bytes."""
     try:
         end_daemon(root)
@@ -109,6 +115,8 @@ def _end(point: Path, root: Path) -> None:
             hint=f"end what uses it, umount {point}, and the next nydusify with this --work-dir"
             " ends the daemon",
         ) from e
+    if made:
+        point.rmdir()
 
 
 def _last_words(root: Path) -> str:

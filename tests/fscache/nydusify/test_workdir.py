@@ -8,7 +8,10 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from nydus_fscache.convert.workdir import WorkDir
+from nydus_fscache.errors import UsageError
 
 LOCKS = Path("/proc/locks")
 
@@ -75,3 +78,10 @@ def test_two_first_runs_at_once(tmp_path: Path) -> None:
     base = Slow(tmp_path / "tmp")
     with WorkDir(base) as work:
         assert work.path.is_dir()
+
+
+def test_a_link_to_nowhere_is_refused(tmp_path: Path) -> None:
+    base = tmp_path / "tmp"
+    base.symlink_to(tmp_path / "none" / "there")
+    with pytest.raises(UsageError, match="cannot use --work-dir"):
+        WorkDir(base)
