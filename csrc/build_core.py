@@ -25,6 +25,8 @@ ffi.set_source(
         "csrc/core/tree.c",
         "csrc/core/files.c",
         "csrc/core/imports.c",
+        "csrc/core/compiled_python.c",
+        "csrc/core/names.c",
         "csrc/core/fanotify.c",
         "csrc/core/fanotify_events.c",
         "csrc/core/fanotify_ring.c",
