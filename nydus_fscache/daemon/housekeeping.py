@@ -53,6 +53,7 @@ class Housekeeper:
         engine.objects.copies.catch_up(now)
         self._completion.look([a for a in self._mounts.all() if a.mounted], now)
         engine.tracer.collect()
+        engine.prefetcher.rest()
         self._binder.release_in_background()
         self._binder.collect_images()
         engine.orphans.sweep()

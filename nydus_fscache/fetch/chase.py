@@ -3,7 +3,8 @@ and those that they import when they come.
 
 Only what a reader wanted, or what such a file names, is looked at; a guess by name is more often
 right than one by neighbourhood, and both are bounded by what may be unread.  A reader of
-everything is not followed: looks are earned by time.  Used by one thread.
+everything is not followed: looks are earned by time, and end with the start that they are for.
+Used by one thread.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from rafs_v6.values import dataclass
 MOST_CHUNKS = 1 << 18  # of a blob whose files are known: six bytes each are kept
 LARGEST = 256 * KIB  # bytes of a module that is looked at
 AT_ONCE, PER_SECOND = 512, 64  # modules
+MOST_LOOKED_AT, MOST_NAMED = 4096, 32_768  # in all: a start needs some hundred
+IDLE_S = 20.0  # then what is known of directories is forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,18 @@ class Chase:
         for obj, units in wanted.items():
             obj.load_named(units)
 
+    def may_rest(self) -> bool:
+        """From any thread."""
+        return self._names.holds and time.monotonic() - self._looked_at > IDLE_S
+
+    def rest(self) -> None:
+        """What is known of directories takes memory, and is read again when it is needed."""
+        if self.may_rest():
+            self._names.forget()
+
     def _may_look(self) -> bool:
+        if len(self._seen) >= MOST_LOOKED_AT or len(self._named) >= MOST_NAMED:
+            return False
         now = time.monotonic()
         self._looks = min(AT_ONCE, self._looks + PER_SECOND * (now - self._looked_at))
         self._looked_at = now

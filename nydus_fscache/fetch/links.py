@@ -8,10 +8,11 @@ only of an image that is read.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,6 +54,7 @@ class _Image:
         self._path = bootstrap
         self._objects = objects
         self._later = later
+        self._bootstrap: rafs_v6.Bootstrap | None = None  # closed
         self._is_read = False
         self._chase = Chase(objects)
         self._modules: deque[tuple[CacheObject, int]] = deque()  # to be looked at
@@ -75,15 +77,34 @@ class _Image:
         if not self._has_seen(needs):
             self._later(lambda: self._follow(needs))
 
+    def rest(self) -> None:
+        """Regularly."""
+        if self._chase.may_rest():
+            self._later(self._chase.rest)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[rafs_v6.Bootstrap]:
+        """Not for longer: the file is asked whether the kernel alone has it."""
+        if self._bootstrap is None:
+            self._bootstrap = opened = rafs_v6.Bootstrap.from_file(self._path)
+        else:
+            opened = self._bootstrap.mapped_again(self._path)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
     def _know(self) -> None:
         try:
-            self._chase.know(rafs_v6.Bootstrap.from_file(self._path))
+            with self._opened() as bootstrap:
+                self._chase.know(bootstrap)
         except Exception:  # guesses are worse without
             log.warning("the files of %s are not known", self._path, exc_info=True)
 
     def _look(self) -> None:
         try:
-            self._chase.follow(rafs_v6.Bootstrap.from_file(self._path), self._modules)
+            with self._opened() as bootstrap:
+                self._chase.follow(bootstrap, self._modules)
         except Exception:  # a guess that fails costs nobody anything
             self._modules.clear()
             log.warning("what modules of %s import is not loaded ahead", self._path, exc_info=True)
@@ -96,15 +117,14 @@ class _Image:
         if self._has_seen(needs):
             return
         try:
-            # not kept open: the file is asked whether the kernel alone has it
-            bootstrap = rafs_v6.Bootstrap.from_file(self._path)
-            for path in needs.paths:
-                self._load(bootstrap, path)
-            search = [d for d in needs.search if d.startswith("/")]
-            for name in needs.libraries:
-                if name not in self._seen:
-                    self._seen.add(name)
-                    self._find(bootstrap, name, search)
+            with self._opened() as bootstrap:
+                for path in needs.paths:
+                    self._load(bootstrap, path)
+                search = [d for d in needs.search if d.startswith("/")]
+                for name in needs.libraries:
+                    if name not in self._seen:
+                        self._seen.add(name)
+                        self._find(bootstrap, name, search)
             self._seen.update(needs.paths)  # those that the image lacks too
         except Exception:  # a guess that fails costs nobody anything
             log.warning("what a program of %s needs is not loaded ahead", self._path, exc_info=True)
@@ -159,6 +179,12 @@ class Links:
             self._worker.submit(work)
         except RuntimeError:  # this process ends
             log.debug("nothing is loaded ahead any more")
+
+    def rest(self) -> None:
+        with self._lock:
+            images = list(self._images.values())
+        for image in images:
+            image.rest()
 
     def remove(self, digest: str, objects: Iterable[CacheObject]) -> None:
         with self._lock:

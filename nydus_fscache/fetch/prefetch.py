@@ -208,6 +208,10 @@ class Prefetcher:
         run.submit(self._fetcher)
         return run
 
+    def rest(self) -> None:
+        """Regularly: give back memory that starts have left."""
+        self._links.rest()
+
     def forget(self, image: Loadable) -> None:
         """Its objects are closed: runs that want them end."""
         self._links.remove(image.digest, image.objects)

@@ -58,6 +58,10 @@ class Names:
     def with_bootstrap(self, bootstrap: rafs_v6.Bootstrap | None) -> None:
         self._bootstrap = bootstrap
 
+    @property
+    def holds(self) -> bool:
+        return bool(self._directories)
+
     def forget(self) -> None:
         self._directories.clear()
         self._known.clear()

@@ -141,3 +141,21 @@ def test_large_files_and_blobs_of_too_many_chunks_are_left_alone(
     chase = _chase(obj)
     _follow(obj, chase, "main")
     assert not obj.looked_at
+
+
+def test_what_a_start_leaves_is_bounded_and_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chase_module, "MOST_LOOKED_AT", 4)
+    obj = _Object(tmp_path, {f"app/m{i}.py": b"import x%d\n" % i for i in range(10)})
+    chase = _chase(obj)
+    _follow(obj, chase, *(f"m{i}" for i in range(10)))
+    assert len(obj.looked_at) == 4
+    assert not chase.may_rest()
+    chase.rest()
+    assert chase._names.holds
+    monkeypatch.setattr(chase_module, "IDLE_S", -1)
+    assert chase.may_rest()
+    chase.rest()
+    assert not chase._names.holds
+    assert not chase.may_rest()
