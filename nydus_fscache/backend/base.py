@@ -23,9 +23,11 @@ class RangeStream(Protocol):
 
 
 class Backend(ABC):
-    """Thread-safe."""
+    """Thread-safe.  ``link``: backends of one name share the way to their bytes; empty: it has one
+    of its own."""
 
     name: str
+    link = ""
 
     @abstractmethod
     def size(self, blob_id: str, *, deadline: float) -> int:

@@ -41,6 +41,7 @@ class HttpProxy(HttpBackend):
                 hint="http://host:port, https://host:port, or the path of a socket that exists",
             )
         self._base = base
+        self.link = base.authority
         self._folder = (base.target.rstrip("/") + path).rstrip("/") + "/"
 
     def fetch(self, blob_id: str, template: RequestTemplate) -> PooledResponse:

@@ -57,6 +57,7 @@ class Oss(HttpBackend):
         else:
             base = parse_url(f"{http.scheme}://{self._bucket}.{endpoint}", "oss.bucket_name")
         self._base = base
+        self.link = base.authority
 
     def write_request(
         self, method: str, name: str, query: Mapping[str, str] = NO_QUERY, payload_sha256: str = ""

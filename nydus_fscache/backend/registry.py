@@ -37,6 +37,7 @@ class Registry(HttpBackend):
         taken = take_registry_options(options)
         super().__init__(taken.http)
         self.base = taken.base
+        self.link = taken.base.authority
         self._repo = taken.repo
         self._rules = taken.rules
         # as nydusd does, tokens are fetched without the proxy of the blobs

@@ -96,6 +96,7 @@ class S3(HttpBackend):
         virtual = addressing == "virtual"
         host = f"{bucket}.{endpoint}" if virtual else endpoint
         self._base = parse_url(f"{http.scheme}://{host}", "s3.endpoint")
+        self.link = self._base.authority
         if self._base.target != "/":
             raise UsageError(f"s3.endpoint is {endpoint!r}", hint="a host, or host:port")
         self._folder = "/" if virtual else f"/{quote(bucket, safe='')}/"

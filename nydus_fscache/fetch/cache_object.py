@@ -201,9 +201,9 @@ class CacheObject:
         for unit, error in refused.items():
             self._refuse([unit], error)
         if wanted:
-            self._loader.demand(off, wanted)
             for follower in tuple(self.followers.values()):
                 follower.demanded(self, wanted[0])
+            self._loader.demand(off, wanted)
         elif joined:
             self._loader.joined(joined[0])
 
@@ -248,8 +248,13 @@ class CacheObject:
         for follower in tuple(self.followers.values()):
             follower.came(self, units)
 
+    def expect_kinds(self) -> None:
+        """``know_kinds`` will be called in any case, and soon."""
+        self._loader.expect_kinds()
+
     def know_kinds(self, kinds: Sequence[int]) -> None:
-        """Of the file that begins with each unit: equal for names with one suffix."""
+        """Of the file that begins with each unit: equal for names with one suffix, 0 for none.
+        Empty: it is not known."""
         self._loader.know_kinds(kinds)
 
     def prefetch_extents(self, units: Sequence[int], limit: int) -> list[Extent]:

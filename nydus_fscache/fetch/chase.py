@@ -44,7 +44,7 @@ class Chase:
 
     def __init__(self, objects: Sequence[CacheObject]) -> None:
         self._objects = objects
-        self._files: dict[CacheObject, _Files] = {}
+        self.known: dict[CacheObject, _Files] = {}
         self._names = Names()
         self._named: set[int] = set()  # nids
         self._seen: set[tuple[CacheObject, int]] = set()
@@ -60,7 +60,7 @@ class Chase:
                 continue
             directories, kinds = files_of(bootstrap.data, device, obj.chunks.nchunks)
             firsts = first_chunks(obj.chunks.blob, obj.chunks.nunits)
-            files = self._files[obj] = _Files(
+            files = self.known[obj] = _Files(
                 array("I", map(directories.__getitem__, firsts)),
                 array("H", map(kinds.__getitem__, firsts)),
             )
@@ -111,7 +111,7 @@ class Chase:
         modules: deque[tuple[CacheObject, int]],
         wanted: dict[CacheObject, list[int]],
     ) -> None:
-        files = self._files.get(obj)
+        files = self.known.get(obj)
         if files is None or not files.directories[unit]:
             return
         off, end = obj.chunks.unit_range(unit)

@@ -46,6 +46,12 @@ class UnitTable:
     def __len__(self) -> int:
         return len(self.coff)
 
+    def know_starts(self, starts: Sequence[int]) -> None:
+        """Where files begin, by unit (not 0): what is before is the end of another."""
+        begins = bytes(map(bool, starts))[1:] + b"\0"
+        full = int.from_bytes(self.is_full, "little") & ~int.from_bytes(begins, "little")
+        self.is_full = full.to_bytes(len(self), "little")
+
     def stored(self, unit: int) -> tuple[int, int]:
         """Stored bytes [off, end)."""
         return self.coff[unit], self.coff[unit] + self.clen[unit]

@@ -49,7 +49,7 @@ class _Image:
         self,
         bootstrap: Path,
         objects: Sequence[CacheObject],
-        later: Callable[[Callable[[], None]], None],
+        later: Callable[[Callable[[], None]], bool],
     ) -> None:
         self._path = bootstrap
         self._objects = objects
@@ -64,8 +64,12 @@ class _Image:
     def demanded(self, obj: CacheObject, unit: int) -> None:
         if not self._is_read:
             self._is_read = True
-            self._later(lambda: self._follow(_FIRST))
-            self._later(self._know)
+            for each in self._objects:
+                each.expect_kinds()
+            if self._later(self._know):
+                self._later(lambda: self._follow(_FIRST))
+            else:
+                self._give_up_kinds()
 
     def came(self, obj: CacheObject, units: Sequence[int]) -> None:
         is_idle = not self._modules
@@ -100,6 +104,13 @@ class _Image:
                 self._chase.know(bootstrap)
         except Exception:  # guesses are worse without
             log.warning("the files of %s are not known", self._path, exc_info=True)
+        finally:
+            self._give_up_kinds()
+
+    def _give_up_kinds(self) -> None:
+        for obj in self._objects:
+            if obj not in self._chase.known:
+                obj.know_kinds(())
 
     def _look(self) -> None:
         try:
@@ -174,11 +185,14 @@ class Links:
         for obj in objects:
             obj.followers[digest] = image
 
-    def _later(self, work: Callable[[], None]) -> None:
+    def _later(self, work: Callable[[], None]) -> bool:
+        """False: this process ends."""
         try:
             self._worker.submit(work)
-        except RuntimeError:  # this process ends
+        except RuntimeError:
             log.debug("nothing is loaded ahead any more")
+            return False
+        return True
 
     def rest(self) -> None:
         with self._lock:

@@ -55,6 +55,8 @@ class Loader:
         # takes small files that were guessed and that somebody has read
         self.was_read: Callable[[Sequence[int]], None] | None = None
         self._asked: PageMap | None = None
+        self._awaits_kinds = False
+        self._waiting: list[tuple[list[int], int, int]] = []  # for these
         self._neighbours = Neighbours(table, self._may_read_ahead)
         self._planner = Planner(table, is_here=lambda unit: states[unit] != State.MISSING)
 
@@ -63,10 +65,20 @@ class Loader:
         self._asked = asked
         self._planner.learn_from(self._was_asked if asked is not None else None)
 
+    def expect_kinds(self) -> None:
+        """``know_kinds`` will follow: until then nothing is guessed."""
+        self._awaits_kinds = True
+
     def know_kinds(self, kinds: Sequence[int]) -> None:
-        """By unit, as ``Neighbours.kinds``."""
+        """By unit, as ``Neighbours.kinds``; empty: they are not known after all."""
         with self._changed:
-            self._neighbours.kinds = kinds
+            if kinds:
+                self._table.know_starts(kinds)
+                self._neighbours.kinds = kinds
+            self._awaits_kinds = False
+            waiting, self._waiting = self._waiting, []
+        for wanted, end, room in waiting:
+            self._load_neighbours(wanted, end, room)
 
     def demand(self, off: int, wanted: list[int]) -> None:
         """A reader waits for the units ``wanted``, of a request at ``off``."""
@@ -131,12 +143,15 @@ class Loader:
     def _room_for_guesses(self, spare: int, pace: Pace, *, aggressive: bool) -> int:
         """Stored bytes; 0: the link is too near, or the guesses before were not good."""
         if not aggressive:  # all of it comes in any case
-            spare = min(spare, self._neighbours.allow(pace.may_waste()))
+            spare = min(spare, self._neighbours.allow(pace.may_waste(id(self))))
         return spare if spare >= LEAST else 0
 
     def _load_neighbours(self, wanted: list[int], end: int, room: int) -> None:
         """While a reader waits for ``wanted``, which with their request end before unit ``end``."""
         with self._changed:
+            if self._awaits_kinds:
+                self._waiting.append((wanted, end, room))
+                return
             extents = self._rest_of_file(wanted[0])
             ahead, told = end, list[int]()
             if room and not extents:
@@ -183,7 +198,7 @@ class Loader:
         wanted = []
         with self._changed:
             read = self._learn()
-            room = self._neighbours.allow(pace.may_waste())
+            room = self._neighbours.allow(pace.may_waste(id(self)))
             for unit in units:
                 if self._may_read_ahead(unit):
                     room -= self._table.clen[unit]

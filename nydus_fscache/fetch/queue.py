@@ -15,11 +15,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.config.tuning import Tuning
 from nydus_fscache.fetch.job import MAX_REQUEST, Job, JobSource, Priority
-from nydus_fscache.fetch.pace import Pace
+from nydus_fscache.fetch.pace import Link, Pace
 from nydus_fscache.fetch.receive import JOB_DEADLINE_S, Receiver
 
 WORKERS = 28
@@ -42,14 +43,19 @@ class Fetcher:
         self._workers = workers
         self._lock = threading.Lock()
         self._queues: dict[Backend, _BackendQueue] = {}
+        # as long as a queue has it
+        self._links: WeakValueDictionary[str, Link] = WeakValueDictionary()
         self.disk_full = threading.Event()  # set by a write that found no space
 
     def _queue(self, backend: Backend) -> _BackendQueue:
         with self._lock:
             queue = self._queues.get(backend)
             if queue is None:
+                link = self._links.get(backend.link) or Link()
+                if backend.link:
+                    self._links[backend.link] = link
                 queue = self._queues[backend] = _BackendQueue(
-                    self._trim, self._workers, self.disk_full
+                    link, self._trim, self._workers, self.disk_full
                 )
             return queue
 
@@ -58,9 +64,7 @@ class Fetcher:
 
     def spare(self, backend: Backend) -> int:
         """Bytes of guesses that the link can take while a reader waits for a round trip."""
-        queue = self._queue(backend)
-        trip = queue.pace.round_trip()
-        return min(trip, max(0, 2 * trip - queue.ahead))
+        return self._queue(backend).pace.spare()
 
     def loads_everything(self, backend: Backend) -> bool:
         """Takes no lock that a source is asked for jobs under."""
@@ -106,9 +110,9 @@ class _BackendQueue:
     """The queues and workers of one backend.  Workers come when there is work and go when not."""
 
     def __init__(
-        self, trim: Callable[[], None], workers: int, disk_full: threading.Event
+        self, link: Link, trim: Callable[[], None], workers: int, disk_full: threading.Event
     ) -> None:
-        self.pace = Pace()
+        self.pace = Pace(link)
         self._disk_full = disk_full
         self._trim = trim
         self._limit = workers
@@ -117,7 +121,6 @@ class _BackendQueue:
         self._sources: deque[JobSource] = deque()
         self._planned: Job | None = None  # the next of the first source
         self._ready = threading.Condition()
-        self.ahead = 0  # bytes of read-ahead and guesses that are queued or under way
         self._background = 0
         self._prefetches = 0  # of those in the background
         self._prefetching = 0  # stored bytes of prefetch that are asked for and not here
@@ -132,11 +135,9 @@ class _BackendQueue:
     def submit(self, job: Job) -> None:
         with self._ready:
             if not self._stopping:
-                if job.priority is Priority.DEMAND:
-                    self._demand.append(job)
-                else:
-                    self._ahead.append(job)
-                    self.ahead += job.size
+                is_demand = job.priority is Priority.DEMAND
+                (self._demand if is_demand else self._ahead).append(job)
+                self.pace.link.ask(job.size, ahead=not is_demand)
                 self._hire()
                 return
         _refuse(job)
@@ -173,6 +174,8 @@ class _BackendQueue:
         with self._ready:
             self._stopping = True
             left = [*self._demand, *self._ahead]
+            for job in left:
+                self.pace.link.ask(-job.size, ahead=job.priority is not Priority.DEMAND)
             for queue in (self._demand, self._ahead, self._sources):
                 queue.clear()
             self._planned = None
@@ -271,7 +274,8 @@ class _BackendQueue:
         with self._ready:
             self._background -= 1
             self._prefetches -= job.priority is Priority.PREFETCH
-            self.ahead -= job.size if job.priority is Priority.AHEAD else 0
+            if job.priority is Priority.AHEAD:
+                self.pace.link.ask(-job.size, ahead=True)
             self._hire()
 
     def _work(self) -> None:
@@ -279,6 +283,7 @@ class _BackendQueue:
         while (job := self._next()) is not None:
             if job.priority is Priority.DEMAND:
                 receiver.run(job.target, job.extent, self.pace)
+                self.pace.link.ask(-job.size, ahead=False)
                 with self._ready:
                     self._demands -= 1
                     self._last_demand = time.monotonic()

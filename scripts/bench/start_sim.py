@@ -71,8 +71,8 @@ class _Later:
     def __init__(self, *_: object) -> None:
         pass
 
-    def submit(self, call: Callable[..., None], *args: object) -> None:
-        clock.at(clock.now + DECIDE_S, lambda: call(*args))
+    def submit(self, call: Callable[[], None]) -> None:
+        clock.at(clock.now + DECIDE_S, call)
 
 
 links_module.ThreadPoolExecutor = _Later  # type: ignore[assignment, misc]
@@ -121,7 +121,6 @@ class _Link:
         self.the_pace = Pace()
         self.demand: deque[Job] = deque()
         self.later: deque[Job] = deque()
-        self.ahead = 0
         self.workers = self.background = 0
         self.active: deque[_Transfer] = deque()
         self.busy = False
@@ -131,8 +130,7 @@ class _Link:
         return self.the_pace
 
     def spare(self, backend: object) -> int:
-        trip = self.the_pace.round_trip()
-        return min(trip, max(0, 2 * trip - self.ahead))
+        return self.the_pace.spare()
 
     def loads_everything(self, backend: object) -> bool:
         return False
@@ -140,11 +138,9 @@ class _Link:
     is_prefetching = loads_everything
 
     def submit(self, job: Job) -> None:
-        if job.priority is Priority.DEMAND:
-            self.demand.append(job)
-        else:
-            self.later.append(job)
-            self.ahead += job.size
+        is_demand = job.priority is Priority.DEMAND
+        (self.demand if is_demand else self.later).append(job)
+        self.the_pace.link.ask(job.size, ahead=not is_demand)
         clock.at(clock.now + DECIDE_S, self._hire)
 
     def _hire(self) -> None:
@@ -171,9 +167,9 @@ class _Link:
     def _ask(self, job: Job, extents: deque[Extent]) -> None:
         if not extents:
             self.workers -= 1
-            if job.priority is not Priority.DEMAND:
-                self.background -= 1
-                self.ahead -= job.size
+            is_demand = job.priority is Priority.DEMAND
+            self.background -= not is_demand
+            self.the_pace.link.ask(-job.size, ahead=not is_demand)
             self._hire()
             return
         transfer = _Transfer(job, extents.popleft(), lambda: self._ask(job, extents))
@@ -182,7 +178,7 @@ class _Link:
         self.requests += 1
 
         def answered() -> None:
-            self.the_pace.first_byte(clock.now - asked, clock.now)
+            self.the_pace.link.first_byte(clock.now - asked, clock.now)
             self.active.append(transfer)
             self._next_slice()
 
@@ -199,7 +195,7 @@ class _Link:
         def arrived() -> None:
             self.busy = False
             self.bytes += count
-            self.the_pace.received(count, clock.now)
+            self.the_pace.link.received(count, clock.now)
             transfer.received += count
             target, end = transfer.job.target, transfer.done
             while (
@@ -211,7 +207,7 @@ class _Link:
                 target.fill(transfer.done, end - transfer.done, memoryview(b""), 0)
                 transfer.done = end
             if count == left:
-                self.the_pace.ended(clock.now)
+                self.the_pace.link.ended(clock.now)
                 transfer.then()
             else:
                 self.active.append(transfer)

@@ -59,6 +59,9 @@ class _Object:
     def names(self, units: Sequence[int]) -> list[str]:
         return [Path(self._name[unit]).stem for unit in units]
 
+    def expect_kinds(self) -> None:
+        self.is_expecting = True
+
     def know_kinds(self, kinds: Sequence[int]) -> None:
         self.kinds = kinds
 

@@ -92,8 +92,28 @@ def test_guesses_go_on_while_a_reader_waits_for_one_of_them(rig: _Rig) -> None:
     assert not rig.jobs
 
 
+def test_nothing_is_guessed_until_it_is_known_which_files_there_are(rig: _Rig) -> None:
+    rig.loader.expect_kinds()
+    rig.demand(200)
+    assert rig.units(Priority.DEMAND) == {200}
+    assert not rig.units(Priority.AHEAD)
+    rig.loader.know_kinds([2 + unit % 2 for unit in range(FILES)])
+    guessed = rig.units(Priority.AHEAD)
+    assert guessed
+    assert not {unit % 2 for unit in guessed} - {0}
+    rig.demand(301)
+    assert {unit % 2 for unit in rig.units(Priority.AHEAD) - guessed} == {1}
+
+
+def test_guesses_are_made_without_if_it_is_not_known_after_all(rig: _Rig) -> None:
+    rig.loader.expect_kinds()
+    rig.demand(200)
+    rig.loader.know_kinds(())
+    assert rig.units(Priority.AHEAD)
+
+
 def test_files_that_are_named_come_as_long_as_they_may_be_unread(rig: _Rig) -> None:
-    rig.pace.rate = 10e6
+    rig.pace.link.rate = 10e6
     rig.demand(0)
     rig.jobs.clear()
     rig.loader.load_named([390, 380, 300])
@@ -104,7 +124,7 @@ def test_files_that_are_named_come_as_long_as_they_may_be_unread(rig: _Rig) -> N
     rig.loader.load_named(range(100, 399))
     asked = rig.units(Priority.AHEAD)
     assert asked < set(range(100, 399))
-    assert len(asked) * SIZE <= rig.pace.may_waste()
+    assert len(asked) * SIZE <= rig.pace.may_waste(id(rig.loader))
     rig.jobs.clear()
     rig.loader.load_named([99])
     assert not rig.jobs

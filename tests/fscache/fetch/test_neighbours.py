@@ -103,9 +103,9 @@ def test_guesses_end_while_they_are_not_read() -> None:
 def test_a_fast_link_may_bring_more_that_nobody_reads_than_a_slow_one() -> None:
     def pace_of(rate: int) -> Pace:
         pace = Pace()
-        pace.first_byte(0.02, 0.0)
+        pace.link.first_byte(0.02, 0.0)
         for step in range(1, 60):
-            pace.received(rate // 20, step / 20)
+            pace.link.received(rate // 20, step / 20)
         return pace
 
     assert pace_of(2 * MIB).may_waste() == MIB

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nydus_fscache.fetch.extents import GAP, UnitTable, Window
 from nydus_fscache.fetch.job import MAX_REQUEST, Extent
-from nydus_fscache.fetch.pace import MAX_WINDOW, Pace
+from nydus_fscache.fetch.pace import MAX_WINDOW, Link, Pace
 from nydus_fscache.fetch.plan import Planner
 
 MIB = 1 << 20
@@ -75,7 +75,7 @@ def test_window_of_a_sequential_reader_grows_to_the_limit() -> None:
     table = _table([200_000] * 2000)
     planner = Planner(table, asked.__contains__)
     pace = Pace()
-    pace.latency_s, pace.rate = 0.1, 1e9
+    pace.link.latency_s, pace.link.rate = 0.1, 1e9
     unit, windows = 0, []
     for _ in range(12):
         asked.add(unit)
@@ -132,7 +132,7 @@ def test_a_file_of_a_few_units_comes_whole_while_such_files_are_read() -> None:
 
 def test_window_is_what_latency_and_bandwidth_can_use() -> None:
     pace = Pace()
-    pace.latency_s, pace.rate = 0.02, 100e6
+    pace.link.latency_s, pace.link.rate = 0.02, 100e6
     assert pace.window() == 4_000_000
 
 
@@ -200,18 +200,40 @@ def test_prefetch_requests_hold_each_wanted_unit_once(
         assert extent.end - 1 in wanted
 
 
+def test_files_as_large_as_a_chunk_are_files_of_their_own_once_that_is_known() -> None:
+    table = UnitTable([MIB * i for i in range(8)], [MIB] * 8, [MIB] * 7 + [100])
+    assert table.file_of(3) == (0, 8)
+    table.know_starts([1, 0, 0, 1, 1, 0, 1, 0])
+    assert [table.file_of(u) for u in (0, 2, 3, 4, 7)] == [(0, 3), (0, 3), (3, 4), (4, 6), (6, 8)]
+
+
+def test_those_who_start_at_once_over_one_link_share_it() -> None:
+    link = Link()
+    paces = [Pace(link) for _ in range(4)]
+    assert paces[0].may_waste(0) == 4 * [pace.may_waste(n) for n, pace in enumerate(paces)][-1]
+    alone = paces[0].spare()
+    paces[1].link.ask(alone, ahead=True)
+    paces[2].link.ask(alone // 2, ahead=False)
+    assert 0 < paces[0].spare() <= alone // 2 + 1
+    paces[2].link.ask(alone, ahead=False)
+    assert paces[0].spare() == 0
+    paces[1].link.ask(-alone, ahead=True)
+    paces[2].link.ask(-alone - alone // 2, ahead=False)
+    assert paces[0].spare() == alone
+
+
 def test_pace_knows_the_link_and_not_the_connection() -> None:
     pace = Pace()
     now = 100.0
     for _ in range(2):
-        pace.first_byte(0.02, now)
+        pace.link.first_byte(0.02, now)
     for _ in range(100):  # two transfers of 50 MB/s each
         now += 0.01
         for _ in range(2):
-            pace.received(500_000, now)
+            pace.link.received(500_000, now)
     assert 0.9e8 < pace.rate < 1.1e8
-    pace.ended(now)
-    pace.ended(now)
-    pace.first_byte(0.02, now + 10)  # what was idle does not count
-    pace.received(10_000_000, now + 10.1)
+    pace.link.ended(now)
+    pace.link.ended(now)
+    pace.link.first_byte(0.02, now + 10)  # what was idle does not count
+    pace.link.received(10_000_000, now + 10.1)
     assert 0.8e8 < pace.rate < 1.2e8

@@ -90,6 +90,25 @@ def test_a_backend_that_hangs_holds_up_no_other(fetcher: Fetcher) -> None:
     gate.open()
 
 
+def test_backends_of_one_host_share_its_link(fetcher: Fetcher) -> None:
+    targets = [make_target() for _ in range(4)]
+    backends = [backend_of(target) for target in targets]
+    for backend, link in zip(backends, ("host:1", "host:1", "host:2", ""), strict=True):
+        backend.link = link
+    links = [fetcher.pace(backend).link for backend in backends]
+    assert links[0] is links[1]
+    assert len({id(link) for link in links}) == 3
+    gate = _Gate(targets[0])
+    fetcher.submit(Job(targets[0], targets[0].extent(0, 4), Priority.DEMAND))
+    gate.reached()
+    fetcher.submit(Job(targets[0], targets[0].extent(4, 6), Priority.AHEAD))
+    assert (links[1].wanted, links[1].ahead) == (4 * UNIT, 2 * UNIT)
+    gate.open()
+    targets[0].wait_for(lambda: len(targets[0].got) == 6)
+    fetcher.stop()
+    assert (links[1].wanted, links[1].ahead) == (0, 0)
+
+
 def test_all_of_a_prefetch_comes_when_nobody_reads(fetcher: Fetcher) -> None:
     target = make_target(50)
     fetcher.prefetch(target.source.backend, _is_source(_Prefetch(target, range(50))))
