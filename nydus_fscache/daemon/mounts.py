@@ -28,6 +28,7 @@ from nydus_fscache.kernel.mount import IMAGE_TYPES, umount
 from nydus_fscache.kernel.mountinfo import MountId
 from nydus_fscache.kernel.syscalls import boot_id
 from nydus_fscache.log import event
+from nydus_fscache.transport.base import Bound
 from nydus_fscache.transport.registry import Transports
 from nydus_fscache.transport.umount import umount_apart
 
@@ -36,7 +37,7 @@ log = logging.getLogger("mounts")
 END_PATIENCE_S = 90.0  # for work under way, when the daemon is to end
 WATCH_S = 1.0
 SETTLE_S = 0.05  # between two looks at the mount table: changes come in crowds,
-SETTLE_TIMES = 10  # and of thousands of mounts a look takes long itself
+SETTLE_TIMES = 30  # and of thousands of mounts a look takes long itself
 
 
 class MountTable:
@@ -334,8 +335,11 @@ class MountTable:
         """Unmounted ones that the kernel has let go of; they are in the table no more."""
         with self.lock:
             left = [a for a in self._active if a.phase is Phase.SUPERBLOCK]
-            gone = [a for a in left if not self.in_use(a)]
-            self._active = [a for a in self._active if a not in gone]
+            mounted = self._mounted() if left else {}
+            gone = [a for a in left if not self._in_use(a, mounted)]
+            if gone:
+                those = set(gone)
+                self._active = [a for a in self._active if a not in those]
             return gone
 
     def take_all(self) -> list[ActiveMount]:
@@ -345,10 +349,21 @@ class MountTable:
 
     def in_use(self, active: ActiveMount) -> bool:
         """Does the kernel have the superblock of an image that is not mounted by us?"""
-        name = active.binding.transport
         with self.lock:
-            mounted = [a.bound for a in self._active if a.mounted and a.binding.transport == name]
-        return self._transports.get(name).in_use(active.bound, mounted)
+            mounted = self._mounted()
+        return self._in_use(active, mounted)
+
+    def _mounted(self) -> dict[str, list[Bound]]:
+        """By transport; with the lock."""
+        found: dict[str, list[Bound]] = {}
+        for active in self._active:
+            if active.mounted:
+                found.setdefault(active.binding.transport, []).append(active.bound)
+        return found
+
+    def _in_use(self, active: ActiveMount, mounted: dict[str, list[Bound]]) -> bool:
+        name = active.binding.transport
+        return self._transports.get(name).in_use(active.bound, mounted.get(name, []))
 
     def release_held(self, patience_s: float, release: Callable[[], None]) -> list[str]:
         """Wait for the kernel to let go of all that is unmounted: which it has still, and why."""
