@@ -8,11 +8,16 @@ values are made in a fifth of the time for it.
 
 from __future__ import annotations
 
-import dataclasses
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["dataclass"]
+from rafs_v6.deferred import defer
+
+defer("inspect")  # of use for classes without a docstring only, and with it ast and dis
+import dataclasses  # noqa: E402
+from dataclasses import asdict, field, fields, replace  # noqa: E402
+
+__all__ = ["asdict", "dataclass", "field", "fields", "replace"]
 
 if TYPE_CHECKING:
     from dataclasses import dataclass
@@ -21,7 +26,7 @@ else:
     def dataclass(cls=None, /, *, frozen=False, slots=False, eq=True):
         def make(cls):
             own = set(cls.__dict__)
-            if not cls.__doc__:  # or the library makes one, and imports inspect for it
+            if not cls.__doc__:  # or the library makes one, with inspect
                 cls.__doc__ = cls.__name__
             made = dataclasses.dataclass(cls, repr=False, eq=False, slots=slots)
             if "__repr__" not in own:

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = {
     "rafs_v6": (
         "cli", "tools", "writer", "__init__", "validate", "reader", "format", "faults", "errors",
-        "values", "sha256", "_writer", "_codec",
+        "values", "sha256", "deferred",
+        "_writer", "_codec",
     ),
     "nydus_fscache": (
         "__main__", "cli", "convert", "runtimes", "daemon", "api", "handover", "transport", "fetch",

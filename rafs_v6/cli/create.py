@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from rafs_v6.cli._common import (
@@ -18,6 +17,7 @@ from rafs_v6.cli._common import (
     report,
 )
 from rafs_v6.format.erofs import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, Compressor, Digester
+from rafs_v6.values import replace
 from rafs_v6.writer.blob_file import ended_on_error
 from rafs_v6.writer.cipher import XtsKey
 from rafs_v6.writer.create import create_from_directory

@@ -13,7 +13,6 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import field
 from types import TracebackType
 from typing import Any, AnyStr, Self
 
@@ -25,7 +24,7 @@ from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.reader.chunkmap import ChunkMap
 from rafs_v6.reader.inode import ChunkRef, Inode
 from rafs_v6.reader.resolve import path_error, raw_path, resolve
-from rafs_v6.values import dataclass
+from rafs_v6.values import dataclass, field
 
 CACHE = 16 << 20  # bytes; a unit has at most as many
 _BUFFER = 128 << 10

@@ -12,7 +12,6 @@ import stat
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,7 +38,7 @@ from rafs_v6.format.toc import (
 from rafs_v6.reader.blobs import Blobs, file_blobs
 from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.sha256 import file_sha256
-from rafs_v6.values import dataclass
+from rafs_v6.values import dataclass, replace
 
 Given = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 

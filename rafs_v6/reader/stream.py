@@ -11,7 +11,6 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import field
 from typing import Any
 
 from rafs_v6._codec import ffi, lib
@@ -20,7 +19,7 @@ from rafs_v6.format.toc import ReadAt
 from rafs_v6.reader.chunkmap import ChunkMap
 from rafs_v6.reader.image import Image
 from rafs_v6.reader.inode import ChunkRef
-from rafs_v6.values import dataclass
+from rafs_v6.values import dataclass, field
 
 ARENA = 8 << 20
 _UNITS = 4096

@@ -7,8 +7,6 @@ dm-verity is the bootstrap before this.  Source: docs/format.md 1.2, 1.4, 1.7; f
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from rafs_v6.errors import ImageError
 from rafs_v6.format.erofs import (
     CHUNK_INDEX_SIZE,
@@ -22,6 +20,7 @@ from rafs_v6.format.erofs import (
     round_up,
 )
 from rafs_v6.reader.bootstrap import Bootstrap
+from rafs_v6.values import replace
 
 _BLOCKS = 1 << 32  # a block's number has 32 bits, and the highest means a hole
 

@@ -6,13 +6,12 @@ Field names and meanings are the original's, measured by its output.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, field
 
 from rafs_v6.format.erofs import EROFS_BLOCK, Digester
 from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.tools.blobs import is_dictionary
 from rafs_v6.tools.records import records_by_chunk
-from rafs_v6.values import dataclass
+from rafs_v6.values import asdict, dataclass, field
 
 _CHUNK_SIZES = 9  # 4 KiB to 1 MiB
 _FILE_BITS = 45

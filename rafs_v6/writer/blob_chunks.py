@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import field, replace
 from typing import Any
 
 from rafs_v6._writer import ffi, lib
@@ -18,7 +17,7 @@ from rafs_v6.format.erofs import (
     Compressor,
     round_up,
 )
-from rafs_v6.values import dataclass
+from rafs_v6.values import dataclass, field, replace
 from rafs_v6.writer.cct import pack_batch, pack_v1, pack_v2, too_large_for_v2
 from rafs_v6.writer.chunk_index import ChunkIndex
 from rafs_v6.writer.chunk_records import ChunkRecords

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from rafs_v6.format.erofs import (
     DEVICE_SLOTS_OFFSET,
@@ -28,7 +27,7 @@ from rafs_v6.format.erofs import (
     SuperFlags,
     round_up,
 )
-from rafs_v6.values import dataclass
+from rafs_v6.values import dataclass, replace
 from rafs_v6.writer.chunk_records import ChunkRecords
 from rafs_v6.writer.chunk_table import chunk_table
 from rafs_v6.writer.errors import BuildError

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rafs_v6.format.erofs import BlobRecord, Compressor
-from rafs_v6.values import dataclass
+from rafs_v6.values import dataclass, replace
 from rafs_v6.writer.base_image import BaseImage, load_base
 from rafs_v6.writer.blob_chunks import BlobChunks
 from rafs_v6.writer.blob_file import BlobFile, write_bootstrap_to

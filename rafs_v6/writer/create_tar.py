@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from rafs_v6.format.erofs import TARFS_BLOCK, BlobFeatures, BlobRecord, Compressor
+from rafs_v6.values import replace
 from rafs_v6.writer.blob_chunks import BlobChunks
 from rafs_v6.writer.blob_file import write_bootstrap_to
 from rafs_v6.writer.bootstrap import BlobEntry, write_bootstrap

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
-from dataclasses import field
 
 from rafs_v6.errors import shown
-from rafs_v6.values import dataclass
+from rafs_v6.values import dataclass, field
 from rafs_v6.writer.errors import SourceError
 from rafs_v6.writer.order import ordered
 from rafs_v6.writer.tree import IMPLIED, ROOT, Node, Tree

@@ -5,7 +5,6 @@ from __future__ import annotations
 import string
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rafs_v6.errors import ImageError
@@ -23,7 +22,7 @@ from rafs_v6.reader.bootstrap import Bootstrap
 from rafs_v6.reader.inode import Inode
 from rafs_v6.reader.locate import locate_bootstrap
 from rafs_v6.validate import validate
-from rafs_v6.values import dataclass
+from rafs_v6.values import dataclass, replace
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults
 from rafs_v6.writer.chunk_records import ChunkRecords
 from rafs_v6.writer.errors import BuildError, UnlikeLayers

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import replace
 from pathlib import Path
 
 from rafs_v6.format.erofs import BlobFeatures, BlobRecord, Compressor
-from rafs_v6.values import dataclass
+from rafs_v6.values import dataclass, replace
 from rafs_v6.writer.blob_file import write_bootstrap_to
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.writer.errors import BuildError

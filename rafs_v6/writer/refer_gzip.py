@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import IO
 
 from rafs_v6.errors import shown
@@ -24,7 +23,7 @@ from rafs_v6.format.erofs import (
     Compressor,
     round_up,
 )
-from rafs_v6.values import dataclass
+from rafs_v6.values import dataclass, replace
 from rafs_v6.writer.blob_chunks import BlobChunks, Original
 from rafs_v6.writer.cct import pack_v2
 from rafs_v6.writer.chunk_reader import ChunkReader, ReadBatch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from rafs_v6.format.erofs import (
     CCT_HEADER_SIZE,
@@ -15,6 +14,7 @@ from rafs_v6.format.erofs import (
     Compressor,
     TocFlags,
 )
+from rafs_v6.values import replace
 from rafs_v6.writer.blob_chunks import BlobChunks
 from rafs_v6.writer.blob_file import (
     BlobFile,

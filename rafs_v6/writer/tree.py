@@ -13,7 +13,6 @@ import stat
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import field
 from itertools import repeat
 from typing import Any
 
@@ -23,7 +22,7 @@ from rafs_v6.format.erofs import (
     EROFS_NAME_LEN,
     SYMLINK_MAX,
 )
-from rafs_v6.values import dataclass
+from rafs_v6.values import dataclass, field
 from rafs_v6.writer.errors import SourceError
 from rafs_v6.writer.locations import ChunkLocations
 from rafs_v6.writer.xattrs import pack_xattrs

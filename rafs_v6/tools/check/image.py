@@ -6,7 +6,6 @@ Faults have stable dotted names; the first word says which part is at fault.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import field
 from pathlib import Path
 
 from rafs_v6.errors import ImageError
@@ -26,7 +25,7 @@ from rafs_v6.tools.blobs import is_dictionary
 from rafs_v6.tools.check.blob import BlobCheck
 from rafs_v6.tools.check.data import CheckedData, check_data
 from rafs_v6.validate import validate_tree
-from rafs_v6.values import dataclass
+from rafs_v6.values import dataclass, field
 
 MAX_FAULTS = 1000
 _NO_ID = 0xFFFFFFFF  # (uid_t)-1

@@ -12,11 +12,10 @@ import re
 import struct
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import field
 from typing import Protocol
 
 from rafs_v6.errors import shown
-from rafs_v6.values import dataclass
+from rafs_v6.values import dataclass, field
 from rafs_v6.writer.errors import SourceError
 
 BLOCK = 512
