@@ -6,6 +6,7 @@ email, ssl, html) a process takes 4 MiB more, and a node has two that serve an A
 
 from __future__ import annotations
 
+import select
 import socket
 
 from rafs_v6.values import dataclass
@@ -68,6 +69,13 @@ class Requests:
         if head.headers.get("expect", "").lower() == "100-continue":
             self._socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         return self._file.read(length)
+
+    def is_awaited(self) -> bool:
+        """Is its client there?  One that gave up while nobody served must not have its mount
+        ended, or made, minutes later.  A client that only sends no more is there."""
+        there = select.poll()
+        there.register(self._socket, 0)
+        return not there.poll(0)
 
     def _line(self) -> str:
         line = self._file.readline(MAX_LINE + 1)

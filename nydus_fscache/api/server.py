@@ -93,6 +93,9 @@ class _Connection:
         except UsageError as e:
             self._send(400, _error("UsageError", str(e), e.hint, e.exit_code), "close")
             return False
+        if not self._requests.is_awaited():
+            log.info("%s %s: not done, for its client is gone", request.method, request.target)
+            return False
         status, document = self._answer(request, body)
         self._send(status, document, "keep-alive" if keeps_open else "close")
         return keeps_open

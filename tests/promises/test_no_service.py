@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from model import until
 from rig import Rig, each_transport
 from trees import assert_tree
 
@@ -53,3 +55,20 @@ def test_stopped_service_is_a_pause(rig: Rig, golden: Path) -> None:
     assert reader.wait(timeout=120) == 0
     assert rig.status()["pid"] == pid
     rig.run("umount", mount)
+
+
+def test_a_call_whose_client_gave_up_is_not_made_later(rig: Rig, golden: Path) -> None:
+    image = golden / "images" / "one-lz4"
+    mount = rig.mount(image / "image.boot", image / "blobs")
+    pid = rig.status()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with socket.socket(socket.AF_UNIX) as call:
+            call.connect(str(rig.root / "api.sock"))
+            line = f"DELETE /v1/mounts?mountpoint={mount} HTTP/1.1"
+            call.sendall(f"{line}\r\nContent-Length: 0\r\n\r\n".encode())
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: "its client is gone" in rig.log(), "the call is read")
+    assert [m["mountpoint"] for m in rig.status()["mounts"] if m["mounted"]] == [str(mount)]
+    assert_tree(mount, image / "expected.jsonl")

@@ -78,6 +78,9 @@ class _Connection:
             self._send(e.status, error(str(e)), keep_open=False)
             self._drain()
             return False
+        if not self._requests.is_awaited():
+            log.info("%s %s: not done, for its client is gone", request.method, request.target)
+            return False
         status, document = self._answer(request, body)
         self._send(status, document, keep_open=request.keeps_open)
         return request.keeps_open
