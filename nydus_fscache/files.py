@@ -39,10 +39,14 @@ def open_state_file(path: Path) -> int:
     try:
         return os.open(path, _SAFE_OPEN, 0o600)
     except OSError as e:
-        raise CacheDirError(
-            f"cannot open {path}: {e.strerror}",
-            hint="the state directory must be ours alone: remove what was planted there",
-        ) from e
+        hint = "the state directory must be ours alone: remove what was planted there"
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "free some space, or inodes: df -h, df -i"
+        elif e.errno == errno.EROFS:
+            hint = f"mount the file system of {path.parent} read-write"
+        elif e.errno in (errno.EMFILE, errno.ENFILE):
+            hint = "raise the limit of open files, then try again"
+        raise CacheDirError(f"cannot open {path}: {e.strerror}", hint=hint) from e
 
 
 def try_lock(path: Path) -> int | None:

@@ -281,10 +281,13 @@ _TOO_MANY = _too_many()
 
 
 def listen(path: Path, handover: Handover) -> socket.socket:
-    """The listening socket: a predecessor's when there is one, so that no call is refused."""
+    """The listening socket: a predecessor's when there is one, so that no call is refused.  One
+    that lost its name is made anew."""
     fd = handover.take("api")
-    if fd is not None:
+    if fd is not None and path.is_socket():
         return socket.socket(fileno=fd)
+    if fd is not None:
+        os.close(fd)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o777 & ~_SOCKET_MODE)

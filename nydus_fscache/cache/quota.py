@@ -50,6 +50,7 @@ class Quota:
         written: Callable[[], int],
         limit: int,
     ) -> None:
+        self._store = store
         self._images = store.images
         self._disk_full = disk_full
         self._sources = sources
@@ -94,6 +95,8 @@ class Quota:
                 log.error("the cache cannot be kept within its limit: %s", e, exc_info=e)
 
     def _look(self) -> None:
+        if not self._store.is_in_place():  # what lies there is not ours
+            return
         wanted = max(source.room_wanted() for source in self._sources)
         if wanted or self._disk_full.is_set():
             self._disk_full.clear()
@@ -135,6 +138,8 @@ class Quota:
         self, bindings: Iterable[Binding], keep: int = images.KEPT, *, dry_run: bool = False
     ) -> list[str]:
         """Bootstraps, metadata and traces of others than ``bindings``: see ``images.collect``."""
+        if not self._store.is_in_place():
+            return []
         used = {name for b in bindings for name in (b.digest, image_key(b.digest, b.backend))}
         try:
             return images.collect(self._images, used, keep=keep, dry_run=dry_run)

@@ -49,6 +49,21 @@ def _locked(root: Path) -> int:
     return lock
 
 
+def _still_locked(root: Path, lock: int) -> int:
+    """The lock of ``root`` for a successor that has inherited ``lock``."""
+    if _is_lock_of(root, lock):
+        return lock
+    os.close(lock)  # it was deleted, and is made anew; or another daemon has been quicker
+    return _locked(root)
+
+
+def _is_lock_of(root: Path, lock: int) -> bool:
+    try:
+        return os.path.samestat((root / "lock").lstat(), os.fstat(lock))
+    except OSError:
+        return False
+
+
 class Store:
     """An opened root."""
 
@@ -57,15 +72,30 @@ class Store:
     ) -> None:
         """``lock``: the lock's descriptor, when a predecessor left it.  ``cachefiles``: the
         kernel's directory, where an administrator named one."""
+        if lock is not None and not _is_lock_of(root, lock) and os.fstat(lock).st_nlink:
+            raise CacheDirError(f"{root} was moved while it was in use", hint="move it back")
         claim_root(root)
         self.root = root
-        self.lock = _locked(root) if lock is None else lock
+        self.lock = _locked(root) if lock is None else _still_locked(root, lock)
         self.blobs = BlobFiles(_private_dir(root / "cache"))
         self.images = _private_dir(root / "images")
         self.bootstraps = Bootstraps(self.images)
         if cachefiles is not None and not cachefiles.is_dir():
             raise CacheDirError(f"{cachefiles} is not a directory", hint=f"mkdir {cachefiles}")
         self.cachefiles = cachefiles or _private_dir(root / "cachefiles")
+
+    def is_in_place(self) -> bool:
+        """Does the root's name stand for the directory that we have locked?  An administrator can
+        move or delete it; what has its name then may be another daemon's."""
+        return _is_lock_of(self.root, self.lock)
+
+    def check_place(self) -> None:
+        """Raises ``CacheDirError``."""
+        if not self.is_in_place():
+            raise CacheDirError(
+                f"{self.root} was moved or deleted while it was in use",
+                hint="move it back, or umount all of this daemon's images, which then ends",
+            )
 
     def close(self) -> None:
         os.close(self.lock)

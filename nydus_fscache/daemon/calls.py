@@ -72,6 +72,7 @@ class Calls:
         ``source`` (what to show).  Returns when the mount can be read."""
         with self._mounts.work():
             self._check_namespace(request)
+            self._engine.store.check_place()
             read = [p for a in self._mounts.all() for p in a.paths]
             read += [p for w in self._waiting.all() for p in paths_in(w.binding.backend)]
             read += paths_in(request.get("backend") or {})
@@ -149,6 +150,7 @@ class Calls:
     def bind(self, request: Document) -> Document:
         """Serve an image that the user mounts: ``bootstrap``, ``backend``, ``fsid``, ``domain``."""
         with self._mounts.work():
+            self._engine.store.check_place()
             binding = self._binding(request, mountpoint="")
             transport = self._engine.transports.get(binding.transport)
             binding.address = transport.user_address(request)

@@ -6,11 +6,13 @@ import errno
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from nydus_fscache.daemon.binder import Binder
 from nydus_fscache.daemon.engine import Engine
 from nydus_fscache.daemon.mounts import MountTable
 from nydus_fscache.daemon.record import Record
+from nydus_fscache.errors import CacheDirError
 from nydus_fscache.fetch.completion import Completion
 from nydus_fscache.log import event
 
@@ -21,8 +23,17 @@ HOUSEKEEPING_S = 1.0
 
 
 class Housekeeper:
-    def __init__(self, engine: Engine, mounts: MountTable, binder: Binder, record: Record) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        mounts: MountTable,
+        binder: Binder,
+        record: Record,
+        end_if_idle: Callable[[], object],
+    ) -> None:
         self._engine = engine
+        self._end_if_idle = end_if_idle
+        self._was_in_place = True
         self._mounts = mounts
         self._binder = binder
         self._record = record
@@ -57,7 +68,19 @@ class Housekeeper:
         self._binder.release_in_background()
         self._binder.collect_images()
         engine.orphans.sweep()
-        self._record.catch_up()
+        if self._is_in_place():
+            self._record.catch_up()
+        else:
+            self._end_if_idle()
+
+    def _is_in_place(self) -> bool:
+        was, self._was_in_place = self._was_in_place, self._engine.store.is_in_place()
+        if was and not self._was_in_place:
+            try:
+                self._engine.store.check_place()
+            except CacheDirError as e:
+                log.error("%s: nothing is recorded, no image can be mounted (%s)", e, e.hint)
+        return self._was_in_place
 
     def _note_independent(self) -> None:
         """On record, so that a start after the loss of everything leaves such mounts alone."""

@@ -120,7 +120,8 @@ def _run(root: Path) -> int:
         return DaemonError.exit_code  # not meant: the keeper starts another
     # the last step: who was not answered finds no daemon, and may start one
     log.event("stopped")
-    (root / "api.sock").unlink(missing_ok=True)
+    if service.ends_in_place:
+        (root / "api.sock").unlink(missing_ok=True)
     calls.close()
     return 0
 

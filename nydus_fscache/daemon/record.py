@@ -128,7 +128,8 @@ class Record:
         self.save()
         with self._mounts.lock, contextlib.suppress(OSError):
             self._ended = True
-            self._reserve.unlink(missing_ok=True)
+            if self._engine.store.is_in_place():
+                self._reserve.unlink(missing_ok=True)
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -232,6 +233,7 @@ class Record:
     # -- room on a full disk -----------------------------------------------------------------
 
     def _with_room(self, write: Callable[[], None]) -> None:
+        self._engine.store.check_place()
         try:
             write()
         except OSError as e:

@@ -53,18 +53,22 @@ class Service(Calls):
         self._ending = threading.Lock()  # one end is tried at a time
         self._end_asked = threading.Event()
         self.successor: Successor | None = None
+        self.ends_in_place = False  # after ``close``: is what has the root's name ours?
         raise_nofile_limit()
         with contextlib.suppress(ProcessLookupError):  # another takes its place, with our limit
             raise_nofile_limit(handover.keeper_pid)
         take_over.begin()
         for name, work in (
             ("dispatch", Dispatcher(engine).run),
-            ("housekeeping", Housekeeper(engine, mounts, binder, record).run),
+            ("housekeeping", Housekeeper(engine, mounts, binder, record, self._end_if_idle).run),
             ("take-over", take_over.serve_waiting),
             ("mounts", mounts.watch),
             ("quota", engine.quota.keep),
         ):
             threading.Thread(target=work, args=(self._stopped,), name=name, daemon=True).start()
+
+    def _end_if_idle(self) -> None:
+        self.stop({"if_idle": True})
 
     def _go_on(self) -> None:
         if self._engine.prefetcher.go_on():
@@ -164,6 +168,7 @@ class Service(Calls):
         for transport in engine.transports.in_use().values():
             transport.close()
         engine.objects.close()
+        self.ends_in_place = engine.store.is_in_place()
         engine.store.close()
         self._handover.bye()
         return True

@@ -137,6 +137,8 @@ class _Image:
                         self._seen.add(name)
                         self._find(bootstrap, name, search)
             self._seen.update(needs.paths)  # those that the image lacks too
+        except OSError as e:  # somebody moved or deleted it
+            log.warning("what a program of %s needs is not loaded ahead: %s", self._path, e)
         except Exception:  # a guess that fails costs nobody anything
             log.warning("what a program of %s needs is not loaded ahead", self._path, exc_info=True)
 

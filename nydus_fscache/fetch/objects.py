@@ -111,6 +111,10 @@ class Objects:
             left = {name: oid for name, oid in self._numbers.items() if oid in self.orphans}
             return left | {name: use.object.oid for name, use in self._uses.items()}
 
+    def is_in_place(self) -> bool:
+        """See ``Store.is_in_place``."""
+        return self._store.is_in_place()
+
     def next_number(self) -> int:
         with self._lock:
             oid, self._next_oid = self._next_oid, self._next_oid + 1

@@ -20,7 +20,7 @@ from trees import assert_tree
 def test_readers_get_eio_until_a_start_succeeds(rig: Rig, golden: Path) -> None:
     image = golden / "images" / "one-lz4"
     rig.environment["NYDUS_FSCACHE_DENY_AFTER_S"] = "1"
-    mount = rig.mount(image / "image.boot", image / "blobs")
+    mount = rig.mount(image / "image.boot", image / "blobs", "m", "--prefetch", "none")
     files = [p for p in mount.rglob("*") if p.is_file() and not p.is_symlink()]
     big = max(files, key=lambda p: p.stat().st_size)
     state = rig.root / "state.json"

@@ -24,7 +24,7 @@ from nydus_fscache.fetch.objects import Objects
 from nydus_fscache.image.binding import Address
 from nydus_fscache.image.image import Image
 from nydus_fscache.kernel.fanotify import mark_add, mark_remove, pre_content_group
-from nydus_fscache.kernel.leases import try_write_lease
+from nydus_fscache.kernel.leases import is_sole_open, try_write_lease
 from nydus_fscache.kernel.mount import mount_erofs
 from nydus_fscache.kernel.mountinfo import MountId
 from nydus_fscache.transport.base import Bound
@@ -94,11 +94,14 @@ class FanotifyTransport:
 
     def in_use(self, bound: Bound, mounted: Collection[Bound]) -> bool:
         """The superblock holds the bootstrap open for as long as it lives, and all mounts of an
-        image have one file: while one is there, nothing can be told of the others."""
+        image have one file: while one is there, nothing can be told of the others.  Where somebody
+        moved or deleted it, the cache files tell, which other images may use too."""
         path = bound.image.path
         if any(other.image.path == path for other in mounted):
             return False
-        return not try_write_lease(path)
+        if self._objects.is_in_place() and path.exists():
+            return not try_write_lease(path)
+        return any(not is_sole_open(obj.fill_fd) for obj in bound.objects)
 
     def is_independent(self, bound: Bound) -> bool:
         """The files are complete and bear no mark."""

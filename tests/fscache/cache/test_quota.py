@@ -28,7 +28,7 @@ class Cache:
         self.cost = 10 * DEAR_S
         clock = SimpleNamespace(monotonic=lambda: self.now, thread_time=lambda: self.cpu)
         monkeypatch.setattr(quota, "time", clock)
-        store: Any = SimpleNamespace(images=root, root=root)
+        store: Any = SimpleNamespace(images=root, is_in_place=lambda: True, root=root)
         self.quota = Quota(store, [self], threading.Event(), lambda: self.written, LIMIT)
 
     def blobs(self) -> list[Cached]:
