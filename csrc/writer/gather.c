@@ -1,6 +1,14 @@
 /* Rows of trees in another order: see writer.h. */
 
+#include <malloc.h>
+
 #include "tree_rows.h"
+
+void rafs_build_map_columns(void)
+{
+	/* Otherwise each that is freed moves it up, to 32 MiB; pieces of 1 MiB come and go. */
+	mallopt(M_MMAP_THRESHOLD, (1 << 20) + (64 << 10));
+}
 
 void rafs_build_gather(uint8_t *to, const uint8_t *from, uint32_t width, const uint32_t *rows,
 		       const uint8_t *which, uint8_t me, uint32_t n)

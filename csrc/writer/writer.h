@@ -223,6 +223,8 @@ struct rafs_tree {
 	uint32_t *nlink;
 };
 
+/* From now on large arrays of this process are mapped, and go back to the system when freed. */
+void rafs_build_map_columns(void);
 /* Values of `width` bytes in `rows` of `from` go to those places of `to` where `which` is `me`. */
 void rafs_build_gather(uint8_t *to, const uint8_t *from, uint32_t width, const uint32_t *rows,
 		       const uint8_t *which, uint8_t me, uint32_t n);

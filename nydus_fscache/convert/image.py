@@ -133,13 +133,15 @@ class ImageConverter:
         return Converted(made, platform_of(config), [])
 
     def _pack(self, layers: Sequence[Descriptor]) -> list[Packed]:
-        """In the order of ``layers``; equal ones are built once."""
+        """In the order of ``layers``; equal ones are built once, and the largest first: a large one
+        that began last would be built alone."""
         results: dict[str, Packed] = {}
         base = self.made * 1000
+        largest = sorted(enumerate(once(layers)), key=lambda one: -one[1].size)
         with ThreadPoolExecutor(self.shape.parallel, "layer") as pool:
             jobs: dict[Future[Packed], str] = {
                 pool.submit(self.packer.pack, layer, base + i): layer.digest
-                for i, layer in enumerate(once(layers))
+                for i, layer in largest
             }
             try:
                 for job in as_completed(jobs):

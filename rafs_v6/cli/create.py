@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from rafs_v6._writer import lib
 from rafs_v6.cli._common import (
     add_builder,
     at_least,
@@ -116,6 +117,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> None:
+    lib.rafs_build_map_columns()
     into = _TAR_TYPES.get(args.type)
     if args.blob_inline_meta and args.bootstrap is not None:
         raise UsageError("the bootstrap goes into the blob (--blob-inline-meta), or to --bootstrap")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from rafs_v6._writer import lib
 from rafs_v6.cli._common import (
     add_builder,
     check_config,
@@ -42,6 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> None:
+    lib.rafs_build_map_columns()
     names = LayerNames(
         args.blob_digests, args.original_blob_ids, args.blob_sizes, args.blob_toc_digests,
         args.blob_toc_sizes,

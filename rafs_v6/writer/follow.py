@@ -55,7 +55,7 @@ def follow_links(lower: Tree, upper: Tree) -> Tree:
     else:
         raise SourceError("too many symbolic links on the way to names of the layer")
     return ordered(
-        top, lambda name: (name.tree, name.row), lambda name: list(name.below.items()),
+        top, lambda name: (name.tree, name.row), lambda name: sorted(name.below.items()),
         upper.chunk_size,
     )  # fmt: skip
 

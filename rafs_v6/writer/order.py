@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import stat
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from rafs_v6._writer import ffi, lib
@@ -13,6 +14,8 @@ _Key = TypeVar("_Key")
 # As they are in a source, but for the sets of xattrs, and ``at`` and ``size`` of directories.
 _COLUMNS = ("mode", "uid", "gid", "mtime", "mtime_nsec", "size", "at", "xattr", "flags")
 _SOURCES_MAX = 255
+_TYPE_SHIFT = 12
+_DIRECTORY = stat.S_IFDIR >> _TYPE_SHIFT
 
 
 class _Rows:
@@ -24,6 +27,7 @@ class _Rows:
         self.parent, self.link = array("I"), array("I")
         self.name_off, self.names = array("I", [0]), bytearray()
         self.directories = array("I")  # row, first entry, entries
+        self.lengths: list[int] = []  # of the sources
         self._known: list[array[int]] = []  # by source, the new row of each
         self._numbers: dict[int, int] = {}  # of sources, by identity
 
@@ -50,6 +54,7 @@ class _Rows:
         number = self._numbers[id(source)] = len(self.sources)
         assert number < _SOURCES_MAX
         self.sources.append(source)
+        self.lengths.append(len(source))
         self._known.append(array("I", b"\xff" * (4 * len(source))))
         return number
 
@@ -60,12 +65,12 @@ class _Rows:
 
 def ordered(
     top: _Key, origin: Callable[[_Key], tuple[Tree, int]],
-    below: Callable[[_Key], list[tuple[bytes, _Key]]], chunk_size: int, *, spend: bool = False,
+    below: Callable[[_Key], Iterable[tuple[bytes, _Key]]], chunk_size: int, *, spend: bool = False,
 ) -> Tree:  # fmt: skip
     """A tree of rows of others, put in order.
 
     ``origin``: the tree and row that something is copied from; ``below``: the entries
-    of a directory, by name.  ``spend``: the others are of no use afterwards.
+    of a directory, in the order of their names.  ``spend``: the others are of no use afterwards.
     """
     rows = _Rows()
     rows.add(*origin(top), ROOT, b"", is_dir=True)
@@ -74,9 +79,9 @@ def ordered(
         parent, key = pending.pop()
         directories = []
         first = len(rows.row)
-        for name, child in sorted(below(key)):
+        for name, child in below(key):
             source, row = origin(child)
-            is_dir = source.is_dir(row)
+            is_dir = source.mode[row] >> _TYPE_SHIFT == _DIRECTORY
             new = rows.add(source, row, parent, name, is_dir=is_dir)
             if is_dir:
                 directories.append((new, child))
@@ -84,6 +89,10 @@ def ordered(
         rows.directories.extend((parent, first if count else 0, count))
         pending += reversed(directories)
     rows.forget()
+    if spend:
+        for source in rows.sources:
+            source.names, source.name_off = bytearray(), array("I")
+            source.parent, source.link = array("I"), array("I")
     return _gathered(rows, chunk_size, spend=spend)
 
 
@@ -95,8 +104,8 @@ def _gathered(rows: _Rows, chunk_size: int, *, spend: bool) -> Tree:
             for source in sources:
                 setattr(source, name, array(getattr(source, name).typecode))
     if any(len(source.extents) for source in sources):
-        for source in sources:
-            source.extents.frombytes(bytes(8 * (len(source.link) - len(source.extents))))
+        for source, length in zip(sources, rows.lengths, strict=True):
+            source.extents.frombytes(bytes(8 * (length - len(source.extents))))
         tree.extents = _column(rows, [source.extents for source in sources])
     tree.parent, tree.link = rows.parent, rows.link
     tree.name_off, tree.names = rows.name_off, rows.names

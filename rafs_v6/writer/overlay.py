@@ -81,7 +81,7 @@ class _Overlay:
         for name, row in shown.items():
             old = entries[name][0] if name in entries and upper.is_dir(row) else None
             entries[name] = (old if old is not None and lower.is_dir(old) else None, row)
-        return list(entries.items())
+        return sorted(entries.items())
 
     def _is_whiteout(self, name: bytes, row: int) -> bool:
         if self._spec is WhiteoutSpec.OCI:

@@ -18,6 +18,7 @@ from rafs_v6.writer.errors import SourceError
 from rafs_v6.writer.order import ordered
 from rafs_v6.writer.overlay import OCI_PREFIX, WhiteoutSpec
 from rafs_v6.writer.sources import tar_members
+from rafs_v6.writer.sources.names import NameBudget, Names
 from rafs_v6.writer.sources.tar_members import FileCursor, Member, members
 from rafs_v6.writer.tree import IMPLIED, ROOT, Node, Tree, check_name, check_node
 from rafs_v6.writer.xattrs import LinuxXattrs, Warn
@@ -45,16 +46,6 @@ def is_estargz_own(name: bytes) -> bool:
     return len(parts) == 1 and parts[0] in _ESTARGZ_OWN
 
 
-class _Names(dict[bytes, int]):
-    """Rows of a directory's entries, by name.  ``hidden``: by name, the whiteouts below those
-    directories in whose place came something else."""
-
-    __slots__ = ("hidden",)
-
-    def __init__(self) -> None:
-        self.hidden: dict[bytes, _Names] = {}
-
-
 class TarTree:
     """Members become a tree, as they come; a later one replaces an earlier one of its name.
 
@@ -68,7 +59,8 @@ class TarTree:
         # As the members come; what a later one replaces stays, and is not copied.
         self._heap = Tree()
         self._root = self._heap.add(ROOT, b"", Node(stat.S_IFDIR | 0o755), IMPLIED)
-        self._below: dict[int, _Names] = {self._root: _Names()}
+        self._below: dict[int, Names] = {self._root: Names()}
+        self._budget = NameBudget()
         self._parents: dict[bytes, int] = {}  # directories that were looked up
 
     @property
@@ -121,11 +113,11 @@ class TarTree:
         self._xattrs.report(warn)
         if estargz:
             for name in _ESTARGZ_OWN:
-                self._below[self._root].pop(name, None)
+                self._below[self._root].remove(name)
         heap, below = self._heap, self._below
-        del self._heap, self._below
+        del self._heap, self._below, self._budget
         return ordered(
-            self._root, lambda row: (heap, row), lambda row: list(below.pop(row).items()),
+            self._root, lambda row: (heap, row), lambda row: below.pop(row).items(),
             heap.chunk_size, spend=True,
         )  # fmt: skip
 
@@ -168,7 +160,8 @@ class TarTree:
                     return None
                 check_name(part, name)
                 row = below[part] = self._new(Node(stat.S_IFDIR | 0o755), IMPLIED)
-                self._below[row] = below.hidden.pop(part) if part in below.hidden else _Names()
+                self._budget.spend(below)
+                self._below[row] = below.hidden.pop(part) if part in below.hidden else Names()
             elif stat.S_ISLNK(self._heap.mode[row]):
                 target = self._heap.target(row)
                 links += 1
@@ -200,17 +193,18 @@ class TarTree:
         names = self._below.pop(old, None) if old is not None else None
         if is_dir:
             if names is None:
-                names = at.hidden.pop(parts[-1]) if parts[-1] in at.hidden else _Names()
+                names = at.hidden.pop(parts[-1]) if parts[-1] in at.hidden else Names()
             self._below[row] = names
         elif names is not None:  # the layer goes without its entries, and keeps what it takes away
             at.hidden[parts[-1]] = self._whiteouts_of(names)
         if old is not None:
             self._parents.clear()
         at[parts[-1]] = row
+        self._budget.spend(at)
 
-    def _whiteouts_of(self, names: _Names) -> _Names:
+    def _whiteouts_of(self, names: Names) -> Names:
         """And those of directories below, which may lie deep."""
-        found: list[tuple[_Names, dict[bytes, int]]] = [(names, {})]  # and places of those below
+        found: list[tuple[Names, dict[bytes, int]]] = [(names, {})]  # and places of those below
         for its, places in found:
             below = dict(its.hidden)
             for name, row in its.items():
@@ -219,15 +213,15 @@ class TarTree:
             for name, others in below.items():
                 places[name] = len(found)
                 found.append((others, {}))
-        kept = [_Names() for _ in found]
+        kept = [Names() for _ in found]
         for (its, places), own in zip(reversed(found), reversed(kept), strict=True):
             own.update((name, row) for name, row in its.items() if name.startswith(OCI_PREFIX))
-            for _ in own:  # a few members could have them gone through again and again
+            for _ in range(len(own)):  # a few members could have them gone through again and again
                 self._count_name()
             for name, place in places.items():
                 if kept[place]:
-                    own[name] = self._new(Node(stat.S_IFDIR | 0o755), IMPLIED)
-                    self._below[own[name]] = kept[place]
+                    own[name] = row = self._new(Node(stat.S_IFDIR | 0o755), IMPLIED)
+                    self._below[row] = kept[place]
         return kept[0]
 
 

@@ -180,7 +180,7 @@ def test_a_full_disk(
     with small_disk(tmp_path / "small", "2m") as small:
         config = json.dumps({"dir": f"{small}/blobs"})
         words, env = {
-            "tmpdir": (["--oci-ref"], {"TMPDIR": str(small)}),
+            "tmpdir": (["--prefetch-dir", "/r"], {"TMPDIR": str(small)}),
             "work": (["--work-dir", f"{small}/w", "--target-archive", "out.tar"], {}),
             "archive": (["--target-archive", f"{small}/out.tar"], {}),
             "layout": (["--target-archive", f"{small}/out/"], {}),
