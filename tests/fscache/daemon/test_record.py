@@ -25,6 +25,20 @@ from nydus_fscache.image.binding import Binding
 MANY = 100
 
 
+class Place:
+    """Of a root, which may be lost."""
+
+    def __init__(self) -> None:
+        self.is_lost = False
+
+    def is_in_place(self) -> bool:
+        return not self.is_lost
+
+    def check_place(self) -> None:
+        if self.is_lost:
+            raise CacheDirError("moved")
+
+
 class Node:
     """A record of mounts that are only written down."""
 
@@ -33,7 +47,7 @@ class Node:
         self.numbers: dict[str, int] = {}
         engine: Any = SimpleNamespace(
             state=State(), state_path=self.path, quota=SimpleNamespace(limit=0),
-            objects=SimpleNamespace(numbers=lambda: dict(self.numbers)),
+            objects=SimpleNamespace(numbers=lambda: dict(self.numbers)), store=Place(),
         )  # fmt: skip
         self.engine = engine
         nothing: Any = None
@@ -190,6 +204,26 @@ def test_what_cannot_be_written_is_written_later(
         node.forget(active[1])
     with contextlib.suppress(CacheDirError):
         node.record.catch_up()
+    node.check()
+
+
+@pytest.mark.parametrize("count", [5, MANY])
+def test_nothing_is_written_where_a_root_was(node: Node, count: int) -> None:
+    """By its descriptor, or by its name; when it is back, all is on record."""
+    active = [node.enter() for _ in range(count)]
+    log = state_file.log_of(node.path)
+
+    def there() -> list[bytes]:
+        return [p.read_bytes() for p in (node.path, log) if p.exists()]
+
+    before = there()
+    node.engine.store.is_lost = True
+    with pytest.raises(CacheDirError):
+        node.enter()
+    node.forget(active[0])
+    assert there() == before
+    node.engine.store.is_lost = False
+    node.record.catch_up()
     node.check()
 
 
