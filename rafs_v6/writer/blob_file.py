@@ -11,7 +11,8 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +23,7 @@ from rafs_v6.format.erofs import (
     TocEntry,
     TocFlags,
 )
+from rafs_v6.writer.background import Background
 from rafs_v6.writer.errors import BuildError
 
 TAR_HEADER = 512
@@ -93,11 +95,12 @@ class BlobFile:
         self.size = 0
         self._target = target
         self._name: Path | None = None
+        self._syncing: Background | None = None
         self._is_ours = isinstance(target, Path)
         if not isinstance(target, Path):
             self._file = target
             return
-        if _is_stream(target):
+        if is_stream(target):
             self._file = os.fdopen(_open_stream(target), "wb")
             return
         if not target.parent.is_dir():
@@ -142,6 +145,18 @@ class BlobFile:
         """sha256 of all that was written."""
         return (self._object_hash or self._hash).digest()
 
+    @property
+    def is_stream(self) -> bool:
+        """Its reader sees every byte at once, and waits for the end."""
+        return self._name is None
+
+    def begin_sync(self) -> None:
+        """All was written: it goes to the disk beside the caller, until ``publish``."""
+        if self._name is not None and self._syncing is None:
+            self._file.flush()
+            self._syncing = Background()
+            self._syncing.start(partial(os.fsync, self._file.fileno()))
+
     def publish(self, path: Path) -> None:
         """Make it ``path``, which lies in the directory of the target."""
         if self._name is None:
@@ -153,8 +168,9 @@ class BlobFile:
             except BrokenPipeError as error:
                 raise self._reader_gone() from error
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.begin_sync()
+        assert self._syncing is not None
+        self._syncing.finish()
         os.fchmod(self._file.fileno(), 0o644)
         self._file.close()
         self._name.replace(path)
@@ -165,6 +181,8 @@ class BlobFile:
         if self._name is not None:
             name, self._name = self._name, None
             name.unlink(missing_ok=True)
+        if self._syncing is not None:
+            self._syncing.close()
         # What is still buffered has no reader, or no room; that error was reported.
         if self._is_ours:
             with contextlib.suppress(OSError):
@@ -174,7 +192,8 @@ class BlobFile:
         return BuildError(f"{self._target}: who read from this pipe has gone away")
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
+    """A pipe, or a device: what it is written goes to somebody who waits for the end."""
     # /dev/stdout may be a regular file, whose place a rename would take in /dev.
     if path.is_relative_to("/dev"):
         return True
@@ -214,7 +233,7 @@ def ended_on_error(target: Path | None) -> Iterator[None]:
         yield
     except BaseException:
         with contextlib.suppress(OSError, BuildError):
-            if target is not None and _is_stream(target):
+            if target is not None and is_stream(target):
                 os.close(os.open(target, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY))
         raise
 
@@ -229,17 +248,32 @@ def write_atomically(path: Path, pieces: Iterable[bytes | bytearray]) -> None:
         out.discard()
 
 
-def write_bootstrap_to(target: Path, pieces: Iterable[bytes | bytearray]) -> Path:
-    """Write the file ``target``, or one in that directory that its sha256 names; its path."""
-    if not target.is_dir():
-        write_atomically(target, pieces)
-        return target
-    out = BlobFile(target / "bootstrap")
+@contextlib.contextmanager
+def bootstrap_at(
+    target: Path, pieces: Iterable[bytes | bytearray]
+) -> Iterator[Callable[[], Path]]:  # fmt: skip
+    """Write the file ``target``, or one in that directory that its sha256 names.
+
+    Gives a call that has it appear, and returns its path; without that nothing is left.
+    """
+    in_directory = target.is_dir()
+    out = BlobFile(target / "bootstrap" if in_directory else target)
+
+    def appear() -> Path:
+        path = target / out.digest().hex() if in_directory else target
+        out.publish(path)
+        return path
+
     try:
         for piece in pieces:
-            out.write(piece)
-        named = target / out.digest().hex()
-        out.publish(named)
+            out.write(piece, hashed=in_directory)
+        out.begin_sync()
+        yield appear
     finally:
         out.discard()
-    return named
+
+
+def write_bootstrap_to(target: Path, pieces: Iterable[bytes | bytearray]) -> Path:
+    """``bootstrap_at``, at once."""
+    with bootstrap_at(target, pieces) as appear:
+        return appear()

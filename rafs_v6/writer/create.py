@@ -11,7 +11,7 @@ from rafs_v6.format.erofs import BlobRecord, Compressor
 from rafs_v6.values import dataclass, replace
 from rafs_v6.writer.base_image import BaseImage, load_base
 from rafs_v6.writer.blob_chunks import BlobChunks
-from rafs_v6.writer.blob_file import BlobFile, write_bootstrap_to
+from rafs_v6.writer.blob_file import BlobFile, bootstrap_at, is_stream, write_bootstrap_to
 from rafs_v6.writer.bootstrap import BlobEntry, Defaults, write_bootstrap
 from rafs_v6.writer.chunk_writer import write_chunks
 from rafs_v6.writer.errors import UsageError
@@ -96,20 +96,38 @@ def finish(
         table = first if options.prefetch_table else ()
         return write_bootstrap(tree, [blobs[name] for name in ids], defaults, table)
 
-    digest, size = "", 0
+    digest, size, target = "", 0, None
     if chunks.records or options.inline_meta:
         boot, name, own_id = write_trailer(out, chunks, options, bootstrap)
         if options.cache_dir is not None and chunks.records:
             _write_cache_files(options.cache_dir, out, own_id, record[-1], chunks)
         if options.cache_dir is None or options.blob is not None or options.blob_dir is not None:
             digest, size = out.object_digest().hex(), out.size
-            out.publish(options.blob or (_in(options.blob_dir) or Path("blob")).with_name(name))
+            target = options.blob or (_in(options.blob_dir) or Path("blob")).with_name(name)
         # Without a chunk of its own the file is no blob of the image, but it has to be named.
         ids = [known or own_id for known in ids] + [own_id] * (not chunks.records)
     else:
         boot = bootstrap(None)
-    written = None if options.bootstrap is None else write_bootstrap_to(options.bootstrap, boot)
+    written = _appear(out, target, boot, options.bootstrap)
     return Created(ids, defaults.compressor, written, digest, size)
+
+
+def _appear(
+    out: BlobFile, target: Path | None, boot: Iterable[bytes | bytearray], bootstrap: Path | None
+) -> Path | None:
+    """The blob as ``target``, then its bootstrap, where there are such; its path.
+
+    Both go to the disk at once.  Whoever reads a pipe may wait for the end of the blob before the
+    bootstrap.
+    """
+    if bootstrap is None or out.is_stream or is_stream(bootstrap):
+        if target is not None:
+            out.publish(target)
+        return None if bootstrap is None else write_bootstrap_to(bootstrap, boot)
+    with bootstrap_at(bootstrap, boot) as appear:
+        if target is not None:
+            out.publish(target)
+        return appear()
 
 
 def blob_target(options: CreateOptions) -> Path:

@@ -307,3 +307,29 @@ def test_what_is_missing_is_named(
     assert main(["merge", "-B", str(boot), str(nowhere)]) == 1
     assert f"{nowhere}: neither a bootstrap" in capsys.readouterr().err
     assert not boot.exists()
+
+
+def test_both_files_are_on_the_disk_before_either_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the blob before the bootstrap that names it."""
+    source, out = tmp_path / "tree", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    (source / "f").write_bytes(os.urandom(100_000))
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(fd: int) -> None:
+        fsync(fd)
+        done.append("synced")
+
+    def appeared(self: Path, target: Path) -> Path:
+        done.append(target.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", appeared)
+    assert main(["create", "-B", str(out / "boot"), "-D", str(out), str(source)]) == 0
+    (blob,) = [path.name for path in out.iterdir() if path.name != "boot"]
+    assert done == ["synced", "synced", blob, "boot"]
