@@ -48,5 +48,5 @@ class Dispatcher:
     def _demand(self, event: ReadMiss) -> bool:
         obj = self._objects.get(event.object)
         if obj is not None:
-            obj.demand(event.off, event.len)
+            obj.demand(event.off, event.len, event.pid)
         return obj is not None

@@ -43,8 +43,8 @@ class Follower(Protocol):
     def program(self, needs: Needs) -> None:
         """A program that is wanted came here, and needs these."""
 
-    def demanded(self, obj: CacheObject, unit: int) -> None:
-        """A reader waits for the unit."""
+    def demanded(self, obj: CacheObject, pid: int) -> None:
+        """A reader waits for a unit; its process, 0 when it is not known."""
 
     def came(self, obj: CacheObject, units: Sequence[int]) -> None:
         """Each a file that is no program, and that somebody reads or is expected to."""
@@ -189,7 +189,7 @@ class CacheObject:
 
     # -- asking ----------------------------------------------------------------------------
 
-    def demand(self, off: int, length: int) -> None:
+    def demand(self, off: int, length: int, pid: int = 0) -> None:
         """A reader waits for flat bytes [off, off + length): fetch what nobody fetches yet."""
         with self._changed:
             units = self.chunks.units_of(off, length)
@@ -202,7 +202,7 @@ class CacheObject:
             self._refuse([unit], error)
         if wanted:
             for follower in tuple(self.followers.values()):
-                follower.demanded(self, wanted[0])
+                follower.demanded(self, pid)
             self._loader.demand(off, wanted)
         elif joined:
             self._loader.joined(joined[0])

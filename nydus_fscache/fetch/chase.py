@@ -1,6 +1,8 @@
 """A module that came names what is needed next: the files that it imports are asked for at once,
 and those that they import when they come.
 
+So is what the command line of a reader names: its script, and modules of `-m` and `-c`.
+
 Only what a reader wanted, or what such a file names, is looked at; a guess by name is more often
 right than one by neighbourhood, and both are bounded by what may be unread.  A reader of
 everything is not followed: looks are earned by time, and end with the start that they are for.
@@ -25,9 +27,11 @@ from nydus_fscache.image.names import Names
 from rafs_v6.values import dataclass
 
 MOST_CHUNKS = 1 << 18  # of a blob whose files are known: six bytes each are kept
+LONGEST_NAME = 255
 LARGEST = 256 * KIB  # bytes of a module that is looked at
 AT_ONCE, PER_SECOND = 512, 64  # modules
 MOST_LOOKED_AT, MOST_NAMED = 4096, 32_768  # in all: a start needs some hundred
+MOST_COMMANDS, MOST_SAID, MOST_SOUGHT = 16, 256, 16  # command lines, names in them, and how often
 IDLE_S = 20.0  # then what is known of directories is forgotten
 
 
@@ -48,6 +52,10 @@ class Chase:
         self._names = Names()
         self._named: set[int] = set()  # nids
         self._seen: set[tuple[CacheObject, int]] = set()
+        self._commands: set[int] = set()  # by hash
+        self._said: list[bytes] = []  # names of modules in them
+        self._roots: list[int] = []  # where these were sought, and how often
+        self._sought = 0
         self._looks = float(AT_ONCE)
         self._looked_at = time.monotonic()
 
@@ -78,6 +86,30 @@ class Chase:
                 if (obj, unit) not in self._seen and self._may_look():
                     self._seen.add((obj, unit))
                     self._look(bootstrap, obj, unit, modules, wanted)
+        finally:
+            self._names.with_bootstrap(None)
+        for obj, units in wanted.items():
+            obj.load_named(units)
+
+    def command(
+        self,
+        bootstrap: rafs_v6.Bootstrap,
+        words: Sequence[bytes],
+        cwd: bytes,
+        modules: deque[tuple[CacheObject, int]],
+    ) -> None:
+        """Of a process that reads.  Paths are looked for now, modules where the first are read."""
+        number = hash((*words, cwd))
+        if number in self._commands or len(self._commands) >= MOST_COMMANDS:
+            return
+        self._commands.add(number)
+        paths, names = said_by(words, cwd)
+        self._said += names[: MOST_SAID - len(self._said)]
+        self._roots = []
+        self._names.with_bootstrap(bootstrap)
+        wanted: dict[CacheObject, list[int]] = {}
+        try:
+            self._take(bootstrap, self._names.at(paths), modules, wanted)
         finally:
             self._names.with_bootstrap(None)
         for obj, units in wanted.items():
@@ -117,8 +149,23 @@ class Chase:
         off, end = obj.chunks.unit_range(unit)
         if end - off > LARGEST:
             return
+        directory, kind = files.directories[unit], files.kinds[unit]
         names = imports_of(obj.read(off, end - off))
-        for nid in self._names.files(names, files.directories[unit], files.kinds[unit]):
+        found = self._names.files(names, directory, kind)
+        if self._said and self._roots != self._names.roots and self._sought < MOST_SOUGHT:
+            self._roots = list(self._names.roots)
+            self._sought += 1
+            found = self._names.files(self._said, directory, kind) + found
+        self._take(bootstrap, found, modules, wanted)
+
+    def _take(
+        self,
+        bootstrap: rafs_v6.Bootstrap,
+        nids: Sequence[int],
+        modules: deque[tuple[CacheObject, int]],
+        wanted: dict[CacheObject, list[int]],
+    ) -> None:
+        for nid in nids:
             if nid in self._named:
                 continue
             self._named.add(nid)
@@ -130,3 +177,20 @@ class Chase:
                     modules.append((there, units[0]))
                 else:
                     wanted.setdefault(there, []).append(units[0])
+
+
+def said_by(words: Sequence[bytes], cwd: bytes) -> tuple[list[bytes], list[bytes]]:
+    """Paths and names of modules in a command line."""
+    paths, names = [], []
+    before = b""
+    for word in words:
+        if word.startswith(b"/"):
+            paths.append(word)
+        elif before == b"-m":
+            names.append(word.replace(b".", b"/"))
+        elif b" " in word:
+            names += imports_of(b"#\n" + word.replace(b";", b"\n"))
+        elif not word.startswith(b"-") and len(word) <= LONGEST_NAME:
+            paths.append(cwd.rstrip(b"/") + b"/" + word)
+        before = word
+    return paths, [name for name in names if not name.startswith((b"/", b"."))]

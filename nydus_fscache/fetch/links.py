@@ -22,6 +22,7 @@ from nydus_fscache.fetch.chase import Chase
 from nydus_fscache.fetch.plan import WHOLE_FILE
 from nydus_fscache.fetch.wanted import of_inodes
 from nydus_fscache.image.elf import Needs
+from nydus_fscache.kernel.commands import command_of
 from rafs_v6.reader.resolve import resolve
 
 log = logging.getLogger("links")
@@ -40,6 +41,8 @@ _FIRST = Needs(
     ],
     libraries=["libc.so.6"],
 )  # fmt: skip
+# A process that starts another has two command lines, and the second one counts
+LOOKS_AT_READER, MOST_READERS = 3, 16
 
 
 class _Image:
@@ -56,12 +59,14 @@ class _Image:
         self._later = later
         self._bootstrap: rafs_v6.Bootstrap | None = None  # closed
         self._is_read = False
+        self._asked_by: dict[int, int] = {}  # processes, and how often their commands were read
         self._chase = Chase(objects)
         self._modules: deque[tuple[CacheObject, int]] = deque()  # to be looked at
+        self._will_look = False
         self._seen: set[str] = set()
         self._directories: list[str] | None = None
 
-    def demanded(self, obj: CacheObject, unit: int) -> None:
+    def demanded(self, obj: CacheObject, pid: int) -> None:
         if not self._is_read:
             self._is_read = True
             for each in self._objects:
@@ -70,11 +75,15 @@ class _Image:
                 self._later(lambda: self._follow(_FIRST))
             else:
                 self._give_up_kinds()
+        looked = self._asked_by.get(pid, 0)
+        if pid > 0 and looked < LOOKS_AT_READER and len(self._asked_by) < MOST_READERS:
+            self._asked_by[pid] = looked + 1
+            self._later(lambda: self._note_command(pid))
 
     def came(self, obj: CacheObject, units: Sequence[int]) -> None:
-        is_idle = not self._modules
         self._modules.extend((obj, unit) for unit in units)
-        if is_idle:
+        if not self._will_look:
+            self._will_look = True
             self._later(self._look)
 
     def program(self, needs: Needs) -> None:
@@ -98,6 +107,16 @@ class _Image:
         finally:
             opened.close()
 
+    def _note_command(self, pid: int) -> None:
+        words, cwd = command_of(pid)
+        try:
+            with self._opened() as bootstrap:
+                self._chase.command(bootstrap, words, cwd, self._modules)
+        except Exception:  # without its words: they are nobody's business
+            log.warning("what a reader of %s will want is not loaded ahead", self._path)
+        if self._modules:
+            self._look()
+
     def _know(self) -> None:
         try:
             with self._opened() as bootstrap:
@@ -113,6 +132,7 @@ class _Image:
                 obj.know_kinds(())
 
     def _look(self) -> None:
+        self._will_look = False  # before: what comes from now on is looked at again
         try:
             with self._opened() as bootstrap:
                 self._chase.follow(bootstrap, self._modules)

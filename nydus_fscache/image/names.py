@@ -9,6 +9,7 @@ by one thread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import field
 
 import rafs_v6
@@ -51,7 +52,7 @@ class Names:
         self._bootstrap: rafs_v6.Bootstrap | None = None
         self._directories: dict[int, _Directory] = {}
         self._entries = 0
-        self._roots: list[int] = []
+        self.roots: list[int] = []  # where modules were read, the last first
         self._known: dict[tuple[int, int, bytes], _Found] = {}
         self._sources = 0  # read, though there are compiled ones beside them
 
@@ -78,6 +79,10 @@ class Names:
             for nid in self._named(name, own, kind):
                 found[nid] = None
         return list(found)
+
+    def at(self, paths: Sequence[bytes]) -> list[int]:
+        """The nids of files that have these absolute paths."""
+        return [nid for path in paths for nid in self._absolute(path)]
 
     def _named(self, name: bytes, own: int, kind: int) -> tuple[int, ...] | list[int]:
         if name.startswith(b"/"):
@@ -182,7 +187,7 @@ class Names:
 
     def _bases(self, own: int) -> list[int]:
         found: dict[int, None] = {}
-        for base in (*self._above(own), *self._roots):
+        for base in (*self._above(own), *self.roots):
             found[base] = None
             below = self._directory(base).below
             for name in BELOW:
@@ -193,9 +198,9 @@ class Names:
     def _note_root(self, own: int) -> None:
         """Modules of this directory's kind are read: others may be sought there too."""
         above = self._above(own)
-        if above and above[0] not in self._roots:
-            self._roots.insert(0, above[0])
-            del self._roots[ROOTS:]
+        if above and above[0] not in self.roots:
+            self.roots.insert(0, above[0])
+            del self.roots[ROOTS:]
             self._known.clear()
 
     def _note_source(self, own: int) -> None:

@@ -47,7 +47,7 @@ def record(work: Path, name: str, tree: Path) -> str:
     kit.save(
         work / f"{name}.rec.json",
         {"boot": str(built.bootstrap), "blobs": str(built.blobs), "local_s": local,
-         "units": [access["unit"] for access in accesses]},
+         "argv": kit.STARTS[name], "units": [access["unit"] for access in accesses]},
     )  # fmt: skip
     return f"{name}: {len(accesses)} units, {local:.3f} s"
 

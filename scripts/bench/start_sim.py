@@ -227,6 +227,7 @@ class Result:
 
 def simulate(record: Path, latency_ms: float, mbps: float, *, timeline: bool = False) -> Result:
     known = json.loads(record.read_text())
+    words = [word.encode() for word in known.get("argv", ())]
     flat = record.with_name(record.name.removesuffix(".rec.json") + ".flat")
     bootstrap = rafs_v6.Bootstrap.from_file(known["boot"])
     (info,) = bootstrap.blobs
@@ -235,6 +236,7 @@ def simulate(record: Path, latency_ms: float, mbps: float, *, timeline: bool = F
     chunks = rafs_v6.ChunkMap.load(
         info, directory_blobs(blobs).read_at, bootstrap, blob_size=lambda _: size
     )
+    links_module.command_of = lambda pid: (words, b"/")
     core, link = _Core(), _Link(latency_ms / 1000, mbps * 1e6)
     fd = os.open(flat, os.O_RDONLY)
     pages_fd = shared_map(chunks.flat_size)
@@ -259,7 +261,7 @@ def simulate(record: Path, latency_ms: float, mbps: float, *, timeline: bool = F
         off = chunks.unit_range(unit)[0]
         if not obj.is_present(unit):
             since, was = clock.now, obj._states[unit]
-            obj.demand(off, 4096)
+            obj.demand(off, 4096, 1)
             while not obj.is_present(unit):
                 clock.step()
             waits += 1

@@ -13,7 +13,7 @@ from built import build_image
 
 import rafs_v6
 from nydus_fscache.fetch import chase as chase_module
-from nydus_fscache.fetch.chase import Chase
+from nydus_fscache.fetch.chase import Chase, said_by
 from rafs_v6.reader.blobs import directory_blobs
 
 MODULES = {
@@ -162,3 +162,65 @@ def test_what_a_start_leaves_is_bounded_and_given_back(
     chase.rest()
     assert not chase._names.holds
     assert not chase.may_rest()
+
+
+def _command(obj: Any, chase: Chase, *words: bytes, cwd: bytes = b"/") -> deque[tuple[Any, int]]:
+    modules: deque[tuple[Any, int]] = deque()
+    chase.command(obj.bootstrap, words, cwd, modules)
+    return modules
+
+
+def test_the_script_of_a_reader_comes_before_it_is_asked_for(tmp_path: Path) -> None:
+    obj = _Object(tmp_path, MODULES)
+    chase = _chase(obj)
+    assert not _command(obj, chase, b"/usr/bin/python3", b"/app/main.py", b"--flag", b"/nowhere")
+    assert obj.names(obj.named) == ["main"]
+    obj.here = {obj.unit["app/alone.py"]}
+    assert _command(obj, chase, b"python3", b"alone.py", cwd=b"/app") == deque(
+        [(obj, obj.unit["app/alone.py"])]
+    )
+    assert obj.names(obj.named) == ["main"]
+
+
+def test_modules_of_a_command_line_come_when_it_is_known_where_modules_are(
+    tmp_path: Path,
+) -> None:
+    obj = _Object(tmp_path, MODULES)
+    chase = _chase(obj)
+    _command(obj, chase, b"python3", b"-c", b"import first, nowhere; print(third)")
+    _command(obj, chase, b"python3", b"-m", b"third")
+    assert not obj.named
+    _follow(obj, chase, "alone")
+    assert obj.names(obj.named) == ["first", "third"]
+
+
+def test_only_so_many_command_lines_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chase_module, "MOST_COMMANDS", 2)
+    obj = _Object(tmp_path, MODULES)
+    chase = _chase(obj)
+    for name in (b"first", b"first", b"second", b"third"):
+        _command(obj, chase, b"/app/%s.py" % name)
+    assert obj.names(obj.named) == ["first", "second"]
+
+
+def test_a_command_line_full_of_names_is_sought_so_far(tmp_path: Path) -> None:
+    obj = _Object(tmp_path, {f"app/m{i}.py": b"import x%d\n" % i for i in range(30)})
+    chase = _chase(obj)
+    for number in range(4):
+        many = ";".join(f"import many{number}_{i}" for i in range(200))
+        _command(obj, chase, b"python3", b"-c", many.encode())
+    assert len(chase._said) == chase_module.MOST_SAID
+    for i in range(30):
+        chase._roots = [i]  # as if modules had been read elsewhere
+        _follow(obj, chase, f"m{i}")
+    assert chase._sought == chase_module.MOST_SOUGHT
+
+
+def test_words_of_a_command_line() -> None:
+    words = [b"node", b"--inspect", b"server.js", b"/etc/app.conf", b"-m", b"http.server"]
+    paths, names = said_by([*words, b"x" * 300], b"/srv")
+    assert paths == [b"/srv/node", b"/srv/server.js", b"/etc/app.conf"]
+    assert names == [b"http/server"]
+    assert said_by([b"sh", b"-c", b"import os;import a.b\n. /etc/x"], b"/")[1] == [b"os", b"a/b"]

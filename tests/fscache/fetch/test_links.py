@@ -13,6 +13,7 @@ from built import build_image
 import rafs_v6
 from nydus_fscache._core import lib
 from nydus_fscache.core.files import files_of
+from nydus_fscache.fetch import links as links_module
 from nydus_fscache.fetch.links import Links
 from rafs_v6.reader.blobs import directory_blobs
 
@@ -144,3 +145,52 @@ def test_a_bootstrap_that_is_gone_costs_guesses_only(tmp_path: Path) -> None:
     obj.followers["digest"].demanded(obj, 0)
     links._worker.shutdown()
     assert not obj.kinds
+
+
+def test_the_command_line_of_a_reader_is_read_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, chunks = _image(tmp_path)
+    (info,) = rafs_v6.Bootstrap.from_file(path).blobs
+    obj: Any = _Object(info.blob_id, chunks)
+    asked: list[int] = []
+
+    def command_of(pid: int) -> tuple[list[bytes], bytes]:
+        asked.append(pid)
+        return [b"/bin/large"], b"/"
+
+    monkeypatch.setattr(links_module, "command_of", command_of)
+    links = Links()
+    links.add("digest", path, [obj])
+    for pid in (0, 7, 7, 7, 7, *range(100, 200)):
+        obj.followers["digest"].demanded(obj, pid)
+    links._worker.shutdown()
+    assert asked[:4] == [7, 7, 7, 100]
+    assert len(asked) <= links_module.LOOKS_AT_READER * links_module.MOST_READERS
+    (large, *_) = rafs_v6.Bootstrap.from_file(path).chunks(
+        rafs_v6.Bootstrap.from_file(path).lookup("/bin/large")
+    )
+    assert chunks.units_of(large.flat_off, 1).start in obj.loaded
+
+
+def test_what_comes_while_the_last_is_looked_at_is_looked_at_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, chunks = _image(tmp_path)
+    obj: Any = _Object("blob", chunks)
+    links = Links()
+    links.add("digest", path, [obj])
+    image, seen = obj.followers["digest"], list[int]()
+
+    def follow(bootstrap: object, modules: Any) -> None:
+        while modules:
+            seen.append(modules.popleft()[1])
+        if seen == [1]:  # nothing is left, and this look has not ended
+            image.came(obj, [2])
+
+    monkeypatch.setattr(image._chase, "follow", follow)
+    for unit in (1, 3):
+        image.came(obj, [unit])
+        links._worker.submit(lambda: None).result()
+    links._worker.shutdown()
+    assert sorted(seen) == [1, 2, 3]
