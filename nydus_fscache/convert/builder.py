@@ -39,6 +39,7 @@ OWN = (
 )  # fmt: skip
 _PIPE = 1 << 20
 _TICK_S = 0.05
+_REAP_S = 2.0
 _LAST_LINES = 8
 _VERSION = re.compile(r"Version:\s*(v.*)")
 
@@ -142,12 +143,21 @@ class _Child:
 
     def __exit__(self, *exc: object) -> None:
         self.kill()
-        self.process.wait()
+        self._reap()
         self._listener.join(1)
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(OSError):
                 if pipe is not None:
                     pipe.close()
+
+    def _reap(self) -> None:
+        """It was killed.  A signal in the middle of ``poll`` leaves its lock taken for good."""
+        try:
+            self.process.wait(_REAP_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.process.pid, 0)
+            self.process.returncode = -signal.SIGKILL
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -6,6 +6,7 @@ are not taken.  A cache that cannot be read or written never fails a conversion.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -14,11 +15,12 @@ from typing import Any
 from nydus_fscache.convert.documents import described, manifest
 from nydus_fscache.convert.journal import Blob
 from nydus_fscache.convert.layer import Packed
-from nydus_fscache.convert.move import mount
+from nydus_fscache.convert.move import mount, whole_if_refused
 from nydus_fscache.errors import BackendError, BadImage
 from nydus_fscache.registry import media
 from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.manifest import Descriptor, descriptor, list_of
+from nydus_fscache.registry.push import PartsRefused
 from nydus_fscache.registry.store import BlobStore, ImageStore, copy_blob, put_blob
 from rafs_v6.values import dataclass
 
@@ -153,5 +155,8 @@ def _present(cache: Cache, source: BlobStore, record: Mapping[str, Any]) -> bool
         return True
     if source.has_blob(blob.digest) is None:
         return False
+    with contextlib.suppress(PartsRefused), whole_if_refused(cache.store, None):
+        copy_blob(source.open_blob(blob.digest, blob.size), cache.store.writer(), blob)
+        return True
     copy_blob(source.open_blob(blob.digest, blob.size), cache.store.writer(), blob)
     return True

@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,10 @@ class Commit:
         with self.paused():
             for number, one in enumerate(changes):
                 log.info("committing %s", one.name)
-                boot, blob = self._layer(one, boot, words, number)
+                boot, blob = self.mover.stored(partial(self._layer, one, boot, words, number))
                 made += [blob] if blob is not None else []
-        layer = store_layer(
-            self.target, [Entry("image", 0o755), Entry("image/image.boot", 0o444, boot)]
-        )
+        entries = [Entry("image", 0o755), Entry("image/image.boot", 0o444, boot)]
+        layer = self.mover.stored(lambda: store_layer(self.target, entries))
         notes = dict(image.bootstrap.annotations)
         if made or before:
             notes[media.COMMIT_BLOBS] = ",".join([*before, *(blob.digest for blob in made)])
@@ -113,7 +113,7 @@ class Commit:
     ) -> tuple[Path, Descriptor | None]:
         """The bootstrap with these changes, and their blob if they have data of their own."""
         directory = self.work / f"nydus-commit-{number}"
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)  # it may be the second attempt
         after = directory / "bootstrap"
         writer = self.target.writer()
         sha256 = hashlib.sha256()

@@ -65,10 +65,9 @@ def dictionary_image(
         store, blob = places.get(blob_id) or _in_backend(blob_id, backend)
         mover_of(store).one(blob)
         layers.append(described(media.NYDUS_BLOB, blob.digest, blob.size, {media.BLOB: "true"}))
-    layer = store_layer(
-        target, [Entry("image", 0o755), Entry("image/image.boot", 0o444, boot)]
-    )
     first = related[0]
+    entries = [Entry("image", 0o755), Entry("image/image.boot", 0o444, boot)]
+    layer = mover_of(first.store).stored(lambda: store_layer(target, entries))
     docker = first.document.media_type in media.DOCKER
     config = parse_config(read_blob(first.store, config_of(first.document.json)))
     diff_ids = [*(str(one["digest"]) for one in layers), layer.diff_id]

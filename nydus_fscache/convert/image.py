@@ -113,7 +113,8 @@ class ImageConverter:
         packed = self._pack(layers)
         self.made += 1
         merged, ids = self._merge(packed)
-        bootstrap = store_layer(self.images, self._entries_of(packed, merged))
+        entries = self._entries_of(packed, merged)
+        bootstrap = self.mover.stored(lambda: store_layer(self.images, entries))
         blobs = self._blob_layers(packed, ids)
         return Converted(
             self._document(document, source, config, blobs, bootstrap), platform_of(config), packed

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,6 +52,17 @@ class Attempts:
         return work()
 
 
+@contextmanager
+def whole_if_refused(target: BlobStore, scratch: Path | None) -> Iterator[None]:
+    """A registry that takes no parts gets blobs in one piece from the next attempt on."""
+    try:
+        yield
+    except PartsRefused:
+        if isinstance(target, Repository):
+            target.push_whole(scratch)
+        raise
+
+
 class _Watched:
     """A stream that shows its progress and ends when the run stops."""
 
@@ -89,6 +101,15 @@ class Mover:
                 pool.shutdown(cancel_futures=True)
                 raise
 
+    def stored(self, work: Callable[[], _T]) -> _T:
+        """``work``, which stores something in the target: again, where that may help."""
+
+        def once() -> _T:
+            with whole_if_refused(self._target, self._scratch):
+                return work()
+
+        return self._attempts.run(once, self._stop)
+
     def one(self, blob: Descriptor) -> None:
         self._attempts.run(lambda: self._one(blob), self._stop)
 
@@ -106,12 +127,8 @@ class Mover:
         stream = _Watched(
             self._source.open_blob(blob.digest, blob.size), self._stop, task.advance
         )
-        try:
+        with whole_if_refused(self._target, self._scratch):
             copy_blob(stream, self._target.writer(), blob)
-        except PartsRefused:
-            if isinstance(self._target, Repository):
-                self._target.push_whole(self._scratch)
-            raise
         task.end(f"copied in {time.monotonic() - started:.1f}s")
 
 

@@ -104,16 +104,16 @@ def optimize(
     log.info("build success for prefetch blob : %s", hexed)
     blob = Descriptor(media.NYDUS_BLOB, f"sha256:{hexed}", made.stat().st_size, {})
     if target.has_blob(blob.digest) is None:
-        copy_blob(FileStream(made.open("rb"), blob.size), target.writer(), blob)
+        mover.stored(
+            lambda: copy_blob(FileStream(made.open("rb"), blob.size), target.writer(), blob)
+        )
     mover.all(with_originals(source, image.blobs))
-    layer = store_layer(
-        target,
-        [
-            Entry("image", 0o755),
-            Entry("image/image.boot", 0o444, after),
-            Entry("image/prefetch.files", 0o444, files),
-        ],
-    )
+    entries = [
+        Entry("image", 0o755),
+        Entry("image/image.boot", 0o444, after),
+        Entry("image/prefetch.files", 0o444, files),
+    ]
+    layer = mover.stored(lambda: store_layer(target, entries))
     notes = {**image.bootstrap.annotations, media.PREFETCH_BLOB: hexed}
     layers = [
         *(as_json(one) for one in image.blobs),

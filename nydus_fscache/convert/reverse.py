@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import rafs_v6
@@ -37,6 +38,8 @@ from nydus_fscache.registry import media
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.layout import FileWriter
 from nydus_fscache.registry.manifest import Descriptor, config_of, descriptor, nydus_image
+from nydus_fscache.registry.push import PartsRefused
+from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.store import BlobStore, Document, ImageStore, copy_blob, read_blob
 from rafs_v6.errors import RafsError
 from rafs_v6.tools.unpack import unpack
@@ -89,7 +92,7 @@ class Reversal:
         return self._registries.open(place.name, place.trust)
 
     def _convert(
-        self, source: ImageStore, target: ImageStore, document: Document, work: Path
+        self, source: ImageStore, target: Repository, document: Document, work: Path
     ) -> Document:
         check_type(document)
         image = nydus_image(document.json, str(self._request.source.name))
@@ -98,7 +101,9 @@ class Reversal:
         for blob in image.blobs:
             if self._stop.is_set():
                 raise Stopped("stopped")
-            layer, diff_id = self._layer(source, target, blob, work)
+            layer, diff_id = self._request.attempts.run(
+                partial(self._layer, source, target, blob, work), self._stop
+            )
             layers.append(layer)
             diff_ids.append(diff_id)
         history = [
@@ -113,7 +118,7 @@ class Reversal:
         return manifest(media.OCI_MANIFEST, place, layers, notes)
 
     def _layer(
-        self, source: BlobStore, target: BlobStore, blob: Descriptor, work: Path
+        self, source: BlobStore, target: Repository, blob: Descriptor, work: Path
     ) -> tuple[dict[str, object], str]:
         if media.REF in blob.annotations:
             raise BadImage(
@@ -134,6 +139,9 @@ class Reversal:
                 writer.write(piece)
             digest = f"sha256:{packed.hexdigest()}"
             writer.finish(digest)
+        except PartsRefused:
+            target.push_whole(work)
+            raise
         except RafsError as e:
             raise BadImage(f"blob {blob.digest} cannot be unpacked: {e}") from e
         finally:

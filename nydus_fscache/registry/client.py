@@ -26,6 +26,7 @@ from nydus_fscache.http.redirect import RedirectRules
 from nydus_fscache.http.retry import RetryPolicy
 from nydus_fscache.http.session import Session
 from nydus_fscache.http.wire import Deadline
+from nydus_fscache.registry.answers import next_place, refusal, size_of
 from nydus_fscache.registry.auth import Authenticator, check_auth, scope_of
 from nydus_fscache.registry.challenge import parse_challenge
 from nydus_fscache.registry.manifest import INDEX_TYPES, MANIFEST_TYPES, Descriptor
@@ -35,6 +36,7 @@ from rafs_v6.values import dataclass
 MANIFEST_LIMIT = 8 * 1024 * 1024  # what the original reads of an index, too
 ACCEPT = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 PULL, PUSH = "pull", "pull,push"
+_NO_HEAD = (405, 501)  # registries that take GET alone
 _ANSWER_S = 120.0  # a registry may verify and move a large upload before it answers
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HEADERS = {"User-Agent": f"nydus-fscache/{__version__}"}
@@ -127,9 +129,16 @@ class RegistryClient:
             with self._authorised(call, repo, PULL, deadline) as answer:
                 if answer.status == 404:
                     return None
-                if answer.status != 200:
+                if answer.status == 200:
+                    return answer.headers.get("docker-content-digest", "")
+                if answer.status not in _NO_HEAD:
                     raise StatusError(f"manifest {repo}:{name}", answer)
-                return answer.headers.get("docker-content-digest", "")
+            try:
+                return self.manifest(repo, name, deadline=deadline, accept=accept).digest
+            except StatusError as e:
+                if e.status == 404:
+                    return None
+                raise
 
         digest = self._retried(head, deadline)
         if digest is not None and not _DIGEST.fullmatch(digest):
@@ -159,13 +168,11 @@ class RegistryClient:
         def head() -> int | None:
             call = self._call("HEAD", repo, f"blobs/{digest}")
             with self._authorised(call, repo, PULL, deadline) as answer:
-                if answer.status == 404:
-                    return None
-                if answer.status != 200:
-                    raise StatusError(f"blob {digest}", answer)
-                if answer.length is None:
-                    raise BackendError(f"{answer.peer}: no valid Content-Length")
-                return answer.length
+                if answer.status not in _NO_HEAD:
+                    return size_of(answer, digest)
+            first = self._call("GET", repo, f"blobs/{digest}", {"Range": "bytes=0-0"})
+            with self._authorised(first, repo, PULL, deadline) as answer:
+                return size_of(answer, digest)
 
         return self._retried(head, deadline)
 
@@ -408,35 +415,6 @@ _OCTETS = {"Content-Type": "application/octet-stream"}
 
 def _with(call: Call, more: Mapping[str, str]) -> Call:
     return Call(call.method, call.url, call.headers, {**call.own_headers, **more}, call.body)
-
-
-def next_place(answer: SessionAnswer) -> Url:
-    location = answer.headers.get("location", "")
-    try:
-        if not location:
-            raise ValueError("there is none")
-        place = answer.url.join(location)
-        if answer.url.scheme == "https" and place.scheme != "https":
-            raise ValueError("it is not encrypted")
-        return place
-    except ValueError as e:
-        raise BackendError(f"{answer.peer} names no valid place for an upload: {e}") from e
-
-
-def refusal(what: str, answer: SessionAnswer) -> StatusError:
-    """With the registry's own words, which are for people (distribution spec, error codes)."""
-    error = StatusError(what, answer)
-    with_words = re.search(rb'"message"\s*:\s*"([^"\\]{1,200})"', _head_of(answer))
-    if with_words:
-        error.args = (f"{error.args[0]}: {with_words[1].decode(errors='replace')}",)
-    return error
-
-
-def _head_of(answer: SessionAnswer) -> bytes:
-    try:
-        return answer.read(16 * 1024)
-    except BackendError:
-        return b""
 
 
 def _pieces(body: bytes | Upload, chunk: int) -> Iterator[bytes]:

@@ -21,7 +21,8 @@ from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError
 from nydus_fscache.http.call import SessionAnswer
 from nydus_fscache.http.call import Upload as Body
-from nydus_fscache.registry.client import PUSH, RegistryClient, next_place, refusal
+from nydus_fscache.registry.answers import next_place, refusal
+from nydus_fscache.registry.client import PUSH, RegistryClient
 
 PART = 5 << 20  # at least 5 MiB, which some registries ask of every part but the last
 LONGEST_S = 24 * 3600.0  # of one blob: silence ends a transfer, not its length
@@ -100,8 +101,10 @@ class Upload:
                 self._put(digest, rest)
                 break
             except BackendError as e:
+                # The answer may be what broke, not the upload; asked again, it is unknown (404).
+                if e.status == 404 and self._is_there(digest):
+                    break
                 policy.failed(e)
-            # The answer may be what broke, not the upload.
             if self._is_there(digest):
                 break
             if self._sent:

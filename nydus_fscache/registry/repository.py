@@ -110,8 +110,9 @@ class Repository:
             return Spooled(self.client, self.repo, self._scratch)
         return Upload(self.client, self.repo)
 
-    def push_whole(self, scratch: Path) -> None:
-        """From now on blobs go in one piece, out of ``scratch``: the registry takes no parts."""
+    def push_whole(self, scratch: Path | None) -> None:
+        """From now on blobs go in one piece, out of ``scratch`` (None: where temporary files are):
+        the registry takes no parts."""
         self._whole, self._scratch = True, scratch
 
     def mount(self, digest: str, source: str) -> bool:

@@ -14,7 +14,7 @@ from rangeserver import RangeServer
 Answer = tuple[int, dict[str, str], bytes]
 _KEPT = (
     "Content-Type", "Docker-Content-Digest", "Location", "Range", "Content-Range",
-    "Docker-Upload-UUID", "OCI-Subject",
+    "Docker-Upload-UUID", "OCI-Subject", "WWW-Authenticate",
 )  # fmt: skip
 
 
@@ -26,10 +26,27 @@ class Fault:
     path: str
     answer: Callable[[Answer], Answer]
     times: int = 1
+    part: bool = False  # the registry gets the first half of the body
 
 
 def status(code: int, headers: dict[str, str] | None = None) -> Callable[[Answer], Answer]:
     return lambda _: (code, headers or {}, b"")
+
+
+class Broken(ConnectionError):
+    """The connection ends without an answer."""
+
+
+def lost(answer: Answer) -> Answer:
+    """The registry did it, but nobody hears of it."""
+    if answer[0]:
+        raise Broken
+    return answer
+
+
+def gone(_: Answer) -> Answer:
+    """Nobody answers; the registry never sees it."""
+    raise Broken
 
 
 def cut(answer: Answer) -> Answer:
@@ -68,6 +85,9 @@ class Proxy:
             early = fault.answer((0, {}, b""))
             if early[0]:  # the registry never sees it
                 return early
+        if fault is not None and fault.part:
+            body = body[: len(body) // 2]
+            headers.pop("Content-Range", None)
         sent = {k: v for k, v in headers.items() if k.lower() not in ("host", "content-length")}
         with requests.Session() as session:
             session.trust_env = False
@@ -88,6 +108,10 @@ class Proxy:
 def faulty(upstream: str, directory: Path) -> Iterator[Proxy]:
     """``upstream``: host:port of a registry.  Use the proxy's ``host`` instead."""
     proxy = Proxy(upstream)
-    with RangeServer(directory, route=proxy.route) as server:
+
+    def route(method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        return proxy.route(method, path, headers, body)  # which a test may replace
+
+    with RangeServer(directory, route=route) as server:
         proxy.host = server.host
         yield proxy

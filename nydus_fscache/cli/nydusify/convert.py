@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import stat
 import sys
 import threading
 from contextlib import ExitStack
@@ -79,6 +81,8 @@ def run(args: Arguments, stop: threading.Event) -> None:
     output = args.text("output-json")
     if output:
         writable(Path(output))
+        if _is_ours(output):
+            Path(output).unlink(missing_ok=True)  # an older run's is no answer to this one
     with ExitStack() as stack:
         registries = stack.enter_context(Registries())
         board = stack.enter_context(Board())
@@ -90,8 +94,19 @@ def run(args: Arguments, stop: threading.Event) -> None:
         report = Conversion(request, registries, stop=stop, progress=board).run()
     if output:
         text = json.dumps(report.document(), separators=(",", ":"))
+        if not _is_ours(output):
+            Path(output).write_text(text)
+            return
         replace_file(Path(output), text.encode(), durable=False)
         Path(output).chmod(0o644)
+
+
+def _is_ours(output: str) -> bool:
+    """To be made anew: not a pipe, a device or a link, as /dev/stdout is one."""
+    try:
+        return stat.S_ISREG(os.lstat(output).st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def request_of(args: Arguments) -> Request:

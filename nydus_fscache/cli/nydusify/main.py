@@ -35,6 +35,7 @@ from rafs_v6.errors import RafsError
 log = logging.getLogger("nydusify")
 
 PROG = "nydusify"
+_HURRY_S = 5.0  # from a signal on, for what is under way
 COMMANDS = {
     "convert": "convert",
     "check": "check",
@@ -108,10 +109,16 @@ def _run(command: str, words: list[str]) -> int:
 def _guarded(module: Any, args: Arguments) -> int:
     stop = threading.Event()
 
+    hurry: list[threading.Timer] = []
+
     def interrupt(number: int, frame: FrameType | None) -> None:
         first = not stop.is_set()
         stop.set()
         if first:
+            if not getattr(module, "PATIENT", False):
+                hurry.append(threading.Timer(_HURRY_S, _leave, (128 + number,)))
+                hurry[0].daemon = True
+                hurry[0].start()
             raise Interrupted(number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -125,9 +132,19 @@ def _guarded(module: Any, args: Arguments) -> int:
         log.error("Received Signal: %s", e.word)
         code = 128 + e.number
     end_all()
+    for timer in hurry:
+        timer.cancel()
     for number, handler in before.items():
         signal.signal(number, handler)
     return code
+
+
+def _leave(code: int) -> None:
+    """The run waits for somebody who is silent, a registry: it is ended from here."""
+    log.error("not waited for any longer")
+    end_all()
+    logging.shutdown()
+    os._exit(code)
 
 
 def _told(module: Any, args: Arguments, stop: threading.Event) -> int:

@@ -48,6 +48,7 @@ OPTIONS = (
     common.work_dir("./tmp"),
     Option("nydusd", "accepted: our own daemon serves", "nydusd", value="PROGRAM"),
 )  # fmt: skip
+PATIENT = True  # an unmount takes as long as it takes
 _OWN = (sys.executable, "-m", "nydus_fscache")
 _TRACE_WAIT_S = 2.0
 _LOOK_S = 1.0  # how often it is looked whether somebody unmounted it

@@ -17,7 +17,7 @@ from oci_kit import BASE, Layer, get, layer_tar, push_image
 from servers import Pusher
 
 from nydus_fscache.cli.nydusify import main as nydusify
-from nydus_fscache.convert import containers, workdir
+from nydus_fscache.convert import builder, containers, workdir
 from nydus_fscache.registry import archive, leftovers
 
 
@@ -122,3 +122,10 @@ def test_a_target_is_whole_or_absent(
     source, target = f"{registry}/{repo}:v1", f"{registry}/{repo}-t:n"
     assert nydusify.main(["copy", "--source", source, "--target", target]) == 143
     assert get(registry, f"{repo}-t", "n").content == get(registry, repo, "v1").content
+
+
+def test_a_child_is_reaped_whatever_its_lock_says() -> None:
+    """As a signal in the middle of ``poll`` leaves it."""
+    with builder._Child(["sleep", "1000"], threading.Event()) as child:
+        child.process._waitpid_lock.acquire()  # type: ignore[attr-defined]
+    assert not Path(f"/proc/{child.process.pid}").exists()
