@@ -25,8 +25,10 @@ struct rafs_crypto {
 	__typeof__(&EVP_CipherUpdate) cipher_update;
 };
 
-/* NULL: it is not installed. */
+/* NULL: it cannot be loaded now. */
 const struct rafs_crypto *rafs_crypto(void);
+EVP_MD *rafs_sha256(void);
+EVP_CIPHER *rafs_aes_xts(void);
 
 struct rafs_decoder {
 	ZSTD_DCtx *zstd;

@@ -6,27 +6,19 @@
 
 #define CRC32C_POLY 0x82f63b78u	/* Castagnoli, reflected */
 
-static pthread_once_t digest_once = PTHREAD_ONCE_INIT;
-static EVP_MD *sha256;
-
 static pthread_once_t table_once = PTHREAD_ONCE_INIT;
 static uint32_t crc_table[8][256];
 
-/* Fetching by name costs more than hashing a small chunk. */
-static void fetch_digest(void)
-{
-	if (rafs_crypto())
-		sha256 = rafs_crypto()->md_fetch(NULL, "SHA256", NULL);
-}
-
 int rafs_digest(uint32_t digester, const uint8_t *data, size_t len, uint8_t *out)
 {
+	EVP_MD *sha256;
+
 	switch (digester) {
 	case RAFS_DIGEST_BLAKE3:
 		rafs_blake3(data, len, out);
 		return 0;
 	case RAFS_DIGEST_SHA256:
-		pthread_once(&digest_once, fetch_digest);
+		sha256 = rafs_sha256();
 		if (!sha256)
 			return -ENOTSUP;
 		return rafs_crypto()->digest(data, len, out, NULL, sha256, NULL) == 1 ? 0 : -ENOMEM;

@@ -173,6 +173,8 @@ int64_t rafs_compress(uint32_t compressor, int level, const uint8_t *src, size_t
 		      uint8_t *dst, size_t dst_len);
 size_t rafs_compress_bound(uint32_t compressor, size_t len);
 int rafs_digest(uint32_t digester, const uint8_t *data, size_t len, uint8_t *out);
+/* What SHA-256 and AES need is loaded, so that it cannot fail later.  0 or -ENOTSUP. */
+int rafs_crypto_begin(void);
 uint32_t rafs_crc32c(const uint8_t *data, size_t len);
 
 /*

@@ -3,7 +3,6 @@
  * blob's one tweak.  What XTS cannot take, a unit below one AES block, is
  * padded by a rule of RAFS's own.
  */
-#include <pthread.h>
 #include <string.h>
 
 #include "codec_internal.h"
@@ -12,18 +11,10 @@
 
 static const uint8_t pad_mark[2] = { 0x78, 0x90 };
 
-static pthread_once_t cipher_once = PTHREAD_ONCE_INIT;
-static EVP_CIPHER *aes_xts;
-
-static void fetch_cipher(void)
-{
-	if (rafs_crypto())
-		aes_xts = rafs_crypto()->cipher_fetch(NULL, "AES-128-XTS", NULL);
-}
-
 static int xts_run(EVP_CIPHER_CTX **ctx, int enc, const uint8_t *key, const uint8_t *iv,
 		   const uint8_t *src, size_t len, uint8_t *dst)
 {
+	EVP_CIPHER *aes_xts;
 	int n = 0;
 
 	if (len < AES_BLOCK || len > XTS_MAX_LEN)
@@ -31,7 +22,7 @@ static int xts_run(EVP_CIPHER_CTX **ctx, int enc, const uint8_t *key, const uint
 	/* Equal halves void XTS; OpenSSL refuses them for one direction only. */
 	if (memcmp(key, key + 16, 16) == 0)
 		return -EINVAL;
-	pthread_once(&cipher_once, fetch_cipher);
+	aes_xts = rafs_aes_xts();
 	if (!aes_xts)
 		return -ENOTSUP;
 	if (!*ctx)

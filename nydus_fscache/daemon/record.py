@@ -56,7 +56,8 @@ class Record:
         self._next = 0
         self._whole = False
         self._soon: dict[int, ActiveMount] = {}
-        self._behind = False
+        self._behind = False  # a write has failed
+        self._is_due = False
         self._reserve = engine.state_path.with_name("state.reserve")
         self._has_reserve = self._ended = False
 
@@ -93,6 +94,7 @@ class Record:
         """Raises ``CacheDirError``."""
         with self._mounts.lock:
             self._soon.clear()
+            self._is_due = False
             bindings = self.bindings()
             there = {id(b) for b in bindings}
             gone = [line.binding for key, line in self._lines.items() if key not in there]
@@ -103,10 +105,10 @@ class Record:
 
     def save_soon(self) -> None:
         """By the next ``catch_up``."""
-        self._behind = True
+        self._is_due = True
 
     def catch_up(self) -> None:
-        if self._behind:
+        if self._behind or self._is_due:
             self.save()
         with self._mounts.lock, contextlib.suppress(OSError):
             if self._soon:

@@ -121,6 +121,8 @@ class _Image:
         try:
             with self._opened() as bootstrap:
                 self._chase.know(bootstrap)
+        except OSError as e:  # moved, deleted, or no descriptor to spare
+            log.warning("the files of %s are not known: %s", self._path, e)
         except Exception:  # guesses are worse without
             log.warning("the files of %s are not known", self._path, exc_info=True)
         finally:
@@ -136,6 +138,9 @@ class _Image:
         try:
             with self._opened() as bootstrap:
                 self._chase.follow(bootstrap, self._modules)
+        except OSError as e:
+            self._modules.clear()
+            log.warning("what modules of %s import is not loaded ahead: %s", self._path, e)
         except Exception:  # a guess that fails costs nobody anything
             self._modules.clear()
             log.warning("what modules of %s import is not loaded ahead", self._path, exc_info=True)

@@ -16,11 +16,13 @@ from typing import Any
 import rafs_v6
 from nydus_fscache.backend.base import Backend
 from nydus_fscache.core.units import unit_columns
-from nydus_fscache.errors import BackendError, BadImage, FscacheError, KernelRefused
+from nydus_fscache.errors import BackendError, BadImage, DaemonError, FscacheError, KernelRefused
 from nydus_fscache.image.blob_id import checked_blob_id
 from nydus_fscache.image.blob_meta import MetaReader
 from nydus_fscache.registry.reference import canonical_host
-from rafs_v6 import ChunkMap
+from rafs_v6 import ChunkMap, Digester
+from rafs_v6._codec import lib
+from rafs_v6.format.erofs import Cipher
 from rafs_v6.sha256 import file_sha256, hasher, sha256
 from rafs_v6.validate import validate
 from rafs_v6.values import dataclass
@@ -114,6 +116,7 @@ def load_image(
         raise _bad_bootstrap(e) from e
     for info in bootstrap.blobs:
         checked_blob_id(info.blob_id)
+        _begin_crypto(info)
     _check_counts(bootstrap.blobs, path.stat().st_size)
 
     def load(info: rafs_v6.BlobInfo) -> ImageBlob:
@@ -143,6 +146,16 @@ def load_image(
         backend_config=backend_config,
         blobs=blobs,
     )
+
+
+def _begin_crypto(info: rafs_v6.BlobInfo) -> None:
+    """What verifies and deciphers is here before the first read, which must not fail for want of a
+    descriptor to load it with."""
+    needs = info.digester is Digester.SHA256 or info.cipher is not Cipher.NONE
+    if needs and lib.rafs_crypto_begin():
+        raise DaemonError(
+            "OpenSSL cannot be loaded", hint="install libcrypto, or raise LimitNOFILE and MemoryMax"
+        )
 
 
 def _check_digest(path: Path, digest: str) -> None:

@@ -38,6 +38,31 @@ def test_it_is_sha256(way: None, tmp_path: Path, size: int) -> None:
     assert told_wrong.digest() == wanted
 
 
+STARVED = """
+import resource, sys
+sys.path[:0] = {path}
+from rafs_v6._codec import ffi, lib
+SHA256, out = 1, ffi.new("uint8_t[32]")
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+starved = lib.rafs_crypto_begin(), lib.rafs_digest(SHA256, b"x", 1, out)
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+healed = lib.rafs_digest(SHA256, b"x", 1, out), lib.rafs_crypto_begin()
+assert not [m for m in ("_hashlib", "_ssl") if m in sys.modules], "or it is here already"
+print(all(starved), healed, bytes(out).hex())
+"""
+
+
+def test_openssl_that_could_not_be_loaded_is_loaded_later() -> None:
+    """A process without a descriptor to spare would else verify nothing for the rest of its
+    life."""
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED.format(path=sys.path)],
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"True (0, 0) {hashlib.sha256(b'x').hexdigest()}\n"
+
+
 CODE = """
 import sys
 from pathlib import Path
