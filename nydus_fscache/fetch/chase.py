@@ -68,10 +68,7 @@ class Chase:
                 continue
             directories, kinds = files_of(bootstrap.data, device, obj.chunks.nchunks)
             firsts = first_chunks(obj.chunks.blob, obj.chunks.nunits)
-            files = self.known[obj] = _Files(
-                array("I", map(directories.__getitem__, firsts)),
-                array("H", map(kinds.__getitem__, firsts)),
-            )
+            files = self.known[obj] = _Files(_by_unit(directories, firsts), _by_unit(kinds, firsts))
             obj.know_kinds(files.kinds)
 
     def follow(
@@ -177,6 +174,14 @@ class Chase:
                     modules.append((there, units[0]))
                 else:
                     wanted.setdefault(there, []).append(units[0])
+
+
+def _by_unit(column: array[int], firsts: Sequence[int]) -> array[int]:
+    """In pieces: a reader's miss is waiting for the interpreter, perhaps."""
+    found = array(column.typecode)
+    for at in range(0, len(firsts), 4096):
+        found.extend(map(column.__getitem__, firsts[at : at + 4096]))
+    return found
 
 
 def said_by(words: Sequence[bytes], cwd: bytes) -> tuple[list[bytes], list[bytes]]:
