@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 any error, 3 no such command, 130 and 143 interrupted.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -59,6 +60,18 @@ _HELP = Option("help", "show help", False, ("h",), (NO_ENV,))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Until the command runs, Ctrl-C ends the process as it ends others: nothing is made yet."""
+    plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if plain:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return _main(argv)
+    finally:
+        if plain:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         found = parse(_GLOBAL, words, os.environ, stop_at_word=True)
@@ -157,7 +170,8 @@ def _told(module: Any, args: Arguments, stop: threading.Event) -> int:
         log.critical("%s", e)
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
-        log.critical("%s%s", where, e.strerror or e)
+        hint = "; make room, or name another --work-dir" if e.errno == errno.ENOSPC else ""
+        log.critical("%s%s%s", where, e.strerror or e, hint)
     else:
         return 0
     return 1

@@ -115,7 +115,7 @@ def test_a_tag_is_the_old_image_until_it_is_the_new_one(
 
 @ROOT
 def test_an_optimized_image_starts_out_of_its_own_blob(
-    registry: str, repo: str, push: Pusher, nydusify: Nydusify, proxy: Proxy, tmp_path: Path
+    registry: str, repo: str, push: Pusher, nydusify: Nydusify, proxy: Proxy
 ) -> None:
     push_image(push, "v1", two_layers())
     source, target = f"{proxy.host}/{repo}:n", f"{proxy.host}/{repo}-o:n"
@@ -130,17 +130,6 @@ def test_an_optimized_image_starts_out_of_its_own_blob(
         assert set(blobs_read(proxy)) <= {own}
         assert (tree / "hard").read_bytes() == noise(3_000_000, 1)
         assert others[0] in blobs_read(proxy)
-    # The original's daemon, too: nothing but that blob is behind the first read.
-    nydusify.run("check", "--target", target)
-    image = nydusify.directory / "output" / "target" / "nydus_bootstrap" / "image" / "image.boot"
-    config = {"scheme": "http", "host": proxy.host, "repo": f"{repo}-o"}
-    proxy.asked.clear()
-    with started(original(), tmp_path / "d", "--bootstrap", str(image), "--config",
-                 configured(tmp_path, "registry", config)) as daemon:  # fmt: skip
-        new = daemon.point / "dir" / "new"
-        until_there(new)
-        assert new.read_bytes() == b"new" * 1000
-        assert set(blobs_read(proxy)) == {own}
 
 
 def configured(directory: Path, kind: str, config: dict[str, Any]) -> str:

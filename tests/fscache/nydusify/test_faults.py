@@ -197,6 +197,35 @@ def test_a_full_disk(
     assert get(registry, f"{repo}-t", "n").status_code == 404
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no small file system")
+def test_a_full_disk_under_the_other_commands(
+    registry: str, repo: str, push: Pusher, nydusify: Nydusify, tmp_path: Path
+) -> None:
+    push_image(push, "v1", [Layer(layer_tar([Entry("r", os.urandom(3 << 20))]))])
+    source, target = f"{registry}/{repo}:n", f"{registry}/{repo}-t:n"
+    nydusify.run("convert", "--source", f"{registry}/{repo}:v1", "--target", source)
+    (nydusify.directory / "list").write_text("/r\n")
+    tree = nydusify.directory / "tree"
+    tree.mkdir()
+    (tree / "r").write_bytes(os.urandom(3 << 20))
+    with small_disk(tmp_path / "small", "1m") as small:
+        work = ("--work-dir", f"{small}/w")
+        for words in (
+            ("optimize", "--source", source, "--target", target, "--prefetch-files", "list", *work),
+            ("convert", "--reverse", "--source", source, "--target", target, *work),
+            ("copy", "--source", source, "--target", f"file://{small}/out.tar"),
+            ("copy", "--source", source, "--target", "file://out.tar", *work),
+            ("build", "--source-dir", "tree", "--name", "x", "--output-dir", f"{small}/b"),
+        ):
+            said = nydusify.run(*words, code=1)
+            assert "o space left on device" in said, words
+            assert "Traceback" not in said
+            left = [p for p in small.rglob("*") if p.is_file() and p.stat().st_size > 4096]
+            assert left == [], words
+    assert nydusify.left() == ["list", "tree"]
+    assert get(registry, f"{repo}-t", "n").status_code == 404
+
+
 def test_layers_without_anything_in_them(
     registry: str, repo: str, push: Pusher, nydusify: Nydusify
 ) -> None:

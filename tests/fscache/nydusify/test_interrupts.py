@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from oci_kit import BASE, Layer, get, layer_tar, push_image
+from oci_kit import BASE, Entry, Layer, Nydusify, get, layer_tar, push_image, two_layers
 from servers import Pusher
+from watched import family
 
 from nydus_fscache.cli.nydusify import main as nydusify
 from nydus_fscache.convert import builder, containers, workdir
@@ -23,7 +27,7 @@ from nydus_fscache.registry import archive, leftovers
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    directory = tmp_path / "here"
+    directory = tmp_path / "own"
     directory.mkdir()
     monkeypatch.chdir(directory)
     for name in ("HOME", "DOCKER_CONFIG"):
@@ -129,3 +133,61 @@ def test_a_child_is_reaped_whatever_its_lock_says() -> None:
     with builder._Child(["sleep", "1000"], threading.Event()) as child:
         child.process._waitpid_lock.acquire()  # type: ignore[attr-defined]
     assert not Path(f"/proc/{child.process.pid}").exists()
+
+
+def until_it_hears(process: subprocess.Popen[bytes]) -> None:
+    """It has a handler of its own for SIGTERM: before, nothing is made."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+        if int(caught, 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", ["convert", "zran", "copy", "optimize", "commit", "reverse"])
+def test_signals_at_random_moments(
+    registry: str, repo: str, push: Pusher, nydusify: Nydusify, command: str
+) -> None:
+    """The whole image, or no tag; nothing on the disk, and no process."""
+    push_image(push, "v1", [*two_layers(), Layer(layer_tar([Entry("r", os.urandom(6 << 20))]))])
+    source, base, target = (f"{registry}/{repo}{name}" for name in (":v1", ":n", "-t:n"))
+    nydusify.run("convert", "--source", source, "--target", base)
+    (nydusify.directory / "list").write_text("/r\n")
+    (nydusify.directory / "upper").mkdir()
+    (nydusify.directory / "upper" / "new").write_bytes(os.urandom(1 << 20))
+    words = {
+        "convert": ("convert", "--source", source), "copy": ("copy", "--source", source),
+        "zran": ("convert", "--source", source, "--oci-ref"),
+        "optimize": ("optimize", "--source", base, "--prefetch-files", "list"),
+        "commit": ("commit", "--source", base, "--upper-dir", "upper"),
+        "reverse": ("convert", "--source", base, "--reverse"),
+    }[command]  # fmt: skip
+    moments = random.Random(command)
+    for _ in range(20):
+        process = subprocess.Popen(
+            nydusify.argv(*words, "--target", target), cwd=nydusify.directory,
+            env=nydusify.environment(), stderr=subprocess.PIPE,
+        )  # fmt: skip
+        number = moments.choice((signal.SIGINT, signal.SIGTERM))
+        try:
+            until_it_hears(process)
+            process.wait(moments.uniform(0, 1.5))
+        except subprocess.TimeoutExpired:
+            pids = family(process.pid)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=30)
+            done = b"pushed image" in said  # and it was about to end
+            assert process.returncode in (0, 128 + number, -number if done else 0), said.decode()
+            assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists()]
+        else:
+            _, said = process.communicate()
+            assert process.returncode == 0, said.decode()
+        assert b"Traceback" not in said
+        assert nydusify.left() == ["list", "upper"]
+        if get(registry, f"{repo}-t", "n").status_code == 200:
+            nydusify.run("check", "--target", target)
+            shutil.rmtree(nydusify.directory / "output")
