@@ -10,6 +10,7 @@ document, and its connection ends.  A request must be received completely within
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -228,10 +229,10 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
             return self.socket.accept()
-        except OSError as e:
-            log.error("a call is not accepted: %s", e)
+        except (OSError, MemoryError) as e:
+            log.error("a call is not accepted: %r", e)
             time.sleep(_BUSY_PAUSE_S)  # no descriptors: it waits in the queue, and so do we
-            raise
+            raise OSError(errno.ENOMEM, "not accepted") from e  # all else ends the loop
 
     def expect_request(self, connection: socket.socket) -> None:
         with self._lock:

@@ -58,8 +58,10 @@ class Service(Calls):
         with contextlib.suppress(ProcessLookupError):  # another takes its place, with our limit
             raise_nofile_limit(handover.keeper_pid)
         take_over.begin()
+        dispatcher = Dispatcher(engine)
         for name, work in (
-            ("dispatch", Dispatcher(engine).run),
+            ("dispatch", dispatcher.run),
+            ("watch", dispatcher.watch),
             ("housekeeping", Housekeeper(engine, mounts, binder, record, self._end_if_idle).run),
             ("take-over", take_over.serve_waiting),
             ("mounts", mounts.watch),

@@ -165,8 +165,13 @@ class _BackendQueue:
         # a worker that was woken counts as idle until it runs: so count what is queued
         for _ in range(min(waiting - self._idle, self._limit - len(self._threads))):
             thread = threading.Thread(target=self._work, name="fetch", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the system gives no threads: those that are there do it
+                if self._threads:
+                    break
+                raise
             self._threads.add(thread)
-            thread.start()
         self._ready.notify(waiting)
 
     def stop(self) -> list[Job]:

@@ -163,3 +163,21 @@ def test_after_stop_demand_fails_at_once(fetcher: Fetcher, trims: list[int]) -> 
     queue.submit(_job(target, 1, Priority.DEMAND))
     assert target.lost[0][:3] == (1, 2, errno.EIO)
     assert trims  # the last worker gave the memory of fills back
+
+
+def test_a_system_without_threads_is_one_for_a_while(
+    fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that could not be started is none, and takes nobody's place."""
+    target = make_target(4)
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        for unit in range(3):
+            with pytest.raises(RuntimeError):
+                fetcher.submit(Job(target, target.extent(unit, unit + 1), Priority.DEMAND))
+    fetcher.submit(Job(target, target.extent(3, 4), Priority.DEMAND))
+    target.wait_for(lambda: len(target.got) == 4)
