@@ -241,6 +241,9 @@ static int store(ZSTD_CCtx *zstd, const struct job *job, struct rafs_write_unit 
 	/* What would pass for a padded unit is read back cut: then rather raw. */
 	if (how->encrypt && rafs_xts_unpadded(to, (size_t)got) != (size_t)got)
 		got = 0;
+	/* What is padded to so many bytes must have shrunk by that, or it counts as raw. */
+	if (how->encrypt && got < RAFS_BUILD_ROOM && p->len <= RAFS_BUILD_ROOM)
+		got = 0;
 	p->compressed = got != 0;
 	if (!got) {
 		memcpy(to, job->in + p->at, p->len);

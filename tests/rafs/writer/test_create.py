@@ -210,6 +210,21 @@ def test_what_encryption_would_cut_is_refused_what_it_pads_is_read_back(
         assert image.read("/g") == (tree / "g").read_bytes()
 
 
+@pytest.mark.parametrize("compressor", ["lz4_block", "zstd"])
+@pytest.mark.parametrize("batch", [[], ["--batch-size", "0x1000"]])
+def test_what_encryption_makes_as_long_as_it_was_is_stored_raw(
+    compressor: str, batch: list[str], tmp_path: Path
+) -> None:
+    """16 to 18 bytes that shrink below 16 are padded to 18."""
+    tree, boot = tmp_path / "tree", tmp_path / "boot"
+    tree.mkdir()
+    create = ["create", "--encrypt", "--compressor", compressor, *batch, "-B", str(boot)]
+    for size in range(1, 24):
+        (tree / "f").write_bytes(bytes(size))
+        assert main([*create, "-D", str(tmp_path), str(tree)]) == 0
+        assert rafs_v6.open(boot, blobs=tmp_path).read("/f") == bytes(size), size
+
+
 def test_prefetched_files_come_first_and_are_in_the_table(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
