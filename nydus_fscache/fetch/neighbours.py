@@ -24,7 +24,7 @@ MOST_DOUBLED = 7  # times
 LARGE = 128 * KIB  # stored bytes of a unit that is not a small file
 SKIPPED = 64  # large ones in a row that a guess reaches over
 OTHERS = 1024  # files of other kinds in a row, the same
-LIBRARIES = 256 * KIB  # of a guess around one: what a program needs of them, it names
+LIBRARIES = 512 * KIB  # of a guess around one: what a program needs of them, it names
 PAGES_EACH = 16  # a unit of more pages is read somewhere, not first at its start
 
 _LIBRARY = kind_of(b"x.so")
