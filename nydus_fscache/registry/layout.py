@@ -161,7 +161,7 @@ class Layout:
 
 
 def choose_entry(index: dict[str, Any], name: str, where: str) -> dict[str, Any]:
-    entries = [e for e in index.get("manifests") or [] if isinstance(e, dict)]
+    entries = list_of({"manifests": [], **index}, "manifests")
     fitting = [e for e in entries if name and _is_named(e, name, name)]
     if len(fitting) == 1:
         return fitting[0]

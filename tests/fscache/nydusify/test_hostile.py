@@ -134,6 +134,26 @@ def test_a_cache_of_the_wrong_shape_is_left_out(
     assert "is left out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", [7, 1.5, True, "x", [5], {"digest": "x"}])
+@pytest.mark.parametrize("form", ["archive", "layout"])
+def test_an_index_of_a_file_of_the_wrong_shape(
+    memory: MemoryRegistry, capsys: pytest.CaptureFixture[str], value: object, form: str
+) -> None:
+    place = "a.tar" if form == "archive" else "a/"
+    assert main(["copy", "--source", f"{memory.host}/app:v1", "--target", "file://a/"]) == 0
+    Path("a/index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": value}))
+    if form == "archive":
+        with tarfile.open("a.tar", "w") as tar:
+            tar.add("a", ".")
+    capsys.readouterr()
+    words = ["--source", f"file://{place}", "--target", f"{memory.host}/app:out"]
+    assert main(["copy", *words]) == 1
+    said = capsys.readouterr().err
+    assert "level=fatal" in said
+    assert "Traceback" not in said
+    assert "out" not in memory.manifests
+
+
 def test_halves_of_letters_are_written_as_go_does(memory: MemoryRegistry) -> None:
     document = memory.document("v1")
     config = json.loads(memory.blobs[document["config"]["digest"]])
