@@ -18,7 +18,7 @@ from nydus_fscache.convert.move import Attempts, Mover, with_originals
 from nydus_fscache.convert.platforms import Platform, choose, is_attestation
 from nydus_fscache.convert.progress import Progress
 from nydus_fscache.convert.readers import BackendBlobs
-from nydus_fscache.convert.run import Place, is_directory, open_local
+from nydus_fscache.convert.run import Place, open_local
 from nydus_fscache.errors import BadImage
 from nydus_fscache.registry import media
 from nydus_fscache.registry.access import Registries
@@ -77,7 +77,7 @@ class Copy:
             log.info("pushed image %s", target.name)
             return final
         log.info("exporting source image to %s", target.path)
-        direct = is_directory(target.path)
+        direct = target.layout or target.path.is_dir()
         layout = Layout(target.path if direct else self._work / "layout", name=str(target.name))
         final = self._copy(store, layout, document, platforms, every=every)
         layout.put_manifest(

@@ -74,7 +74,8 @@ class PackOptions:
         """Equal keys and equal layers make equal blobs."""
         words = [word for word in self.words() if not word.startswith("bootstrap=")]
         text = "\0".join([builder, *words, self.dict_digest])
-        return hashlib.sha256(text.encode() + b"\0" + self.prefetch).hexdigest()
+        shaping = text.encode("utf-8", "surrogateescape")  # whatever was typed
+        return hashlib.sha256(shaping + b"\0" + self.prefetch).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,11 +44,15 @@ _LAYERS = 2  # at once: each builder uses all processors itself, and has 45 MB
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an image is, or is to be: in a registry, or in ``path`` (a layout or an archive)."""
+    """Where an image is, or is to be: in a registry, or in ``path`` (a layout or an archive).
+
+    ``layout``: a new one is to be a layout; a directory that is there is one anyway.
+    """
 
     name: ImageName
     trust: Trust = field(default_factory=Trust)
     path: Path | None = None
+    layout: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ class Conversion:
             tag = reference.tag or reference.digest
             log.debug("target %s", place.name)
             return repository, lambda document: repository.put_manifest(tag, document)
-        if is_directory(place.path):
+        if place.layout or place.path.is_dir():
             layout = Layout(place.path, name=str(place.name))
             tag = place.name.reference.tag or "latest"
             return layout, lambda document: layout.put_manifest(tag, document)
@@ -313,10 +317,6 @@ class Conversion:
             log.warning("the cache %s was not pushed: %s", self._request.cache, e)
         else:
             log.info("pushed cache %s", self._request.cache)
-
-
-def is_directory(path: Path) -> bool:
-    return path.is_dir() or str(path).endswith("/")
 
 
 def open_local(path: Path, work: Path) -> Layout | Archive:

@@ -140,7 +140,10 @@ def request_of(args: Arguments) -> Request:
 
     return Request(
         source=Place(source, trust("source", source), Path(archive) if archive else None),
-        target=Place(target, trust("target", target), Path(exported) if exported else None),
+        target=Place(
+            target, trust("target", target), Path(exported) if exported else None,
+            exported.endswith("/"),
+        ),
         work_dir=Path(args.text("work-dir")),
         pack=pack,
         platforms=common.platforms_of(args),

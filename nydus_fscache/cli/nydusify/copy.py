@@ -60,7 +60,8 @@ def _place(args: Arguments, side: str) -> Place:
     if text.startswith(_FILE):
         # An archive has no name of its own: the other side's, where that is one.
         name = "image" if other.startswith(_FILE) else other
-        return Place(ImageName.parse(name), path=Path(text.removeprefix(_FILE) or "."))
+        path = text.removeprefix(_FILE) or "."
+        return Place(ImageName.parse(name), path=Path(path), layout=path.endswith("/"))
     source, target = (
         None if args.text(one).startswith(_FILE) else ImageName.parse(args.text(one))
         for one in ("source", "target")

@@ -142,7 +142,12 @@ def test_archives_go_round(
     nydusify.run("copy", "--source", source, "--target", f"file://{archive}")
     assert archive.read_bytes() == first
     nydusify.run("copy", "--source", f"file://{archive}", "--target", f"file://{layout}/")
+    assert (layout / "oci-layout").is_file()
     nydusify.run("copy", "--source", f"file://{layout}", "--target", f"{registry}/{repo}-2:b")
+    nydusify.run(
+        "convert", "--source", source, "--target", "app:n", "--target-archive", f"{tmp_path}/new/"
+    )
+    assert (tmp_path / "new" / "index.json").is_file()
     assert get(registry, repo, "n").content == get(registry, f"{repo}-2", "b").content
     subprocess.run(
         [peer("crane"), "push", str(layout), f"{registry}/{repo}-3:c"], check=True,
