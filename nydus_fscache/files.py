@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from nydus_fscache.errors import CacheDirError
+from nydus_fscache.errors import CacheDirError, UsageError
 
 ROOT_VARIABLE, DEFAULT_ROOT = "NYDUS_FSCACHE_ROOT", "/var/lib/nydus-fscache"
 # what a root has in it: see cache/store.py
@@ -80,6 +80,35 @@ def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def is_replaceable(path: Path) -> bool:
+    """Is it a regular file, or nothing?  A device, a pipe or a link, as /dev/stdout is one, is to
+    be written to: as root, a rename or an unlink would take /dev/null from the whole machine."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return True
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """A file that a user has named, as a whole or not at all where it can be replaced."""
+    if not is_replaceable(path):
+        path.write_bytes(content)
+        return
+    replace_file(path, content, durable=False)
+    path.chmod(0o644)
+
+
+def remove_socket(path: Path) -> None:
+    """Make room for a socket that a user has named, where one of a dead process lies.  Raises
+    ``UsageError`` for anything else that is there."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise UsageError(f"{path} is there and is not a socket", hint="name another path")
+        path.unlink()
+    except FileNotFoundError:
+        pass
 
 
 def remove(path: str | Path) -> None:

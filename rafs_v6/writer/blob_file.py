@@ -151,11 +151,17 @@ class BlobFile:
         return self._name is None
 
     def begin_sync(self) -> None:
-        """All was written: it goes to the disk beside the caller, until ``publish``."""
+        """All was written: it goes to the disk beside the caller, until ``end_sync``."""
         if self._name is not None and self._syncing is None:
             self._file.flush()
             self._syncing = Background()
             self._syncing.start(partial(os.fsync, self._file.fileno()))
+
+    def end_sync(self) -> None:
+        """All that was written is on the disk; it has no other name yet."""
+        self.begin_sync()
+        if self._syncing is not None:
+            self._syncing.finish()
 
     def publish(self, path: Path) -> None:
         """Make it ``path``, which lies in the directory of the target."""
@@ -168,9 +174,7 @@ class BlobFile:
             except BrokenPipeError as error:
                 raise self._reader_gone() from error
             return
-        self.begin_sync()
-        assert self._syncing is not None
-        self._syncing.finish()
+        self.end_sync()
         os.fchmod(self._file.fileno(), 0o644)
         self._file.close()
         self._name.replace(path)
@@ -267,7 +271,7 @@ def bootstrap_at(
     try:
         for piece in pieces:
             out.write(piece, hashed=in_directory)
-        out.begin_sync()
+        out.end_sync()
         yield appear
     finally:
         out.discard()

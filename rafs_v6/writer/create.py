@@ -117,13 +117,15 @@ def _appear(
 ) -> Path | None:
     """The blob as ``target``, then its bootstrap, where there are such; its path.
 
-    Both go to the disk at once.  Whoever reads a pipe may wait for the end of the blob before the
-    bootstrap.
+    Both go to the disk at once, before either appears.  Whoever reads a pipe may wait for the end
+    of the blob before the bootstrap.
     """
     if bootstrap is None or out.is_stream or is_stream(bootstrap):
         if target is not None:
             out.publish(target)
         return None if bootstrap is None else write_bootstrap_to(bootstrap, boot)
+    if target is not None:
+        out.begin_sync()
     with bootstrap_at(bootstrap, boot) as appear:
         if target is not None:
             out.publish(target)

@@ -34,7 +34,7 @@ from nydus_fscache.api.nydusd.host_link import SOCKET, Wanted
 from nydus_fscache.api.nydusd.layer_view import LayerViews
 from nydus_fscache.api.nydusd.mount_points import Instance
 from nydus_fscache.api.nydusd.server import Listener, Refused
-from nydus_fscache.errors import FscacheError, KernelRefused
+from nydus_fscache.errors import FscacheError, KernelRefused, UsageError
 from nydus_fscache.files import claim_root, short_path
 from nydus_fscache.handover.front_state import FrontSupervisor
 from nydus_fscache.kernel.syscalls import trim
@@ -82,7 +82,7 @@ class _Hosted:
                 mounts.mount(Instance(**wanted.own))
         try:
             self._listener = Listener(Path(wanted.apisock)) if wanted.apisock else None
-        except OSError:
+        except (OSError, UsageError):
             if not wanted.waits:
                 self._service.end()  # nobody could: there is no front
             raise

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from nydus_fscache.api.nydusd.documents import error
 from nydus_fscache.api.request import Head, NotARequest, Requests
+from nydus_fscache.files import remove_socket
 
 log = logging.getLogger("nydusd")
 
@@ -187,11 +188,14 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
 
 class Listener:
-    """The API of one instance at ``path``.  A file that is there is replaced, as nydusd does."""
+    """The API of one instance at ``path``, in the place of a socket that is there.
+
+    Raises ``UsageError`` for anything else that is there, ``OSError``.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.unlink(missing_ok=True)
+        remove_socket(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         old = os.umask(0o777 & ~_SOCKET_MODE)
         try:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import stat
 import sys
 import threading
 from contextlib import ExitStack
@@ -20,7 +18,7 @@ from nydus_fscache.convert.move import Attempts
 from nydus_fscache.convert.run import Conversion, Place, Request
 from nydus_fscache.convert.workdir import writable
 from nydus_fscache.errors import UsageError
-from nydus_fscache.files import replace_file
+from nydus_fscache.files import is_replaceable, write_output
 from nydus_fscache.registry.access import Registries, Trust
 from nydus_fscache.registry.image_name import ImageName
 
@@ -81,7 +79,7 @@ def run(args: Arguments, stop: threading.Event) -> None:
     output = args.text("output-json")
     if output:
         writable(Path(output))
-        if _is_ours(output):
+        if is_replaceable(Path(output)):
             Path(output).unlink(missing_ok=True)  # an older run's is no answer to this one
     with ExitStack() as stack:
         registries = stack.enter_context(Registries())
@@ -94,19 +92,7 @@ def run(args: Arguments, stop: threading.Event) -> None:
         report = Conversion(request, registries, stop=stop, progress=board).run()
     if output:
         text = json.dumps(report.document(), separators=(",", ":"))
-        if not _is_ours(output):
-            Path(output).write_text(text)
-            return
-        replace_file(Path(output), text.encode(), durable=False)
-        Path(output).chmod(0o644)
-
-
-def _is_ours(output: str) -> bool:
-    """To be made anew: not a pipe, a device or a link, as /dev/stdout is one."""
-    try:
-        return stat.S_ISREG(os.lstat(output).st_mode)
-    except FileNotFoundError:
-        return True
+        write_output(Path(output), text.encode())
 
 
 def request_of(args: Arguments) -> Request:

@@ -12,7 +12,7 @@ from nydus_fscache.cli.nydusify.options import Arguments, Option
 from nydus_fscache.convert import trace
 from nydus_fscache.convert.platforms import host
 from nydus_fscache.errors import BadImage, UsageError
-from nydus_fscache.files import DEFAULT_ROOT, ROOT_VARIABLE, replace_file
+from nydus_fscache.files import DEFAULT_ROOT, ROOT_VARIABLE, write_output
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.image_name import ImageName
 from nydus_fscache.registry.layer import LAYER_LIMIT, extract_bootstrap
@@ -49,7 +49,7 @@ def run(args: Arguments, stop: threading.Event) -> None:
             data = trace.pull(repository, image)
             if data is None:
                 raise BadImage(f"{name} has no trace", hint="nydusify trace push makes it")
-            replace_file(Path(args.text("output")), data, durable=False)
+            write_output(Path(args.text("output")), data)
             log.info("pulled trace of %s", name)
             return
         layer = nydus_image(image.json, str(name)).bootstrap

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from nydus_fscache.errors import FscacheError, UsageError
+from nydus_fscache.files import remove_socket
 from nydus_fscache.runtimes.docker.driver import Layers
 
 log = logging.getLogger("docker")
@@ -187,7 +188,7 @@ def listen(at: Path, layers: Layers) -> Server:
         try:
             probe.connect(str(at))
         except OSError:
-            at.unlink(missing_ok=True)
+            remove_socket(at)
         else:
             raise UsageError(f"another plugin listens at {at}", hint="one is enough")
     handler = type("Bound", (Handler,), {"layers": layers, "calls": calls(layers)})
