@@ -34,13 +34,9 @@ from servers import (
 )
 
 from nydus_fscache.backend.make import make_backend
-from nydus_fscache.config.http_options import HttpOptions
-from nydus_fscache.config.url import Url
 from nydus_fscache.errors import BackendError, BadImage, UsageError
-from nydus_fscache.http.dial import Dialer
 from nydus_fscache.registry.layer import extract_bootstrap
 from nydus_fscache.registry.pull import pull_bootstrap
-from nydus_fscache.registry.scheme import find_scheme
 
 REPO = "team/app"
 BOOT = random.Random(2).randbytes(100_000)
@@ -432,21 +428,6 @@ def test_loopback_needs_no_option(host: str, push: Pusher) -> None:
         pulled = pull_bootstrap(f"{name}/{REPO}:here", environ=NO_LOGIN)
         assert pulled.bootstrap == BOOT
         assert pulled.backend["registry"]["scheme"] == "http"
-
-
-def test_other_hosts_never_fall_back_to_http(monkeypatch: pytest.MonkeyPatch) -> None:
-    dialled: list[str] = []
-
-    def connect(self: Dialer, url: Url, *_: object) -> object:
-        dialled.append(url.scheme)
-        raise BackendError("TLS handshake failed")
-
-    monkeypatch.setattr(Dialer, "connect", connect)
-    deadline = time.monotonic() + 5
-    assert find_scheme("r.example:5000", HttpOptions(), deadline=deadline) == "https"
-    assert dialled == []
-    assert find_scheme("localhost:5000", HttpOptions(), deadline=deadline) == "http"
-    assert dialled == ["https"]
 
 
 def test_blobs_from_another_host_than_the_image(host: str, push: Pusher) -> None:
