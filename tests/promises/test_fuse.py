@@ -251,7 +251,7 @@ def test_service_killed_while_it_mounts(
 ) -> None:
     """At any moment: what is mounted then is served, and nothing hangs."""
     if rig.transport == "fuse-loop" and "NYDUS_TEST_LONG" not in os.environ:
-        pytest.skip("OPEN FAULT, SELDOM: the mount may be made twice (README, Limits); --long runs it")
+        pytest.skip("OPEN FAULT, SELDOM: the mount may be made twice (README, Limits); see --long")
     image = golden / "images" / "layers-zstd"
     first = rig.mount(image / "image.boot", image / "blobs", "first")
     for pause in (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5):
