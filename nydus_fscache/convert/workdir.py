@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from nydus_fscache.api.client import Client
@@ -61,10 +60,7 @@ class WorkDir:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def __exit__(self, *exc: object) -> None:
         self._end()
 
     def _end(self) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -234,11 +233,7 @@ class CacheObject:
 
     def read(self, off: int, length: int) -> bytes:
         """Flat bytes of units that are here."""
-        try:
-            with self._file.use() as fd:
-                return os.pread(fd, length, off)
-        except OSError:  # it was closed
-            return b""
+        return self._file.read_at(off, length)
 
     def _follow_program(self, needs: Needs) -> None:
         for follower in tuple(self.followers.values()):

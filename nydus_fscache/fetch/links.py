@@ -117,16 +117,23 @@ class _Image:
         if self._modules:
             self._look()
 
-    def _know(self) -> None:
+    def _guess(self, lack: str, work: Callable[[rafs_v6.Bootstrap], None]) -> bool:
+        """Did it end well?  A guess that fails costs nobody anything.  ``lack``: what there is not
+        then, of %s."""
         try:
             with self._opened() as bootstrap:
-                self._chase.know(bootstrap)
+                work(bootstrap)
         except OSError as e:  # moved, deleted, or no descriptor to spare
-            log.warning("the files of %s are not known: %s", self._path, e)
-        except Exception:  # guesses are worse without
-            log.warning("the files of %s are not known", self._path, exc_info=True)
-        finally:
-            self._give_up_kinds()
+            log.warning(f"{lack}: %s", self._path, e)
+        except Exception:
+            log.warning(lack, self._path, exc_info=True)
+        else:
+            return True
+        return False
+
+    def _know(self) -> None:
+        self._guess("the files of %s are not known", self._chase.know)
+        self._give_up_kinds()
 
     def _give_up_kinds(self) -> None:
         for obj in self._objects:
@@ -135,15 +142,9 @@ class _Image:
 
     def _look(self) -> None:
         self._will_look = False  # before: what comes from now on is looked at again
-        try:
-            with self._opened() as bootstrap:
-                self._chase.follow(bootstrap, self._modules)
-        except OSError as e:
+        lack = "what modules of %s import is not loaded ahead"
+        if not self._guess(lack, lambda opened: self._chase.follow(opened, self._modules)):
             self._modules.clear()
-            log.warning("what modules of %s import is not loaded ahead: %s", self._path, e)
-        except Exception:  # a guess that fails costs nobody anything
-            self._modules.clear()
-            log.warning("what modules of %s import is not loaded ahead", self._path, exc_info=True)
 
     def _has_seen(self, needs: Needs) -> bool:
         """A reader of everything meets thousands of programs, which need the same few files."""
@@ -152,20 +153,18 @@ class _Image:
     def _follow(self, needs: Needs) -> None:
         if self._has_seen(needs):
             return
-        try:
-            with self._opened() as bootstrap:
-                for path in needs.paths:
-                    self._load(bootstrap, path)
-                search = [d for d in needs.search if d.startswith("/")]
-                for name in needs.libraries:
-                    if name not in self._seen:
-                        self._seen.add(name)
-                        self._find(bootstrap, name, search)
-            self._seen.update(needs.paths)  # those that the image lacks too
-        except OSError as e:  # somebody moved or deleted it
-            log.warning("what a program of %s needs is not loaded ahead: %s", self._path, e)
-        except Exception:  # a guess that fails costs nobody anything
-            log.warning("what a program of %s needs is not loaded ahead", self._path, exc_info=True)
+        lack = "what a program of %s needs is not loaded ahead"
+        self._guess(lack, lambda opened: self._load_needs(opened, needs))
+
+    def _load_needs(self, bootstrap: rafs_v6.Bootstrap, needs: Needs) -> None:
+        for path in needs.paths:
+            self._load(bootstrap, path)
+        search = [d for d in needs.search if d.startswith("/")]
+        for name in needs.libraries:
+            if name not in self._seen:
+                self._seen.add(name)
+                self._find(bootstrap, name, search)
+        self._seen.update(needs.paths)  # those that the image lacks too
 
     def _find(self, bootstrap: rafs_v6.Bootstrap, name: str, search: list[str]) -> None:
         if "/" in name:

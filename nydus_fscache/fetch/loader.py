@@ -112,8 +112,7 @@ class Loader:
             self._fetcher.submit(Job(self._target, extent, Priority.DEMAND))
         self._programs.expect(wanted[0])
         self._load_neighbours(wanted, end, room)
-        if read and self.was_read is not None:
-            self.was_read(read)
+        self._tell_read(read)
         if window.sequential and window.behind >= FIRST_WINDOW // 2:
             # a reader that goes on: one window more is under way while it reads this one
             self._load_ahead(wanted[0], end, window)
@@ -129,8 +128,7 @@ class Loader:
             room = self._room_for_guesses(spare, pace, aggressive=False)
         if room:
             self._load_neighbours([unit], unit + 1, room)
-        if read and self.was_read is not None:
-            self.was_read(read)
+        self._tell_read(read)
 
     def _learn(self) -> list[int]:
         """Which guesses were read: small files."""
@@ -139,6 +137,11 @@ class Loader:
         with memoryview(self._asked.memory) as asked:
             read = self._neighbours.learn(asked, self._was_asked)
         return [unit for unit in read if self._neighbours.is_small_file(unit)]
+
+    def _tell_read(self, units: Sequence[int]) -> None:
+        """Without the lock: the image is searched for what they need."""
+        if units and self.was_read is not None:
+            self.was_read(units)
 
     def _room_for_guesses(self, spare: int, pace: Pace, *, aggressive: bool) -> int:
         """Stored bytes; 0: the link is too near, or the guesses before were not good."""
@@ -212,8 +215,7 @@ class Loader:
         for unit in units:
             if self._states[unit] == State.PRESENT:  # it came meanwhile
                 self._programs.arrived(unit, unit + 1)
-        if read and self.was_read is not None:
-            self.was_read(read)
+        self._tell_read(read)
 
     def _rest_of_file(self, unit: int) -> list[Extent]:
         """Requests for the file that ``unit`` is of, when it is to come whole.  Its end first: the
@@ -239,8 +241,8 @@ class Loader:
             reads_all = self._planner.readahead.reads_all(unit)
         if not reads_all:  # else the files of programs come in their turn, in fewer requests
             self._programs.touched(off)
-            if self.was_read is not None and self._neighbours.was_guessed(unit):
-                self.was_read([unit])
+            if self._neighbours.was_guessed(unit):
+                self._tell_read([unit])
         if following is not None:
             self._load_ahead(unit, *following)
 

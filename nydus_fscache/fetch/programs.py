@@ -8,7 +8,6 @@ Thread-safe.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -102,13 +101,6 @@ class Programs:
         self._looks -= 1
         return True
 
-    def _read(self, off: int, length: int) -> bytes:
-        try:
-            with self._file.use() as fd:
-                return os.pread(fd, length, off)
-        except OSError:
-            return b""
-
     def _programs_among(self, starts: Sequence[int]) -> list[tuple[int, int]]:
         """Of first units, those whose file is a program; with their flat offsets."""
         places = [(unit, self._chunks.unit_range(unit)[0]) for unit in starts]
@@ -126,7 +118,7 @@ class Programs:
             length = min(length, limit - base - off)
             if off < 0 or length <= 0:
                 return b""
-            return self._read(base + off, length) if self._has(base + off, length) else None
+            return self._file.read_at(base + off, length) if self._has(base + off, length) else None
 
         head = read_at(0, elf.HEAD)
         if head is None:

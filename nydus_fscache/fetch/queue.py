@@ -137,10 +137,14 @@ class _BackendQueue:
             if not self._stopping:
                 is_demand = job.priority is Priority.DEMAND
                 (self._demand if is_demand else self._ahead).append(job)
-                self.pace.link.ask(job.size, ahead=not is_demand)
+                self._ask(job, job.size)
                 self._hire()
                 return
         _refuse(job)
+
+    def _ask(self, job: Job, nbytes: int) -> None:
+        """Not for prefetch, of which no more is under way than ``_may_prefetch`` lets."""
+        self.pace.link.ask(nbytes, ahead=job.priority is Priority.AHEAD)
 
     def prefetch(self, jobs: JobSource) -> None:
         with self._ready:
@@ -180,7 +184,7 @@ class _BackendQueue:
             self._stopping = True
             left = [*self._demand, *self._ahead]
             for job in left:
-                self.pace.link.ask(-job.size, ahead=job.priority is not Priority.DEMAND)
+                self._ask(job, -job.size)
             for queue in (self._demand, self._ahead, self._sources):
                 queue.clear()
             self._planned = None
@@ -280,7 +284,7 @@ class _BackendQueue:
             self._background -= 1
             self._prefetches -= job.priority is Priority.PREFETCH
             if job.priority is Priority.AHEAD:
-                self.pace.link.ask(-job.size, ahead=True)
+                self._ask(job, -job.size)
             self._hire()
 
     def _work(self) -> None:
@@ -288,7 +292,7 @@ class _BackendQueue:
         while (job := self._next()) is not None:
             if job.priority is Priority.DEMAND:
                 receiver.run(job.target, job.extent, self.pace)
-                self.pace.link.ask(-job.size, ahead=False)
+                self._ask(job, -job.size)
                 with self._ready:
                     self._demands -= 1
                     self._last_demand = time.monotonic()

@@ -11,7 +11,6 @@ import logging
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 log = logging.getLogger("converter")
@@ -43,10 +42,7 @@ class NewFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def __exit__(self, *exc: object) -> None:
         self.remove()
 
 

@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from faulty import Proxy, faulty
 from oci_kit import Nydusify
 from servers import Pusher, docker_registry
 
@@ -28,6 +29,14 @@ def repo() -> str:
 def push(registry: str, repo: str) -> Iterator[Pusher]:
     with Pusher(registry, repo) as pusher:
         yield pusher
+
+
+@pytest.fixture
+def proxy(registry: str, tmp_path: Path) -> Iterator[Proxy]:
+    directory = tmp_path / "proxy"
+    directory.mkdir()
+    with faulty(registry, directory) as made:
+        yield made
 
 
 @pytest.fixture

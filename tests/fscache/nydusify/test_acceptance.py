@@ -7,12 +7,11 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty import Proxy, faulty
+from faulty import Proxy
 from oci_kit import (
     OCI_INDEX,
     PREFIX,
@@ -30,12 +29,14 @@ from servers import Pusher
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: nothing can be mounted")
 
 
-@pytest.fixture
-def proxy(registry: str, tmp_path: Path) -> Iterator[Proxy]:
-    directory = tmp_path / "proxy"
-    directory.mkdir()
-    with faulty(registry, directory) as made:
-        yield made
+def push_platforms(push: Pusher) -> None:
+    """Two images, and their index ``all``."""
+    entries = [
+        {**push_image(push, arch, two_layers(), architecture=arch),
+         "platform": {"architecture": arch, "os": "linux"}}
+        for arch in ("amd64", "arm64")
+    ]  # fmt: skip
+    push.manifest("all", {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
 
 
 def blobs_read(proxy: Proxy) -> list[str]:
@@ -86,12 +87,7 @@ def test_a_tag_is_the_old_image_until_it_is_the_new_one(
     registry: str, repo: str, push: Pusher, nydusify: Nydusify, proxy: Proxy, command: str
 ) -> None:
     """It is looked at before each request of the run."""
-    entries = [
-        {**push_image(push, arch, two_layers(), architecture=arch),
-         "platform": {"architecture": arch, "os": "linux"}}
-        for arch in ("amd64", "arm64")
-    ]  # fmt: skip
-    push.manifest("all", {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
+    push_platforms(push)
     with Pusher(registry, f"{repo}-t") as other:
         old = push_image(other, "n", two_layers()[:1])["digest"]
     seen: list[str] = []
@@ -191,12 +187,7 @@ def test_a_report_counts_bytes_and_nanoseconds(
     registry: str, repo: str, push: Pusher, nydusify: Nydusify
 ) -> None:
     """Of all platforms; a failed run leaves none, not even an older one."""
-    entries = [
-        {**push_image(push, arch, two_layers(), architecture=arch),
-         "platform": {"architecture": arch, "os": "linux"}}
-        for arch in ("amd64", "arm64")
-    ]  # fmt: skip
-    push.manifest("all", {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
+    push_platforms(push)
     words = ("convert", "--source", f"{registry}/{repo}:all", "--target", f"{registry}/{repo}-t:n",
              "--all-platforms", "--output-json")  # fmt: skip
     began = time.monotonic_ns()

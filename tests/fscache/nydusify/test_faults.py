@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faulty import Answer, Fault, Proxy, cut, faulty, flip, status
+from faulty import Answer, Fault, Proxy, cut, flip, status
 from oci_kit import (
     BASE,
     OCI_INDEX,
@@ -28,14 +28,6 @@ from oci_kit import (
 )
 from servers import Pusher
 from watched import family
-
-
-@pytest.fixture
-def proxy(registry: str, tmp_path: Path) -> Iterator[Proxy]:
-    directory = tmp_path / "proxy"
-    directory.mkdir()
-    with faulty(registry, directory) as made:
-        yield made
 
 
 def convert(proxy: Proxy, repo: str, tag: str = "n") -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,14 +29,6 @@ from nydus_fscache.convert.move import Attempts
 
 BLOB, MANIFEST, UPLOADS = r"/blobs/sha256:", r"/manifests/", r"/blobs/uploads/"
 REFUSED = status(405)
-
-
-@pytest.fixture
-def proxy(registry: str, tmp_path: Path) -> Iterator[Proxy]:
-    directory = tmp_path / "proxy"
-    directory.mkdir()
-    with faulty(registry, directory) as made:
-        yield made
 
 
 def large() -> list[Layer]:
