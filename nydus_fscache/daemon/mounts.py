@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -193,10 +193,14 @@ class MountTable:
                 _record(binding, active.mount)
 
     def adopt(
-        self, binding: Binding, table: mountinfo.Table | None = None
+        self,
+        binding: Binding,
+        bindings: Iterable[Binding],
+        table: mountinfo.Table | None = None,
     ) -> MountId | None:
         """The mount that an earlier service made, if it is still there; wherever it is now.
-        ``table``: a look at the mounts from before, which ``watch`` sets right later."""
+        ``bindings``: all that there are, whose mounts by name are not this one's.  ``table``: a
+        look at the mounts from before, which ``watch`` sets right later."""
         if not binding.mountpoint:
             return None
         name = _recorded(binding)
@@ -206,6 +210,7 @@ class MountTable:
             there = (table or mountinfo.Table()).at(binding.mountpoint)  # hidden or not
             old = {m.id: m for m in there if m.fstype in IMAGE_TYPES}
             named = [a.mount for a in self.all() if a.mounted and a.mount is not None]
+            named += [n for b in bindings if b is not binding and (n := _recorded(b)) is not None]
             for known in mountinfo.look_up(n for n in named if n.id in old).values():
                 old.pop(known.id, None)
             left = {MountId(0, m.id, m.device): m for m in old.values()}

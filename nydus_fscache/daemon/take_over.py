@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 
 from nydus_fscache.daemon.active_mount import ActiveMount, Phase
@@ -52,7 +54,7 @@ class TakeOver:
         for binding, is_useless in zip(bindings, useless, strict=True):
             waiting = PendingRestore(binding, is_useless, "not tried yet")
             try:
-                active = self._serve_again(waiting, table, may_ask=False)
+                active = self._serve_again(waiting, bindings, table, may_ask=False)
             except Exception as e:  # whatever it is, the other images must be served
                 self._log(waiting, e)
                 waiting.error = str(e)
@@ -78,15 +80,18 @@ class TakeOver:
 
     def _find_useless(self, bindings: list[Binding], table: mountinfo.Table) -> list[bool]:
         """Which mounts are to be replaced.  That is on record before anything is done: a successor
-        could not tell any more, for it inherits what we open, or finds no mount at all."""
+        could not tell any more, for it inherits what we open, or finds no mount at all.
+
+        Mounts of the others have their names first: one that a killed service never made, and that
+        was made by a further call, is on record twice."""
         engine = self._engine
         useless = [
             not b.independent and (engine.transports.is_useless(b) or self._mounts.must_go(b))
             for b in bindings
         ]
         noted = False
-        for binding, is_useless in zip(bindings, useless, strict=True):
-            if is_useless and self._mounts.adopt(binding, table) is not None:
+        for is_useless, binding in sorted(zip(useless, bindings, strict=True), key=itemgetter(0)):
+            if self._mounts.adopt(binding, bindings, table) is not None and is_useless:
                 note_replacement(binding)
                 noted = True
         if noted:
@@ -97,13 +102,18 @@ class TakeOver:
         return useless
 
     def _serve_again(
-        self, waiting: PendingRestore, table: mountinfo.Table | None = None, *, may_ask: bool
+        self,
+        waiting: PendingRestore,
+        bindings: Iterable[Binding],
+        table: mountinfo.Table | None = None,
+        *,
+        may_ask: bool,
     ) -> ActiveMount | None:
         """None when nobody can read it any more.  Without ``may_ask`` no backend is waited for,
         or one that hangs would hold up all."""
         binding = waiting.binding
         was_replaced = is_replaced(binding)
-        mount = None if waiting.unmounted else self._mounts.adopt(binding, table)
+        mount = None if waiting.unmounted else self._mounts.adopt(binding, bindings, table)
         if mount is not None and waiting.remount:
             note_replacement(binding)
             self._engine.transports.get(binding.transport).check_can_mount()
@@ -165,7 +175,7 @@ class TakeOver:
             self._log(waiting, e)
 
     def _serve_waiting(self, waiting: PendingRestore) -> None:
-        active = self._serve_again(waiting, may_ask=True)
+        active = self._serve_again(waiting, self._record.bindings(), may_ask=True)
         with self._mounts.lock:
             was_given_up = not self._waiting.remove(waiting)
             if active is not None:
@@ -198,7 +208,7 @@ class TakeOver:
 
     def give_up(self, waiting: PendingRestore) -> None:
         """Unmount what is not served; raises ``MountpointError`` when it is busy."""
-        if (mount := self._mounts.adopt(waiting.binding)) is not None:
+        if (mount := self._mounts.adopt(waiting.binding, self._record.bindings())) is not None:
             self._mounts.umount_name(mount)
         with self._mounts.lock:
             if self._waiting.remove(waiting):
