@@ -11,10 +11,11 @@ Used by one thread.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import rafs_v6
 from nydus_fscache.core.files import files_of, imports_of
@@ -75,18 +76,12 @@ class Chase:
         self, bootstrap: rafs_v6.Bootstrap, modules: deque[tuple[CacheObject, int]]
     ) -> None:
         """``modules``: units that are here, each a file."""
-        self._names.with_bootstrap(bootstrap)
-        wanted: dict[CacheObject, list[int]] = {}
-        try:
+        with self._loading(bootstrap) as wanted:
             while modules:
                 obj, unit = modules.popleft()
                 if (obj, unit) not in self._seen and self._may_look():
                     self._seen.add((obj, unit))
                     self._look(bootstrap, obj, unit, modules, wanted)
-        finally:
-            self._names.with_bootstrap(None)
-        for obj, units in wanted.items():
-            obj.load_named(units)
 
     def command(
         self,
@@ -103,10 +98,16 @@ class Chase:
         paths, names = said_by(words, cwd)
         self._said += names[: MOST_SAID - len(self._said)]
         self._roots = []
+        with self._loading(bootstrap) as wanted:
+            self._take(bootstrap, self._names.at(paths), modules, wanted)
+
+    @contextlib.contextmanager
+    def _loading(self, bootstrap: rafs_v6.Bootstrap) -> Iterator[dict[CacheObject, list[int]]]:
+        """Names can be sought; units that are put into the value are loaded at the end."""
         self._names.with_bootstrap(bootstrap)
         wanted: dict[CacheObject, list[int]] = {}
         try:
-            self._take(bootstrap, self._names.at(paths), modules, wanted)
+            yield wanted
         finally:
             self._names.with_bootstrap(None)
         for obj, units in wanted.items():
