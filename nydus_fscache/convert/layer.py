@@ -14,13 +14,11 @@ from pathlib import Path
 from nydus_fscache.convert.builder import Builder
 from nydus_fscache.convert.errors import ConvertError, Stopped
 from nydus_fscache.convert.journal import Blob, Journal
-from nydus_fscache.convert.move import Attempts
+from nydus_fscache.convert.move import Attempts, whole_if_refused
 from nydus_fscache.convert.progress import Progress, Task
 from nydus_fscache.errors import BadImage
 from nydus_fscache.registry.inflate import GZIP_MAGIC, Inflate
 from nydus_fscache.registry.manifest import Descriptor
-from nydus_fscache.registry.push import PartsRefused
-from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.store import PIECE, BlobStore, BlobStream, check_blob
 from rafs_v6.errors import RafsError
 from rafs_v6.format.toc import TAR_HEADER, find_bootstrap, parse_toc, read_part, read_toc
@@ -121,7 +119,8 @@ class Packer:
             found = self._parts(layer, known, b"", directory, cached=True)
             task.end("cached")
             return found
-        blob, tail = self.attempts.run(lambda: self._build(layer, key, directory, task), self.stop)
+        built = whole_if_refused(self.target, self.work)(self._build)
+        blob, tail = self.attempts.run(lambda: built(layer, key, directory, task), self.stop)
         made = self._parts(layer, blob, tail, directory, cached=False)
         task.end("converted")
         return made
@@ -153,10 +152,6 @@ class Packer:
             # Before the blob appears: a run that is killed in between must not build it again.
             self.journal.add(key, blob)
             writer.finish(blob.digest)
-        except PartsRefused:
-            if isinstance(self.target, Repository):
-                self.target.push_whole(self.work)
-            raise
         except ConvertError as e:
             if isinstance(e, Stopped):
                 raise

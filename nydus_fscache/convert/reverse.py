@@ -29,6 +29,7 @@ from nydus_fscache.convert.documents import (
 )
 from nydus_fscache.convert.errors import ConvertError, Stopped
 from nydus_fscache.convert.image import check_type
+from nydus_fscache.convert.move import whole_if_refused
 from nydus_fscache.convert.platforms import choose
 from nydus_fscache.convert.progress import Progress
 from nydus_fscache.convert.run import Request, open_local
@@ -38,7 +39,6 @@ from nydus_fscache.registry import media
 from nydus_fscache.registry.access import Registries
 from nydus_fscache.registry.layout import FileWriter
 from nydus_fscache.registry.manifest import Descriptor, config_of, descriptor, nydus_image
-from nydus_fscache.registry.push import PartsRefused
 from nydus_fscache.registry.repository import Repository
 from nydus_fscache.registry.store import BlobStore, Document, ImageStore, copy_blob, read_blob
 from rafs_v6.errors import RafsError
@@ -101,8 +101,9 @@ class Reversal:
         for blob in image.blobs:
             if self._stop.is_set():
                 raise Stopped("stopped")
+            made = whole_if_refused(target, work)(self._layer)
             layer, diff_id = self._request.attempts.run(
-                partial(self._layer, source, target, blob, work), self._stop
+                partial(made, source, target, blob, work), self._stop
             )
             layers.append(layer)
             diff_ids.append(diff_id)
@@ -139,9 +140,6 @@ class Reversal:
                 writer.write(piece)
             digest = f"sha256:{packed.hexdigest()}"
             writer.finish(digest)
-        except PartsRefused:
-            target.push_whole(work)
-            raise
         except RafsError as e:
             raise BadImage(f"blob {blob.digest} cannot be unpacked: {e}") from e
         finally:
